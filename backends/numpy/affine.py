@@ -1,0 +1,119 @@
+"""The affine layer: BLAS, through NumPy, in the dtype to compute in."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.numpy.blocks import BLOCK, Array, Index, Scratch, cut
+from plugrad.backends.options import COMPUTE, FLOAT64
+
+# Rows that BLAS multiplies in one go where it cannot take all of them: 16-bit arrays, odd strides, in place. Fewer
+# would leave it idle, more would take more memory for their copies.
+PRODUCT_ROWS = 128
+
+# Rows that BLAS sums in one go for the gradient of the biases; the partial sums are added in float64.
+SUMMED_ROWS = 64
+
+
+@np.errstate(all="ignore")
+def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
+    """``out = x w + b``."""
+    compute = COMPUTE[out.dtype]
+    w = w.astype(compute, copy=np.may_share_memory(w, out))
+    if b is not None:
+        b = b.astype(compute, copy=np.may_share_memory(b, out))
+    if _is_matrix(x, compute) and _is_matrix(out, compute) and not np.may_share_memory(x, out):
+        product = np.matmul(_rows(x, compute), w, out=_rows(out, compute))
+        if b is not None:
+            np.add(product, b, out=product)
+        return
+
+    def block(index: Index, scratch: Scratch) -> None:
+        rows, target = _rows(x[index], compute), out[index]
+        product = np.matmul(rows, w, out=scratch.array("product", (len(rows), w.shape[1]), compute))
+        if b is not None:
+            np.add(product, b, out=product)
+        np.copyto(target, product.reshape(target.shape), casting="same_kind")
+
+    _in_order(block, x, max(w.shape))
+
+
+@np.errstate(all="ignore")
+def affine_backward(
+    dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None
+) -> None:
+    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    # The gradients of the parameters come first, and aside if they are to lie where an argument does.
+    parameters = []
+    if dw is not None:
+        parameters.append((dw, _weights(dy, x, _aside(dw, (dy, x, w)))))
+    if db is not None:
+        parameters.append((db, _biases(dy, _aside(db, (dy, x, w)))))
+    if dx is not None:
+        affine(dy, w.T, None, dx)
+    for target, value in parameters:
+        if value is not target:
+            np.copyto(target, value, casting="same_kind")
+
+
+def _aside(target: Array, reads: tuple[Array, ...]) -> Array:
+    """`target`, or, if it is no array to compute in or overlaps one that is still read, a new one in its place."""
+    compute = COMPUTE[target.dtype]
+    if target.dtype == compute and target.flags.c_contiguous:
+        if not any(np.may_share_memory(target, read) for read in reads):
+            return target
+    return np.empty(target.shape, compute)
+
+
+def _weights(dy: Array, x: Array, dw: Array) -> Array:
+    """``dw = x^T dy``."""
+    compute = dw.dtype
+    if _is_matrix(x, compute) and _is_matrix(dy, compute):
+        return np.matmul(_rows(x, compute).T, _rows(dy, compute), out=dw)
+    dw[...] = 0
+
+    def block(index: Index, scratch: Scratch) -> None:
+        product = scratch.array("product", dw.shape, compute)
+        np.add(dw, np.matmul(_rows(x[index], compute).T, _rows(dy[index], compute), out=product), out=dw)
+
+    _in_order(block, x, max(dw.shape))
+    return dw
+
+
+def _biases(dy: Array, db: Array) -> Array:
+    """``db`` = sum of the rows of `dy`."""
+    compute = db.dtype
+    ones = np.ones(SUMMED_ROWS, compute)
+    if dy.size <= SUMMED_ROWS * db.size and _is_matrix(dy, compute):
+        rows = _rows(dy, compute)
+        return np.matmul(ones[: len(rows)], rows, out=db)
+    total = np.zeros(db.shape, FLOAT64)
+
+    def block(index: Index, scratch: Scratch) -> None:
+        rows = _rows(dy[index], compute)
+        whole = len(rows) - len(rows) % SUMMED_ROWS
+        groups = rows[:whole].reshape(-1, SUMMED_ROWS, rows.shape[-1])
+        np.add(total, np.add.reduce(np.matmul(ones, groups), axis=0, dtype=FLOAT64), out=total)
+        np.add(total, np.matmul(ones[: len(rows) - whole], rows[whole:]), out=total)
+
+    _in_order(block, dy, dy.shape[-1])
+    np.copyto(db, total, casting="same_kind")
+    return db
+
+
+def _in_order(block: Callable[[Index, Scratch], None], x: Array, width: int) -> None:
+    """Run `block` for blocks of the rows of `x` one after another: BLAS has threads of its own, and sums an order."""
+    scratch = Scratch()
+    for index in cut(x.shape[:-1], min(width, BLOCK // PRODUCT_ROWS)):
+        block(index, scratch)
+
+
+def _rows(x: Array, compute: np.dtype[Any]) -> Array:
+    """`x` with two dimensions, in the dtype to compute in: a view where there is one, else a copy."""
+    return x.reshape(-1, x.shape[-1]).astype(compute, copy=False)
+
+
+def _is_matrix(x: Array, compute: np.dtype[Any]) -> bool:
+    """Whether BLAS takes all rows of `x` at once, without a copy that grows with their number."""
+    return x.dtype == compute and x.flags.c_contiguous

@@ -1,0 +1,50 @@
+"""What kernels and backends agree on beside arrays: the dtypes, and the options of a loss."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+
+# dtype of the arrays -> dtype they are computed and reduced in, and that of a loss. bfloat16, which belongs to
+# ml_dtypes, joins when the first such array comes (`is_supported`): plugrad does not import that package.
+COMPUTE = {np.dtype(np.float16): FLOAT32, FLOAT32: FLOAT32, FLOAT64: FLOAT64}
+
+
+def is_supported(dtype: np.dtype[Any]) -> bool:
+    """Whether kernels compute on arrays of this dtype as they are."""
+    if dtype not in COMPUTE and dtype.name == "bfloat16":
+        COMPUTE[dtype] = FLOAT32
+    return dtype in COMPUTE
+
+
+class LossOptions(NamedTuple):
+    """The options of a loss, checked.
+
+    Attributes
+    ----------
+    axis : int
+        The axis of the classes, not negative.
+    weight : array of shape (classes,), or None
+        The weight of each class, in the dtype that the loss is computed in.
+    ignore_index : int or None
+        The label of rows that do not count.
+    label_smoothing : float
+        The share in [0, 1] of each label that is spread evenly over all classes.
+    reduction : str
+        ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    axis: int
+    weight: Any
+    ignore_index: int | None
+    label_smoothing: float
+    reduction: str
+
+
+def bad_label(label: int, row: tuple[int, ...], classes: int, ignore_index: int | None) -> ValueError:
+    """The error for a label that names no class; the same text whichever backend finds it."""
+    ignored = "" if ignore_index is None else f" or the ignored label {ignore_index}"
+    where = f" at row {row[0] if len(row) == 1 else row}" if row else ""
+    return ValueError(f"t: expected labels in [0, {classes}){ignored}, got {label}{where}")

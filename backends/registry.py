@@ -1,0 +1,346 @@
+"""Which backends there are, whether they can run here, and the functions they compute with.
+
+A backend is a module, here called its *room*: bare functions with the names of the kernels, which get arrays that
+are checked already and write their results into arrays that are allocated already. Its name stands in `BUILTIN`, or
+in an entry point of the group ``plugrad.backends`` of any installed distribution, or was given to `register`.
+
+Built so that nothing is imported before it is selected: a room of another distribution is not even looked for while
+the name of a built-in one is asked for, and probing a built-in room imports neither numba nor CuPy.
+"""
+
+import importlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from plugrad.backends import host
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP = "plugrad.backends"
+
+# Adding a backend to this repository: its folder, and its line here.
+BUILTIN = {
+    "numpy": "plugrad.backends.numpy",
+    "numba": "plugrad.backends.numba",
+    "cupy": "plugrad.backends.cupy",
+}
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend that was asked for cannot run here; the message says why and what to do."""
+
+
+class Unavailable(str):
+    """The reason why a backend cannot run here; false, so that ``if available()[name]`` means what it says."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _Functions(dict[str, Callable[..., None]]):
+    """The kernel functions of a backend by name, looked up in its room at the first use."""
+
+    def __init__(self, backend: "Backend") -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, kernel: str) -> Callable[..., None]:
+        backend = self._backend
+        function = getattr(backend.room, kernel, None)
+        if function is None:
+            stand_in = backend.stand_ins.get(kernel)
+            if stand_in is None:
+                raise NotImplementedError(
+                    f"backend {backend.name!r} has no kernel {kernel!r} and declares no other backend to stand in "
+                    f"for it; select another backend for this call, for instance with plugrad.backends.use('numpy')"
+                )
+            function = get(stand_in).functions[kernel]
+        self[kernel] = function
+        return function
+
+
+class Backend:
+    """A backend that can run here. It compares equal to its name.
+
+    Attributes
+    ----------
+    name : str
+        The name it is selected by.
+    room : module or object
+        Where its functions are: one per kernel, plus any of the hooks below, which default to those of
+        `plugrad.backends.host`.
+    functions : mapping
+        Kernel name -> the function of this backend, or of the backend that stands in for it.
+    arrays : str
+        ``ARRAYS`` of the room: the top-level package whose arrays it computes on, by default ``"numpy"``.
+    stand_ins : mapping
+        ``STAND_INS`` of the room: kernel name -> name of the backend that computes it instead.
+    options : mapping
+        ``OPTIONS`` of the room: the options that `use` accepts for it, with their default values. Every backend
+        has ``check`` (see `plugrad.backends.use`).
+    native : type or None
+        ``NATIVE`` of the room: the one type whose instances need no conversion; for NumPy `numpy.ndarray`.
+    take, asarray, to_numpy, empty, overlap
+        Hooks of the room that admit arguments, move data, allocate, and compare memory.
+    """
+
+    __slots__ = (
+        "name", "room", "functions", "arrays", "stand_ins", "options", "native", "take", "asarray", "to_numpy",
+        "empty", "overlap",
+    )  # fmt: skip
+
+    def __init__(self, name: str, room: Any) -> None:
+        self.name = name
+        self.room = room
+        self.functions = _Functions(self)
+        self.arrays: str = getattr(room, "ARRAYS", "numpy")
+        self.stand_ins: Mapping[str, str] = getattr(room, "STAND_INS", {})
+        self.options: Mapping[str, Any] = {"check": False, **getattr(room, "OPTIONS", {})}
+        self.native: type | None = getattr(room, "NATIVE", np.ndarray if self.arrays == "numpy" else None)
+        self.take: Callable[[str, Any], Any] = getattr(room, "take", host.take)
+        self.asarray: Callable[[Any], Any] = getattr(room, "asarray", host.asarray)
+        self.to_numpy: Callable[[Any], Any] = getattr(room, "to_numpy", host.to_numpy)
+        self.empty: Callable[..., Any] = getattr(room, "empty", host.empty)
+        self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
+
+    def owns(self, kind: type) -> bool:
+        """Whether arrays of type `kind` are this backend's own."""
+        return is_array_of(kind, self.arrays)
+
+    def describe(self) -> Mapping[str, str]:
+        """What the room tells of itself: ``version``, ``threads``, ``devices``, each where it applies."""
+        describe = getattr(self.room, "describe", None)
+        return {} if describe is None else describe()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Backend):
+            return self is other
+        return self.name == other
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<plugrad backend {self.name!r}>"
+
+
+def is_array_of(kind: type, package: str) -> bool:
+    """Whether `kind` is, or descends from, the class ``ndarray`` or the like of top-level package `package`."""
+    return any(base.__module__.partition(".")[0] == package for base in kind.__mro__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+# ---------------------------------------------------------------------------------------------------------------------
+
+_registering = threading.Lock()
+_registered: dict[str, Any] = {}  # name -> room, or "package.module" that holds it
+_loaded: dict[str, Backend] = {}
+
+
+def register(name: str, room: Any, *, replace: bool = False) -> None:
+    """Make a backend selectable by `name` in this process.
+
+    An installed distribution rather declares an entry point in the group ``plugrad.backends``, which needs no call.
+
+    Parameters
+    ----------
+    name : str
+        The name to select it by: letters, digits, ``_`` and ``-``.
+    room : module, object or str
+        What holds the functions named as the kernels, or the dotted name of a module that does, imported when the
+        backend is first selected.
+    replace : bool
+        Take the place of a backend of that name. Without it a taken name is a `ValueError`. A scope or a default
+        that was set before keeps the backend it had found.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a name that is no string, is malformed, or is taken.
+
+    Examples
+    --------
+    >>> import types
+    >>> from plugrad import backends, kernels as K
+    >>> def relu(x, out):
+    ...     out[...] = x * (x > 0)
+    >>> backends.register("mine", types.SimpleNamespace(relu=relu))
+    >>> with backends.use("mine"):
+    ...     K.relu([-1.0, 2.0]).tolist()
+    [-0.0, 2.0]
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"register: name: expected a string, got {type(name).__name__}")
+    if name in ("", "auto") or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(
+            f"register: name: expected letters, digits, '_' and '-', and not the word 'auto', got {name!r}"
+        )
+    with _registering:
+        if not replace and name in names():
+            raise ValueError(f"register: name: {name!r} is taken; choose another, or pass replace=True")
+        _registered[name] = room
+        _loaded.pop(name, None)
+
+
+def _plug_ins() -> "dict[str, list[EntryPoint]]":
+    """The entry points of other distributions by name; their code is not imported by this."""
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def names() -> list[str]:
+    """The names of all backends that can be selected: built in, registered and installed as plug-ins."""
+    return list(dict.fromkeys([*BUILTIN, *_registered, *sorted(_plug_ins())]))
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` names a backend; installed plug-ins are searched only if nothing else has the name."""
+    return name in BUILTIN or name in _registered or name in _plug_ins()
+
+
+def unknown(name: object, what: str) -> NoReturn:
+    """Refuse `name`, given as `what`, with the known names and the nearest of them."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: expected the name of a backend as a string, got {type(name).__name__}")
+    from difflib import get_close_matches
+
+    known = names()
+    near = get_close_matches(name.lower(), [*known, "auto"], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"{what}: unknown backend {name!r}{hint} Known backends: {', '.join(known)}, or auto.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading and probing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`, loaded, and able to run here.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If no backend has this name; the message lists those that exist, and the nearest.
+    BackendUnavailable
+        If it cannot run here; the message says why.
+
+    Examples
+    --------
+    >>> from plugrad import backends
+    >>> backends.get("numpy")
+    <plugrad backend 'numpy'>
+    """
+    try:
+        return _loaded[name]
+    except (KeyError, TypeError):
+        pass
+    if not isinstance(name, str) or not is_known(name):
+        unknown(name, "get")
+    return _loaded.setdefault(name, _load(name))  # two threads may both load it; the first one's is kept
+
+
+def _load(name: str) -> Backend:
+    """Import the room of `name` and ask it whether it can run."""
+    room, described = _room(name)
+    probe = getattr(room, "probe", None)
+    try:
+        reason = None if probe is None else probe()
+    except (Exception, SystemExit) as error:
+        raise BackendUnavailable(f"{described} failed in its probe: {type(error).__name__}: {error}") from error
+    if reason is not None:
+        raise BackendUnavailable(f"{described} cannot run here: {reason}")
+    return Backend(name, room)
+
+
+def _room(name: str) -> tuple[Any, str]:
+    """The room of a known backend, and how messages call the backend."""
+    described = f"backend {name!r}"
+    try:
+        if name in _registered:
+            source = _registered[name]
+            return (importlib.import_module(source) if isinstance(source, str) else source), described
+        if name in BUILTIN:
+            return importlib.import_module(BUILTIN[name]), described
+        entries = _plug_ins()[name]
+        owners = [entry.dist.name if entry.dist else "an unknown distribution" for entry in entries]
+        described = f"backend {name!r} (plug-in {entries[0].value} of {owners[0]})"
+        if len(set(owners)) > 1:
+            raise BackendUnavailable(
+                f"backend {name!r} is claimed by several distributions: {', '.join(sorted(set(owners)))}; "
+                f"uninstall all but one"
+            )
+        return entries[0].load(), described
+    except BackendUnavailable:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BackendUnavailable(f"{described} failed to import: {type(error).__name__}: {error}") from error
+
+
+def is_plug_in(name: str) -> bool:
+    """Whether `name` belongs to an installed plug-in, whose code runs only when it is selected."""
+    return name not in BUILTIN and name not in _registered
+
+
+def usable(name: str) -> Backend | Unavailable:
+    """The backend of that name, or the reason why it cannot run here."""
+    try:
+        return get(name)
+    except BackendUnavailable as error:
+        return Unavailable(error)
+
+
+def first_usable(candidates: Iterable[str]) -> tuple[Backend | None, dict[str, Unavailable]]:
+    """The first of `candidates` that can run here, and why each one before it cannot."""
+    reasons: dict[str, Unavailable] = {}
+    for name in candidates:
+        backend = usable(name)
+        if isinstance(backend, Backend):
+            return backend, reasons
+        reasons[name] = backend
+    return None, reasons
+
+
+def available(*also: str) -> dict[str, bool | Unavailable]:
+    """Every backend by name: True where it can run here, else the reason why not (a string that is false).
+
+    The code of an installed plug-in runs only when it is selected: until then its entry says that it is not loaded.
+
+    Parameters
+    ----------
+    *also : str
+        Names of plug-ins to load and probe now.
+
+    Examples
+    --------
+    >>> from plugrad import backends
+    >>> backends.available()["numpy"]
+    True
+    """
+    for name in also:
+        if not isinstance(name, str) or not is_known(name):
+            unknown(name, "available")
+    return dict(_statuses(also))
+
+
+def _statuses(also: tuple[str, ...]) -> Iterator[tuple[str, bool | Unavailable]]:
+    for name in names():
+        if is_plug_in(name) and name not in _loaded and name not in also:
+            yield name, Unavailable(f"backend {name!r} is an installed plug-in, loaded only when it is selected")
+        else:
+            backend = usable(name)
+            yield name, backend if isinstance(backend, Unavailable) else True

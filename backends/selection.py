@@ -1,0 +1,398 @@
+"""Which backend a call runs on: scopes, the process's default, and the environment.
+
+A choice is a name, several names in order of preference, or ``auto``. The innermost scope of the running thread or
+task (`use`) counts first, then `set_default`, then the environment variable ``PLUGRAD_BACKEND``, which is read once,
+when the first kernel is called. Scopes live in a `contextvars.ContextVar`: a new thread starts with the default and
+never sees another thread's scope.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+
+from plugrad.backends import host, registry
+from plugrad.backends.registry import Backend, BackendUnavailable, Unavailable
+
+VARIABLE = "PLUGRAD_BACKEND"
+CHECK_VARIABLE = "PLUGRAD_CHECK"
+SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+AUTO = "auto"
+# What `auto` tries, by the package of the arrays; lists, scalars and all other arrays go the way of NumPy's.
+AUTO_ORDER = {"cupy": ("cupy",), "numpy": ("numba", "numpy")}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Choice:
+    """Names in order of preference, or ``auto``, with options.
+
+    `origin` is how the user said it, for messages: ``PLUGRAD_BACKEND=numba`` or ``use('numba')``.
+    """
+
+    __slots__ = ("by_type", "names", "options", "origin", "outer")
+
+    def __init__(self, text: Any, options: Mapping[str, Any], origin: str, outer: "Choice | None" = None) -> None:
+        if not isinstance(text, str):
+            registry.unknown(text, origin)
+        names = tuple(name.strip() for name in text.split(","))
+        if names != (AUTO,):
+            for name in names:
+                if not registry.is_known(name):
+                    registry.unknown(name, origin)
+        self.names = names
+        self.options = options
+        self.origin = origin
+        self.outer = outer
+        self.by_type: dict[type, Backend] = {}  # array type -> the backend found for it
+
+    def candidates(self, kind: type) -> tuple[str, ...]:
+        """The names that may serve arrays of type `kind`, in order."""
+        if self.names != (AUTO,):
+            return self.names
+        return next(
+            (names for package, names in AUTO_ORDER.items() if registry.is_array_of(kind, package)),
+            AUTO_ORDER["numpy"],
+        )
+
+    def backend_for(self, kind: type) -> Backend:
+        """The backend that computes on arrays of type `kind`, found at the first call and then remembered."""
+        backend = self.by_type.get(kind)
+        if backend is None:
+            backend = self.by_type[kind] = self._find(kind)
+        return backend
+
+    def _find(self, kind: type) -> Backend:
+        candidates = self.candidates(kind)
+        backend, reasons = registry.first_usable(candidates)
+        if backend is None:
+            several = "none of these backends can run here: " if len(candidates) > 1 else ""
+            raise BackendUnavailable(f"{self.origin}: {several}{'; '.join(reasons.values())}")
+        for option, value in self.options.items():
+            if option not in backend.options:
+                raise TypeError(
+                    f"{self.origin}: backend {backend.name!r} has no option {option!r}; "
+                    f"it has {', '.join(sorted(backend.options))}"
+                )
+            expected = type(backend.options[option])
+            if not isinstance(value, expected):
+                raise TypeError(f"{self.origin}: {option}: expected {expected.__name__}, got {type(value).__name__}")
+        return backend
+
+
+_scope: ContextVar[Choice | None] = ContextVar("plugrad_backend", default=None)
+_default: Choice | None = None  # what set_default was given, or else what the environment says
+
+
+def _of_environment() -> Choice:
+    """The choice that the environment makes, read once."""
+    global _default
+    text = os.environ.get(VARIABLE, "").strip() or AUTO
+    options = {}
+    check = os.environ.get(CHECK_VARIABLE, "").strip().lower()
+    if check:
+        if check not in SWITCH:
+            raise ValueError(f"{CHECK_VARIABLE}={check}: expected one of {', '.join(SWITCH)}")
+        options["check"] = SWITCH[check]
+    _default = Choice(text, options, f"{VARIABLE}={text}")
+    return _default
+
+
+def chosen() -> Choice:
+    """The choice in force for the calling thread or task."""
+    return _scope.get() or _default or _of_environment()
+
+
+def backend_for(array: Any) -> Backend:
+    """The backend that a kernel called with `array` first runs on."""
+    choice = _scope.get() or _default or _of_environment()
+    backend = choice.by_type.get(type(array))
+    return choice.backend_for(type(array)) if backend is None else backend
+
+
+def options() -> Mapping[str, Any]:
+    """The options of the choice in force, such as ``{"check": True}``; for rooms that have any."""
+    return chosen().options
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The public functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class use:  # noqa: N801  (it is called like a function)
+    """Select a backend for a block of code, or for every call of a function.
+
+    The scope belongs to the running thread or asyncio task; threads started inside it begin with the default.
+
+    Parameters
+    ----------
+    name : str
+        A backend's name, several separated by commas in order of preference, or ``"auto"``.
+    **options
+        Options of the backend. Every backend has ``check``: data-dependent errors that a GPU cannot report without
+        synchronising, such as a label out of range, are raised even so. CPU backends always raise them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown name or option; the message lists those that exist.
+    BackendUnavailable
+        On entering, if none of the named backends can run here.
+
+    Examples
+    --------
+    >>> from plugrad import backends, kernels as K
+    >>> with backends.use("numpy") as backend:
+    ...     print(backend, K.relu([-1.0, 2.0]))
+    numpy [0. 2.]
+    >>> @backends.use("numpy")
+    ... def predict(x):
+    ...     return K.softmax(x)
+    >>> predict([0.0, 0.0])
+    array([0.5, 0.5])
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        given = "".join(f", {option}={value!r}" for option, value in options.items())
+        self._arguments = (name, options, f"use({name!r}{given})")
+        Choice(*self._arguments)  # a wrong name is told here, where it stands
+
+    def __enter__(self) -> Backend:
+        # The scope around is kept in the choice, not in this object, which many threads may enter at once.
+        choice = Choice(*self._arguments, outer=_scope.get())
+        backend = choice.backend_for(np.ndarray)
+        _scope.set(choice)
+        return backend
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        choice = _scope.get()
+        _scope.set(choice.outer if choice is not None else None)
+
+    def __call__(self, function: _Function) -> _Function:
+        import inspect  # slow to import, and seldom needed
+
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("use: a generator cannot be decorated; write `with use(...)` inside it")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def scoped_coroutine(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return cast(_Function, scoped_coroutine)
+
+        @functools.wraps(function)
+        def scoped(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return cast(_Function, scoped)
+
+
+def set_default(name: str) -> None:
+    """Select the backend of the whole process, in place of the environment variable ``PLUGRAD_BACKEND``.
+
+    It counts in every thread, wherever no scope (`use`) is entered.
+
+    Parameters
+    ----------
+    name : str
+        A backend's name, several separated by commas in order of preference, or ``"auto"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown name; the message lists the known ones. The default stays as it was.
+    BackendUnavailable
+        If none of the named backends can run here. The default stays as it was.
+
+    Examples
+    --------
+    >>> from plugrad import backends
+    >>> backends.set_default("numpy")
+    >>> backends.current()
+    <plugrad backend 'numpy'>
+    >>> backends.set_default("auto")
+    """
+    global _default
+    choice = Choice(name, (_default or _of_environment()).options, f"set_default({name!r})")
+    choice.backend_for(np.ndarray)
+    _default = choice
+
+
+def current() -> Backend:
+    """The backend selected here and now; with ``auto``, the one that computes on NumPy arrays.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailable
+        If ``PLUGRAD_BACKEND`` names an unknown backend, or none that can run here.
+
+    Examples
+    --------
+    >>> from plugrad import backends
+    >>> with backends.use("numpy"):
+    ...     backends.current() == "numpy"
+    True
+    """
+    return chosen().backend_for(np.ndarray)
+
+
+def asarray(x: Any) -> Any:
+    """Move `x` to the current backend: the explicit step that no kernel takes by itself.
+
+    Parameters
+    ----------
+    x : array_like
+        A NumPy array, an array of any backend, a sequence or a number.
+
+    Returns
+    -------
+    array
+        An array of the current backend; `x` itself where it is one already.
+
+    Examples
+    --------
+    >>> from plugrad import backends
+    >>> with backends.use("numpy"):
+    ...     backends.asarray([1.0, 2.0])
+    array([1., 2.])
+    """
+    backend = current()
+    if backend.owns(type(x)):
+        return x
+    return backend.asarray(to_numpy(x))
+
+
+def to_numpy(x: Any) -> Any:
+    """Move `x`, an array of any backend, to host memory as a NumPy array; a NumPy array is returned as it is.
+
+    Raises
+    ------
+    TypeError
+        For an array in the memory of a device that no selected or built-in backend reads.
+
+    Examples
+    --------
+    >>> from plugrad import backends, kernels as K
+    >>> backends.to_numpy(K.relu([-1.0, 2.0]))
+    array([0., 2.])
+    """
+    kind = type(x)
+    if kind is np.ndarray:
+        return x
+    selected = current()
+    if selected.owns(kind):
+        return selected.to_numpy(x)
+    for package, names in AUTO_ORDER.items():
+        if registry.is_array_of(kind, package):
+            return registry.get(names[-1]).to_numpy(x)
+    if host.on_device(x):
+        raise TypeError(
+            f"to_numpy: x: expected an array of a known backend or in host memory, got a {kind.__module__}."
+            f"{kind.__qualname__} on a device; select the backend that computes on it, or copy it to the host first"
+        )
+    return host.to_numpy(x)
+
+
+class Explanation(NamedTuple):
+    """Which backend a call would run on; `print` it to read it.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel asked about.
+    backend : str or None
+        The name of the backend that would run it; None if the call would fail.
+    reasons : dict of str to str
+        For every known backend, why it would run or why it would not.
+    origin : str
+        What made the choice, such as ``PLUGRAD_BACKEND=auto``.
+    """
+
+    kernel: str
+    backend: str | None
+    reasons: dict[str, str]
+    origin: str
+
+    def __str__(self) -> str:
+        width = max(map(len, self.reasons))
+        lines = [f"{self.kernel} runs on {self.backend or 'no backend: the call would fail'} ({self.origin})"]
+        return "\n".join([*lines, *(f"  {name:{width}}  {reason}" for name, reason in self.reasons.items())])
+
+
+def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
+    """Tell which backend would run `kernel` on `arrays`, and why each other one would not.
+
+    Parameters
+    ----------
+    kernel : str or function
+        A kernel or its name.
+    *arrays
+        The arrays that it would be called with; none stands for NumPy arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `kernel` names no kernel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad import backends, kernels as K
+    >>> with backends.use("numpy"):
+    ...     print(backends.explain(K.softmax, np.ones(3)).reasons["numpy"])
+    selected by use('numpy')
+    """
+    name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", "")
+    kernels = registry.get("numpy").room.__all__  # the reference: it has every kernel
+    if name not in kernels:
+        raise ValueError(f"explain: kernel: expected one of {', '.join(kernels)}; got {kernel!r}")
+    choice = chosen()
+    kind = type(arrays[0]) if arrays else np.ndarray
+    candidates = choice.candidates(kind)
+    backend, _ = registry.first_usable(candidates)
+    runs = None
+    reasons: dict[str, str] = {}
+    for other in registry.names():
+        if other not in candidates:
+            reasons[other] = _why_not_considered(other, choice, kind)
+            continue
+        found = registry.usable(other)
+        if isinstance(found, Unavailable):
+            reasons[other] = str(found)
+        elif found is not backend:
+            reasons[other] = f"{backend} comes first"
+        else:
+            misfit = _misfit(found, name, arrays)
+            reasons[other] = misfit or f"selected by {choice.origin}"
+            runs = None if misfit else other
+    return Explanation(name, runs, reasons, choice.origin)
+
+
+def _why_not_considered(name: str, choice: Choice, kind: type) -> str:
+    if choice.names != (AUTO,):
+        return f"not among the backends of {choice.origin}"
+    if any(name in order for order in AUTO_ORDER.values()):
+        return f"auto does not give it arrays of type {kind.__module__}.{kind.__qualname__}"
+    return "auto does not consider it; select it by its name"
+
+
+def _misfit(backend: Backend, kernel: str, arrays: tuple[Any, ...]) -> str | None:
+    """Why `backend`, though selected, cannot compute `kernel` on `arrays`; None if it can."""
+    try:
+        backend.functions[kernel]
+        for array in arrays:
+            backend.take(kernel, array)
+    except (NotImplementedError, TypeError) as error:
+        return str(error)
+    return None

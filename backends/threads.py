@@ -1,0 +1,74 @@
+"""How many threads the CPU backends use: ``PLUGRAD_NUM_THREADS``, else one per processor of this process."""
+
+import ctypes
+import functools
+import os
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+VARIABLE = "PLUGRAD_NUM_THREADS"
+
+# The names under which a BLAS exports its thread control, first those of the OpenBLAS in NumPy's wheels.
+BLAS_THREADS = (
+    ("scipy_openblas_set_num_threads64_", "scipy_openblas_get_num_threads64_"),
+    ("scipy_openblas_set_num_threads", "scipy_openblas_get_num_threads"),
+    ("openblas_set_num_threads64_", "openblas_get_num_threads64_"),
+    ("openblas_set_num_threads", "openblas_get_num_threads"),
+    ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
+)
+
+
+def requested() -> int | None:
+    """What ``PLUGRAD_NUM_THREADS`` asks for; None if it is not set."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"{VARIABLE}={text}: expected a positive integer")
+    return int(text)
+
+
+@functools.cache
+def count() -> int:
+    """The number of threads to use, fixed when it is first asked for."""
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    return requested() or processors
+
+
+@functools.cache
+def _blas() -> tuple[Callable[[int], None], Callable[[], int]] | None:
+    """The functions that set and get the number of threads of NumPy's BLAS; None if it has none that we know."""
+    # A handle on NumPy's extension module finds the symbols of the libraries that it was linked with, too.
+    library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
+    for setter, getter in BLAS_THREADS:
+        if hasattr(library, setter) and hasattr(library, getter):
+            return getattr(library, setter), getattr(library, getter)
+    return None
+
+
+def blas_threads() -> int | None:
+    """How many threads NumPy's matrix products use; None if that cannot be told."""
+    blas = _blas()
+    return None if blas is None else blas[1]()
+
+
+def bound_blas() -> None:
+    """Keep NumPy's matrix products, in the whole process, to ``PLUGRAD_NUM_THREADS`` if that is set."""
+    limit = requested()
+    if limit is None:
+        return
+    blas = _blas()
+    if blas is None:
+        warnings.warn(
+            f"{VARIABLE}={limit} does not bound NumPy's matrix products: its BLAS is not known to plugrad; set "
+            f"that library's own variable, such as VECLIB_MAXIMUM_THREADS, before Python starts",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    elif blas[1]() > limit:
+        blas[0](limit)

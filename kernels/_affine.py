@@ -1,0 +1,231 @@
+"""The affine layer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._arguments import Array, floating, given_results, promoted, result
+from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+
+GRADIENTS = ("dx", "dw", "db")
+
+
+def affine(x: Any, w: Any, b: Any = None, *, out: Any = None) -> Array:
+    """Affine layer, ``y = x w + b``.
+
+    Parameters
+    ----------
+    x : array_like
+        Inputs, shape ``(..., in)``.
+    w : array_like
+        Weights, shape ``(in, out)``.
+    b : array_like, optional
+        Biases, shape ``(out,)``.
+    out : array, optional
+        Where to write the result: shape ``(..., out)`` and dtype of the result, any strides; may be an argument of
+        that shape.
+
+    Returns
+    -------
+    y : array
+        Shape ``(..., out)``, in the promoted dtype of the arguments; float16 and bfloat16 are multiplied and summed
+        in float32.
+
+    Raises
+    ------
+    TypeError
+        If an argument is complex, text or objects, lies on another device than the backend computes on, or `out`
+        has another dtype.
+    ValueError
+        If the shapes do not fit, or `out` has another shape, is read-only, or shares part of its memory with an
+        argument.
+
+    Examples
+    --------
+    >>> from plugrad import kernels as K
+    >>> K.affine([[1.0, 2.0]], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], [10.0, 20.0, 30.0])
+    array([[11., 22., 33.]])
+    """
+    backend = backend_for(x)
+    x = floating("affine", "x", x, backend)
+    w = floating("affine", "w", w, backend)
+    _fit("affine", x, w)
+    if b is None:
+        if x.dtype != w.dtype:
+            x, w = promoted((x, w))
+    else:
+        b = floating("affine", "b", b, backend)
+        if b.shape != w.shape[1:]:
+            raise ValueError(
+                f"affine: b: expected shape {w.shape[1:]}, one bias per column of w {w.shape}, got {b.shape}"
+            )
+        if not x.dtype == w.dtype == b.dtype:
+            x, w, b = promoted((x, w, b))
+    reads = (x, w) if b is None else (x, w, b)
+    y = result("affine", "out", out, x.shape[:-1] + w.shape[1:], x.dtype, backend, reads)
+    if y.size:
+        backend.functions["affine"](x, w, b, y)
+    return y
+
+
+def affine_backward(
+    dy: Any, x: Any, w: Any, *, needs: Iterable[str] = GRADIENTS, out: Any = None
+) -> tuple[Array, Array, Array]:
+    """Gradients of `affine`: ``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss with respect to the result, shape ``(..., out)``.
+    x : array_like
+        The inputs, shape ``(..., in)``.
+    w : array_like
+        The weights, shape ``(in, out)``.
+    needs : iterable of str
+        Which of ``"dx"``, ``"dw"`` and ``"db"`` to compute.
+    out : tuple of arrays, optional
+        Where to write ``(dx, dw, db)``, None for a new array; may be arguments of that shape. If one gradient only is
+        needed, an array by itself will do.
+
+    Returns
+    -------
+    dx, dw, db : array or None
+        Gradients with respect to `x`, `w` and the biases, in the promoted dtype of the arguments; None where not
+        needed. Sums over the rows keep their accuracy for any number of rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `affine`, and if `needs` names anything else, or `out` has an array for what is not needed.
+
+    Examples
+    --------
+    >>> from plugrad import kernels as K
+    >>> dx, dw, db = K.affine_backward([[1.0, 2.0]], [[3.0]], [[1.0, 1.0]])
+    >>> dx, dw, db
+    (array([[3.]]), array([[3., 6.]]), array([1., 2.]))
+    """
+    kernel = "affine_backward"
+    backend = backend_for(dy)
+    dy = floating(kernel, "dy", dy, backend)
+    x = floating(kernel, "x", x, backend)
+    w = floating(kernel, "w", w, backend)
+    _fit(kernel, x, w)
+    shape = x.shape[:-1] + w.shape[1:]
+    if dy.shape != shape:
+        raise ValueError(f"{kernel}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
+    if not dy.dtype == x.dtype == w.dtype:
+        dy, x, w = promoted((dy, x, w))
+    wanted = _needed(needs)
+    given = given_results(kernel, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
+    results: list[Array] = []
+    for name, array, shape in zip(GRADIENTS, given, (x.shape, w.shape, w.shape[1:]), strict=True):
+        if name in wanted:
+            written = [other for other in results if other is not None]
+            results.append(result(kernel, f"out: {name}", array, shape, dy.dtype, backend, (dy, x, w), written))
+        elif array is not None:
+            raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
+        else:
+            results.append(None)
+    if dy.size and x.size:
+        backend.functions[kernel](dy, x, w, *results)
+    else:  # no rows, no inputs or no outputs: every sum is over nothing, unless the biases have rows to sum
+        for array in results[:2]:
+            if array is not None:
+                array[...] = 0
+        if results[2] is not None:
+            if dy.size:
+                backend.functions[kernel](dy, x, w, None, None, results[2])
+            else:
+                results[2][...] = 0
+    return results[0], results[1], results[2]
+
+
+def _fit(kernel: str, x: Array, w: Array) -> None:
+    """Refuse inputs and weights that cannot be multiplied."""
+    if w.ndim != 2:
+        raise ValueError(f"{kernel}: w: expected shape (in, out), got {w.shape}")
+    if not x.ndim:
+        raise ValueError(f"{kernel}: x: expected shape (..., in) with in = {w.shape[0]}, got a single number")
+    if x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"{kernel}: x: expected {w.shape[0]} inputs along the last axis, as many as w {w.shape} has rows, "
+            f"got shape {x.shape}"
+        )
+
+
+def _needed(needs: Iterable[str]) -> tuple[str, ...]:
+    """The names of the gradients asked for, in order."""
+    if needs is GRADIENTS:
+        return GRADIENTS
+    names = (needs,) if isinstance(needs, str) else tuple(needs)
+    for name in names:
+        if name not in GRADIENTS:
+            raise ValueError(f"affine_backward: needs: expected some of {', '.join(GRADIENTS)}; got {name!r}")
+    return tuple(name for name in GRADIENTS if name in names)
+
+
+def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+    inputs = classes + 3
+    return {
+        "x": rng.normal(size=(rows, inputs)).astype(dtype),
+        "w": (rng.normal(size=(inputs, classes)) / np.sqrt(inputs)).astype(dtype),
+        "b": rng.normal(size=classes).astype(dtype),
+    }
+
+
+def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+    forward = _sample(rng, rows, classes, dtype)
+    return {"dy": rng.normal(size=(rows, classes)).astype(dtype), "x": forward["x"], "w": forward["w"]}
+
+
+KERNELS = (
+    Kernel(
+        function=affine,
+        formula="y = x w + b",
+        arguments=("x", "w", "b"),
+        results=("y",),
+        backward="affine_backward",
+        sample=_sample,
+        mistakes=(
+            Mistake({"x": np.ones((2, 5))}, ValueError, "affine: x: expected 6 inputs along the last axis"),
+            Mistake({"x": 1.0}, ValueError, r"affine: x: expected shape \(..., in\) with in = 6, got a single number"),
+            Mistake({"w": np.ones(6)}, ValueError, r"affine: w: expected shape \(in, out\), got \(6,\)"),
+            Mistake({"b": np.ones(2)}, ValueError, r"affine: b: expected shape \(3,\), one bias per column"),
+            Mistake({"b": np.ones((2, 3))}, ValueError, r"affine: b: expected shape \(3,\)"),
+            Mistake({"w": np.ones((6, 3), complex)}, TypeError, "affine: w: expected .*, got dtype complex128"),
+            Mistake({"out": np.ones((2, 6), np.float32)}, ValueError, r"affine: out: expected shape \(2, 3\)"),
+            Mistake({"out": np.ones((2, 3))}, TypeError, "affine: out: expected dtype float32"),
+        ),
+        passes=2,
+        tolerance=32,
+    ),
+    Kernel(
+        function=affine_backward,
+        formula="dx = dy wᵀ, dw = xᵀ dy, db = Σ_rows dy",
+        arguments=("dy", "x", "w"),
+        results=GRADIENTS,
+        options=("needs",),
+        sample=_sample_backward,
+        mistakes=(
+            Mistake({"dy": np.ones((2, 2))}, ValueError, r"affine_backward: dy: expected shape \(2, 3\) for x"),
+            Mistake({"needs": ("dx", "dy")}, ValueError, "affine_backward: needs: expected some of dx, dw, db; got 'dy'"),
+            Mistake({"out": np.ones((2, 6), np.float32)}, TypeError, r"affine_backward: out: expected a tuple \(dx, dw"),
+            Mistake({"out": (None, None)}, ValueError, "affine_backward: out: expected one entry for each of dx, dw, db"),
+            Mistake(
+                {"needs": "dx", "out": (None, np.ones((6, 3), np.float32), None)},
+                ValueError,
+                "affine_backward: out: expected None for dw",
+            ),
+            Mistake(
+                {"out": (None, np.ones((3, 6), np.float32), None)},
+                ValueError,
+                r"affine_backward: out: dw: expected shape \(6, 3\)",
+            ),
+        ),
+        passes=4,
+        tolerance=32,
+    ),
+)

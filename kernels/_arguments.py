@@ -1,0 +1,243 @@
+"""The checks that every call passes, and the canonical form that it leaves them in for the backend.
+
+The order is the same everywhere: choose the backend, check every argument without looking at its data, and only then
+compute. Each function here returns the canonical argument or raises an error that names kernel and argument, says
+what was expected and what came, and what to do. Each has a short way through for arguments that are canonical
+already, because on small arrays the checks are most of what a call costs.
+"""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, is_supported
+from plugrad.backends.registry import Backend
+
+# An array of whichever backend is selected: a NumPy array, a CuPy array, or what a plug-in computes on.
+Array: TypeAlias = Any
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inputs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def floating(kernel: str, name: str, x: Any, backend: Backend) -> Array:
+    """`x` as an array of the backend with a floating dtype in native byte order."""
+    if type(x) is backend.native and x.dtype in COMPUTE:
+        return x
+    x = backend.take(f"{kernel}: {name}", x)
+    dtype = x.dtype
+    if is_supported(dtype):
+        return x
+    if dtype.kind in "iub":
+        return x.astype(FLOAT64)
+    native = dtype.newbyteorder("=")
+    if is_supported(native):
+        return x.astype(native)
+    raise TypeError(
+        f"{kernel}: {name}: expected float16, bfloat16, float32, float64, integers or booleans, got dtype {dtype}"
+    )
+
+
+def promoted(arrays: Sequence[Array]) -> list[Array]:
+    """The floating arrays in the one dtype that NumPy's promotion gives; float16 with bfloat16 gives float32."""
+    dtype = arrays[0].dtype
+    if all(array.dtype == dtype for array in arrays):
+        return list(arrays)
+    try:
+        dtype = np.result_type(*(array.dtype for array in arrays))
+    except TypeError:  # NumPy knows no dtype that holds float16 and bfloat16
+        dtype = FLOAT64 if any(array.dtype == FLOAT64 for array in arrays) else FLOAT32
+    return [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
+
+
+def axis_index(kernel: str, axis: Any, ndim: int) -> int:
+    """`axis` counted from the front."""
+    if axis == -1 and ndim and type(axis) is int:
+        return ndim - 1
+    if isinstance(axis, bool | np.bool) or not hasattr(axis, "__index__"):
+        raise TypeError(f"{kernel}: axis: expected one integer, got {axis!r}")
+    index = axis.__index__()
+    if not -ndim <= index < ndim:
+        span = f"in [{-ndim}, {ndim})" if ndim else "of an array of at least one dimension"
+        raise ValueError(f"{kernel}: axis: expected an axis {span}, got {index}")
+    return int(index) % ndim
+
+
+def same_shape(kernel: str, name: str, x: Array, other: str, shape: tuple[int, ...]) -> None:
+    """Refuse `x` unless it has the shape of the argument called `other`."""
+    if x.shape != shape:
+        raise ValueError(f"{kernel}: {name}: expected the shape of {other}, {shape}, got {x.shape}")
+
+
+def some_classes(kernel: str, name: str, x: Array, axis: int) -> None:
+    """Refuse an array whose class axis is empty."""
+    if not x.shape[axis]:
+        raise ValueError(f"{kernel}: {name}: expected at least one class along axis {axis}, got shape {x.shape}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def result(
+    kernel: str,
+    name: str,
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    backend: Backend,
+    reads: Sequence[Array],
+    writes: Sequence[Array] = (),
+) -> Array:
+    """The array that a result is written to: `out` if the caller gave one that fits, else a new one.
+
+    `out` may be the very array that is read, one of `reads`, but may not share memory with one in another way, nor
+    with another result, one of `writes`.
+    """
+    if out is None:
+        return backend.empty(shape, dtype)
+    what = f"{kernel}: {name}"
+    if type(out) is not backend.native and not (hasattr(out, "dtype") and backend.owns(type(out))):
+        raise TypeError(f"{what}: expected an array of backend {backend.name!r}, got {type(out).__qualname__}")
+    if out.dtype != dtype:
+        raise TypeError(f"{what}: expected dtype {dtype}, the dtype of the result, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{what}: expected shape {shape}, the shape of the result, got {out.shape}")
+    flags = out.flags
+    if not getattr(flags, "writeable", True):
+        raise ValueError(f"{what}: expected an array that can be written, got a read-only one")
+    if not flags.c_contiguous and _overlaps_itself(out):
+        raise ValueError(f"{what}: expected an array without repeated elements, got strides {out.strides}")
+    for read in reads:
+        if read is not out and backend.overlap(out, read) == "partial":
+            raise ValueError(f"{what}: shares part of its memory with an argument; pass that very array, or another")
+    for written in writes:
+        if backend.overlap(out, written) != "none":
+            raise ValueError(f"{what}: shares memory with another result; pass an array of its own")
+    return out
+
+
+def _overlaps_itself(x: Array) -> bool:
+    """Whether two elements of `x` may have the same address: some stride lies inside the extent of the others."""
+    extent = x.dtype.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < extent:
+            return bool(x.size)
+        extent += stride * (length - 1)
+    return False
+
+
+def given_results(kernel: str, out: Any, names: tuple[str, ...], lone: str | None) -> tuple[Any, ...]:
+    """`out` as one entry per result; an array by itself stands for the result called `lone`."""
+    if out is None:
+        return (None,) * len(names)
+    if isinstance(out, tuple):
+        if len(out) != len(names):
+            raise ValueError(f"{kernel}: out: expected one entry for each of {', '.join(names)}; got {len(out)}")
+        return out
+    if lone is None or isinstance(out, list):
+        raise TypeError(f"{kernel}: out: expected a tuple ({', '.join(names)}), got {type(out).__qualname__}")
+    return tuple(out if name == lone else None for name in names)
+
+
+def given_back(array: Array, out: Any) -> Array:
+    """What the caller gets: the array it gave, or the new one, a scalar where that has no dimensions."""
+    return array if out is not None or array.ndim else array[()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def loss_options(
+    kernel: str,
+    name: str,
+    x: Array,
+    axis: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    backend: Backend,
+) -> LossOptions:
+    """The options of a loss of the rows of `x`, the argument called `name`, checked."""
+    index = axis_index(kernel, axis, x.ndim)
+    some_classes(kernel, name, x, index)
+    if weight is not None:
+        weight = floating(kernel, "weight", weight, backend)
+        if weight.shape != (x.shape[index],):
+            raise ValueError(
+                f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
+            )
+        if weight.dtype != COMPUTE[x.dtype]:
+            weight = weight.astype(COMPUTE[x.dtype])
+    if ignore_index is not None:
+        if isinstance(ignore_index, bool | np.bool) or not hasattr(ignore_index, "__index__"):
+            raise TypeError(f"{kernel}: ignore_index: expected an integer or None, got {ignore_index!r}")
+        ignore_index = int(ignore_index.__index__())
+    if label_smoothing != 0.0 or type(label_smoothing) is not float:
+        if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
+            raise TypeError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
+        label_smoothing = float(label_smoothing)
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    if not isinstance(reduction, str):
+        raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    return LossOptions(index, weight, ignore_index, label_smoothing, reduction)
+
+
+def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend) -> Array:
+    """The labels of the rows of `x`: integers without the class axis, or numbers of the shape of `x`."""
+    if type(t) is not backend.native:
+        t = backend.take(f"{kernel}: t", t)
+    axis = options.axis
+    rows = x.shape[:axis] + x.shape[axis + 1 :]
+    if t.shape == rows:
+        if t.dtype.kind not in "iu":
+            if t.size:
+                raise TypeError(f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}")
+            t = t.astype(np.intp)  # an empty list of labels comes as floats
+    elif t.shape != x.shape:
+        raise ValueError(
+            f"{kernel}: t: expected class indices of shape {rows} or one label per class of shape {x.shape}, "
+            f"got shape {t.shape}"
+        )
+    else:
+        if options.ignore_index is not None:
+            raise ValueError(
+                f"{kernel}: ignore_index: expected None with one label per class, got {options.ignore_index}; "
+                f"give class indices, or rows of zeros for what shall not count"
+            )
+        if t.dtype.kind not in "iub":
+            t = floating(kernel, "t", t, backend)
+    return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))
+
+
+def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
+    """The shape of the loss of the rows of `x`."""
+    axis = options.axis
+    return x.shape[:axis] + x.shape[axis + 1 :] if options.reduction == "none" else ()
+
+
+def upstream(kernel: str, dloss: Any, x: Array, options: LossOptions, backend: Backend) -> Any:
+    """The gradient of the loss: a Python float, or an array of the backend of the shape of the loss."""
+    shape = loss_shape(x, options)
+    if isinstance(dloss, float | int | np.floating | np.integer) and not shape:
+        return float(dloss)
+    dloss = floating(kernel, "dloss", dloss, backend)
+    if dloss.shape != shape:
+        raise ValueError(
+            f"{kernel}: dloss: expected the shape of the loss with reduction={options.reduction!r}, {shape}, "
+            f"got {dloss.shape}"
+        )
+    return dloss

@@ -1,0 +1,74 @@
+"""The table of kernels: one record per kernel, which drives its tests, its benchmarks and its row in the README."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A call that must be refused: sample arguments with `changed` put in their place."""
+
+    changed: Mapping[str, Any]
+    error: type[Exception]
+    message: str  # a regular expression that the message matches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """What there is to know about one kernel.
+
+    Names say how kernels belong together: a backward kernel takes the gradient ``d<result>`` of the forward kernel's
+    result first, then what the forward pass saved or was given, under the forward kernel's own names, and returns
+    ``d<argument>``.
+
+    Attributes
+    ----------
+    function : callable
+        The public function.
+    formula : str
+        What it computes, in one line.
+    arguments : tuple of str
+        The array arguments, in order.
+    results : tuple of str
+        The arrays it returns, in order.
+    options : tuple of str
+        Its other parameters, but ``out``.
+    backward : str or None
+        The kernel that computes the gradients of its results.
+    sample : callable
+        ``sample(rng, rows, classes, dtype)`` makes arguments by name: random values with outliers among them.
+    mistakes : tuple of Mistake
+        Calls on 2 x 3 samples that must fail, and how.
+    passes : float
+        How many times the data of one `rows` x `classes` array moves through memory, at the least.
+    tolerance : float
+        The largest error allowed, relative to the largest magnitude of the exact result, in units of the
+        machine epsilon of the dtype.
+    """
+
+    function: Callable[..., Any]
+    formula: str
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    backward: str | None = None
+    sample: Callable[[np.random.Generator, int, int, np.dtype[Any]], Inputs]
+    mistakes: tuple[Mistake, ...] = field(default=(), repr=False)
+    passes: float
+    tolerance: float
+
+    @property
+    def name(self) -> str:
+        """The kernel's name: its function's."""
+        return self.function.__name__
+
+    def __post_init__(self) -> None:
+        if not self.function.__doc__:
+            raise ValueError(f"kernel {self.name}: expected its function to have a docstring")
+        if self.backward is not None and self.backward != f"{self.name}_backward":
+            raise ValueError(f"kernel {self.name}: expected backward={self.name}_backward, got {self.backward}")

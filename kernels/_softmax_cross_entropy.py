@@ -1,0 +1,309 @@
+"""Softmax and cross-entropy in one: the loss of logits, and its gradient y - t."""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.options import COMPUTE
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._arguments import (
+    Array,
+    floating,
+    given_back,
+    given_results,
+    labels,
+    loss_options,
+    loss_shape,
+    result,
+    upstream,
+)
+from plugrad.kernels._cross_entropy import (
+    OPTIONS,
+    mistakes_of_losses,
+    mistakes_of_upstream,
+    sample_labels,
+    sample_probabilities,
+)
+from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._softmax import sample_logits
+
+
+def softmax_cross_entropy(
+    x: Any,
+    t: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
+) -> tuple[Array, Array]:
+    """Cross-entropy of the softmax of logits `x` against labels `t`, and the probabilities ``y = softmax(x)``.
+
+    Per row, ``loss = -sum_j w_j q_j log(y_j)`` with ``q = (1 - e) t + e / classes``, where `t` is one-hot for class
+    indices, `e` is `label_smoothing` and `w` is `weight`.
+
+    Parameters
+    ----------
+    x : array_like
+        Logits, any shape with at least one class along `axis`; float16, bfloat16, float32 or float64. Integers,
+        booleans and sequences become float64.
+    t : array_like
+        Labels: class indices of any integer dtype, with the shape of `x` less the class axis; or one number per
+        class (one-hot, probabilities), with the shape of `x`, which need not sum to 1.
+    axis : int
+        The axis of the classes.
+    weight : array_like, optional
+        One weight per class, shape ``(classes,)``.
+    ignore_index : int, optional
+        Rows with this label add nothing to the loss and get a gradient of exact zeros, whatever their logits. It may
+        lie outside ``[0, classes)``. For class indices only.
+    label_smoothing : float
+        In [0, 1], see above.
+    reduction : {"mean", "sum", "none"}
+        ``"mean"`` divides the sum by the sum of the weights of the labels that count, or, with one label per class,
+        by the number of rows; where nothing counts, loss and gradient are 0.
+    out : array or tuple of arrays, optional
+        Where to write `y`, or ``(loss, y)``, None for a new array: their shapes and dtypes, any strides; `y` may be
+        written to `x` itself.
+
+    Returns
+    -------
+    loss : scalar or array
+        In nats. A scalar, or with ``reduction="none"`` an array of the shape of `x` less the class axis; float64 for
+        float64, else float32. A label of 0 on a logit of ``-inf`` adds 0.
+    y : array
+        Probabilities, shape and dtype of `x`: what `softmax_cross_entropy_backward` needs.
+
+    Raises
+    ------
+    TypeError
+        If an array is complex, text or objects, lies on another device than the backend computes on, class indices
+        are no integers, or an option or `out` has a wrong type.
+    ValueError
+        If a label lies outside ``[0, classes)`` and is not `ignore_index` (on a GPU that row's loss is NaN instead,
+        unless ``check=True``), a shape does not fit, or an option is out of range.
+
+    Notes
+    -----
+    With ``m`` the largest logit, ``loss = log1p(sum_{k != t} exp(x_k - m) + exp(x_t - m) - 1) + m - x_t``, whose terms
+    are never negative: the loss of a row predicted with confidence keeps its relative accuracy, where
+    ``log(sum) - x_t`` would give 0. Label smoothing: Szegedy et al., "Rethinking the Inception architecture", 2016.
+
+    Examples
+    --------
+    >>> from plugrad import kernels as K
+    >>> loss, y = K.softmax_cross_entropy([[0.0, 0.0], [50.0, 0.0]], [1, 0], reduction="none")
+    >>> loss
+    array([6.93147181e-01, 1.92874985e-22])
+    >>> y[0]
+    array([0.5, 0.5])
+    """
+    kernel = "softmax_cross_entropy"
+    return _loss_and(kernel, "y", x, t, axis, weight, ignore_index, label_smoothing, reduction, out)
+
+
+def softmax_cross_entropy_backward(
+    dloss: Any,
+    y: Any,
+    t: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
+) -> Array:
+    """Gradient of `softmax_cross_entropy` with respect to the logits: ``dx = dloss * (y - t)``.
+
+    In full, per row, ``dx_j = dloss * (y_j sum_k w_k q_k - w_j q_j)`` with ``q`` as in `softmax_cross_entropy`,
+    divided as the reduction says: ``y - t`` for labels that sum to 1.
+
+    Parameters
+    ----------
+    dloss : float or array
+        Gradient with respect to the loss: a scalar, or with ``reduction="none"`` an array of the loss's shape. Its
+        dtype does not count.
+    y : array_like
+        The probabilities that `softmax_cross_entropy` returned.
+    t, axis, weight, ignore_index, label_smoothing, reduction
+        As given to `softmax_cross_entropy`.
+    out : array, optional
+        Where to write the result: shape and dtype of `y`, any strides; may be `y` itself.
+
+    Returns
+    -------
+    dx : array
+        Gradient with respect to the logits, in the shape and dtype of `y`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `softmax_cross_entropy`, and if `dloss` has not the shape of the loss.
+
+    Examples
+    --------
+    >>> from plugrad import kernels as K
+    >>> loss, y = K.softmax_cross_entropy([[0.0, 0.0]], [1])
+    >>> K.softmax_cross_entropy_backward(1.0, y, [1])
+    array([[ 0.5, -0.5]])
+    """
+    kernel = "softmax_cross_entropy_backward"
+    backend = backend_for(y)
+    y = floating(kernel, "y", y, backend)
+    options = loss_options(kernel, "y", y, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    t = labels(kernel, t, y, options, backend)
+    dloss = upstream(kernel, dloss, y, options, backend)
+    reads = (y, t) if isinstance(dloss, float) else (y, t, dloss)
+    dx = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
+    if y.size:
+        backend.functions[kernel](dloss, y, t, options, dx)
+    return dx
+
+
+def softmax_cross_entropy_value_and_grad(
+    x: Any,
+    t: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Any = None,
+) -> tuple[Array, Array]:
+    """The loss of `softmax_cross_entropy` and its gradient with respect to the logits, in one pass over them.
+
+    What a training loop needs: the probabilities are never stored, and the gradient is written where they would be.
+
+    Parameters
+    ----------
+    x, t, axis, weight, ignore_index, label_smoothing, reduction
+        As for `softmax_cross_entropy`.
+    out : array or tuple of arrays, optional
+        Where to write `dx`, or ``(loss, dx)``, None for a new array: their shapes and dtypes, any strides; `dx` may
+        be written to `x` itself.
+
+    Returns
+    -------
+    loss : scalar or array
+        As `softmax_cross_entropy` returns it.
+    dx : array
+        Gradient of the loss with respect to `x`, or with ``reduction="none"`` of the sum of the losses; shape and
+        dtype of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `softmax_cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad import kernels as K
+    >>> loss, dx = K.softmax_cross_entropy_value_and_grad([[0.0, 0.0]], [1])
+    >>> float(loss.round(6)), dx.tolist()
+    (0.693147, [[0.5, -0.5]])
+    """
+    kernel = "softmax_cross_entropy_value_and_grad"
+    return _loss_and(kernel, "dx", x, t, axis, weight, ignore_index, label_smoothing, reduction, out)
+
+
+def _loss_and(
+    kernel: str,
+    second: str,
+    x: Any,
+    t: Any,
+    axis: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    out: Any,
+) -> tuple[Array, Array]:
+    """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
+    backend = backend_for(x)
+    x = floating(kernel, "x", x, backend)
+    options = loss_options(kernel, "x", x, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    t = labels(kernel, t, x, options, backend)
+    loss_out, array_out = given_results(kernel, out, ("loss", second), lone=second)
+    array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, (x, t))
+    loss = result(
+        kernel, "out: loss", loss_out, loss_shape(x, options), COMPUTE[x.dtype], backend, (x, t), (array,)
+    )
+    if x.size:
+        backend.functions[kernel](x, t, options, loss, array)
+    else:
+        loss[...] = 0
+    return given_back(loss, loss_out), array
+
+
+def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+    return {**sample_logits(rng, rows, classes, dtype), "t": sample_labels(rng, rows, classes)}
+
+
+def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+    return {
+        "dloss": 0.7,
+        "y": sample_probabilities(rng, rows, classes, dtype),
+        "t": sample_labels(rng, rows, classes),
+    }
+
+
+def _mistakes_of_out(kernel: str, second: str) -> tuple[Mistake, ...]:
+    return (
+        Mistake({"out": np.ones((2, 2), np.float32)}, ValueError, rf"{kernel}: out: {second}: expected shape \(2, 3\)"),
+        Mistake({"out": (None,)}, ValueError, f"{kernel}: out: expected one entry for each of loss, {second}; got 1"),
+        Mistake(
+            {"out": (np.zeros(2, np.float32), None)}, ValueError, rf"{kernel}: out: loss: expected shape \(\), .*\(2,\)"
+        ),
+        Mistake({"out": (np.zeros(()), None)}, TypeError, f"{kernel}: out: loss: expected dtype float32"),
+    )
+
+
+KERNELS = (
+    Kernel(
+        function=softmax_cross_entropy,
+        formula="y = softmax(x), loss = −Σ w_j t_j log y_j",
+        arguments=("x", "t"),
+        results=("loss", "y"),
+        options=OPTIONS,
+        backward="softmax_cross_entropy_backward",
+        sample=_sample,
+        mistakes=(
+            *mistakes_of_losses("softmax_cross_entropy", "x"),
+            *_mistakes_of_out("softmax_cross_entropy", "y"),
+        ),
+        passes=2,
+        tolerance=8,
+    ),
+    Kernel(
+        function=softmax_cross_entropy_backward,
+        formula="dx = dloss (y − t)",
+        arguments=("dloss", "y", "t"),
+        results=("dx",),
+        options=OPTIONS,
+        sample=_sample_backward,
+        mistakes=(
+            *mistakes_of_losses("softmax_cross_entropy_backward", "y"),
+            *mistakes_of_upstream("softmax_cross_entropy_backward"),
+        ),
+        passes=2,
+        tolerance=8,
+    ),
+    Kernel(
+        function=softmax_cross_entropy_value_and_grad,
+        formula="loss and dx = y − t in one pass",
+        arguments=("x", "t"),
+        results=("loss", "dx"),
+        options=OPTIONS,
+        sample=_sample,
+        mistakes=(
+            *mistakes_of_losses("softmax_cross_entropy_value_and_grad", "x"),
+            *_mistakes_of_out("softmax_cross_entropy_value_and_grad", "dx"),
+        ),
+        passes=2,
+        tolerance=8,
+    ),
+)
