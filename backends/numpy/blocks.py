@@ -30,18 +30,9 @@ BLOCK = 2**17
 # More threads than this wait for Python's lock: it is held for about a tenth of the time that a block takes.
 MOST_THREADS = 8
 
-# Up to this many classes, rows are worked on with their classes apart (see `Scratch.rows`): softmax of 4 classes is
-# then 5 times as fast, of 10 classes 3.5 times, of 16 twice; of 32 it makes no difference and of 64 it is slower.
-FEW_CLASSES = 24
-
-# The same for rows that lie apart already, such as images with the classes along axis 1. NumPy then sums the classes
-# one after another, not pairwise, so that rounding errors grow with their number.
-SOME_CLASSES = 256
-
-
-def cut(lead: tuple[int, ...], size: int) -> list[Index]:
-    """Indices that cut an array into blocks along its leading axes `lead`, each entry of which has `size` elements."""
-    room = max(1, BLOCK // max(1, size))  # entries in a block
+def cut(lead: tuple[int, ...], width: int) -> list[Index]:
+    """Indices that cut arrays into blocks along their leading axes `lead`, each entry of which has `width` elements."""
+    room = max(1, BLOCK // width)  # entries in a block
     if math.prod(lead) <= room:
         return [...]
     axis, entries = len(lead) - 1, 1
@@ -54,46 +45,72 @@ def cut(lead: tuple[int, ...], size: int) -> list[Index]:
 
 
 class Scratch:
-    """Buffers of one thread, by name, that blocks use one after another."""
+    """Arrays to work in, new ones each time: for work that is done in one block."""
 
-    __slots__ = ("_buffers",)
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A C-contiguous array whose values are yet undefined."""
+        return np.empty(shape, dtype)
+
+    def like(self, name: str, rows: Array) -> Array:
+        """An array with the shape, dtype and layout of `rows`, which has two dimensions."""
+        if rows.flags.c_contiguous:
+            return self.array(name, rows.shape, rows.dtype)
+        return self.array(name, rows.shape[::-1], rows.dtype).T
+
+
+class Buffers(Scratch):
+    """Arrays to work in that lie in the same few buffers for one block after another."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A C-contiguous array, holding what the last block left in the buffer of that name."""
+        """A C-contiguous array in the buffer called `name`, which holds what the last block left there."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
             buffer = self._buffers[name] = np.empty(size, dtype)
-        return (buffer if buffer.size == size else buffer[:size]).reshape(shape)
-
-    def rows(self, name: str, x: Array, dtype: Any) -> Array:
-        """An array for work on the rows of `x`, which lie along its last axis.
-
-        Where the classes are few, or do not lie side by side in `x` either, the array has those of one row apart and
-        those of one class side by side: NumPy then runs along many rows where it would start anew for each.
-        """
-        classes = x.shape[-1]
-        if classes > FEW_CLASSES and (classes > SOME_CLASSES or x.flags.c_contiguous or abs(x.strides[-1]) <= x.itemsize):
-            return self.array(name, x.shape, dtype)
-        return self.array(name, (classes, x.size // classes), dtype).T.reshape(x.shape)
+        return buffer[:size].reshape(shape)
 
 
-def run(task: Callable[[Index, Scratch], T], indices: Sequence[Index]) -> list[T]:
-    """Call ``task(index, scratch)`` for every block, on several threads if there are several; results in order.
+quietly = np.errstate(all="ignore")  # decorates tasks in which NaN and infinities are results like any other
+_FRESH = Scratch()
 
-    Floating-point exceptions are silent in a task: NaN and infinities are results like any other.
+
+def run(task: Callable[..., T], arrays: Sequence[Array | None], width: int = 1) -> list[T]:
+    """Call ``task(scratch, *blocks)`` for the blocks of `arrays`, on several threads if there are several blocks.
+
+    Parameters
+    ----------
+    task : callable
+        Works on one block of every array; None stays None.
+    arrays : sequence of arrays or None
+        They have the same leading axes, and the first has `width` elements for each entry along these: its whole
+        size if 1, else the rows along its last axis.
+    width : int
+        See `arrays`.
+
+    Returns
+    -------
+    list
+        What the tasks returned, in the order of the blocks.
     """
+    first = arrays[0]
+    assert first is not None
+    if first.size <= BLOCK:
+        return [task(_FRESH, *arrays)]
+    if width == 1 and all(a is not None and a.flags.c_contiguous and a.shape == first.shape for a in arrays):
+        arrays = [array.reshape(-1) for array in arrays if array is not None]
+        first = arrays[0]
+    indices = cut(first.shape if width == 1 else first.shape[:-1], width)
     results: dict[int, T] = {}
     turns = iter(range(len(indices)))  # shared: each thread takes the next block when it has finished one
 
-    @np.errstate(all="ignore")
     def work() -> None:
-        scratch = Scratch()
+        scratch = Buffers()
         for turn in turns:
-            results[turn] = task(indices[turn], scratch)
+            index = indices[turn]
+            results[turn] = task(scratch, *(None if array is None else array[index] for array in arrays))
 
     helpers = min(threads.count(), MOST_THREADS, len(indices)) - 1
     if helpers:

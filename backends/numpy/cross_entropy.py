@@ -1,12 +1,13 @@
 """Cross-entropy of probabilities."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Index, Scratch, cut, run
+from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
 from plugrad.backends.numpy.labels import Labels, inner, weighted
-from plugrad.backends.numpy.rows import classes_last, flat_rows, load, per_row
+from plugrad.backends.numpy.rows import classes_last, load, write
 from plugrad.backends.options import LossOptions
 
 
@@ -14,54 +15,71 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     """``loss = -sum(t log(p))``."""
     p = classes_last(p, options.axis)
     labels = Labels(t, p, options)
+    each = labels.rows_of(loss)
+    if labels.one_class:
+        block_sums = run(partial(_loss_of_classes, labels), (labels.t, p, each))
+    else:
+        block_sums = run(partial(_loss, labels), (p, labels.t, each), labels.classes)
+    if each is None:
+        loss[...] = labels.total(block_sums)
 
-    def block(index: Index, scratch: Scratch) -> float:
-        if labels.one_class:
-            (_, chosen), weight, ignored = labels.single(index)
-            probability = _label_probability(p[index], chosen).astype(labels.compute)
-            losses = weighted(np.subtract(0, np.log(probability)), weight)
-        else:
-            rows = load(p[index], scratch, "p")
-            spread, _, ignored = labels.spread(index, rows, scratch)
-            logs = np.log(rows, out=scratch.rows("logs", rows, rows.dtype))
-            losses = np.subtract(0, inner(spread, flat_rows(logs), scratch))
-        return labels.collect(losses, ignored, loss, index)
 
-    labels.store(loss, run(block, cut(p.shape[:-1], 1 if labels.one_class else p.shape[-1])))
+@quietly
+def _loss_of_classes(labels: Labels, scratch: Scratch, t: Array, p: Array, loss: Array | None) -> float:
+    label, weight, ignored = labels.single(t)
+    probability = p[_elements(p, label)].reshape(-1).astype(labels.compute, copy=False)
+    losses = weighted(np.subtract(0, np.log(probability)), weight)
+    return labels.collect(losses, ignored, loss)
+
+
+@quietly
+def _loss(labels: Labels, scratch: Scratch, p: Array, t: Array, loss: Array | None) -> float:
+    p = load(scratch, "p", p)
+    spread, _, ignored = labels.spread(t, p, scratch)
+    logs = np.log(p, out=scratch.like("logs", p))
+    return labels.collect(np.subtract(0, inner(spread, logs, scratch)), ignored, loss)
 
 
 def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
     """``dp = -dloss * t / p``."""
     p, dp = classes_last(p, options.axis), classes_last(dp, options.axis)
     labels = Labels(t, p, options)
-
-    def block(index: Index, scratch: Scratch) -> None:
-        upstream = labels.upstream(dloss, index)
-        if labels.one_class:
-            (_, chosen), weight, ignored = labels.single(index)
-            probability = _label_probability(p[index], chosen).astype(labels.compute)
-            factor = upstream if weight is None else upstream * weight
-            if ignored is not None:
-                factor = np.where(ignored, 0, factor)
-            slope = np.where(factor == 0, 0, np.divide(-factor, probability))
-            target = dp[index]
-            target[...] = 0
-            where = chosen.reshape(*target.shape[:-1], 1)
-            np.put_along_axis(target, where, slope.reshape(where.shape), -1)
-        else:
-            rows = load(p[index], scratch, "p")
-            spread, _, _ = labels.spread(index, rows, scratch)
-            shaped = spread.reshape(rows.shape)
-            slope = np.divide(shaped, rows, out=scratch.rows("slope", rows, rows.dtype))
-            slope[shaped == 0] = 0
-            np.multiply(slope, per_row(np.broadcast_to(-upstream, len(spread)), slope), out=dp[index])
-
-    if labels.scale:
-        run(block, cut(p.shape[:-1], p.shape[-1]))
-    else:
+    if not labels.scale:
         dp[...] = 0
+        return
+    task = _gradient_of_classes if labels.one_class else _gradient
+    run(partial(task, labels, dloss), (p, labels.t, labels.rows_of(dloss), dp), labels.classes)
 
 
-def _label_probability(p: Array, chosen: Array) -> Array:
-    """The probability of one class per row of `p`."""
-    return np.take_along_axis(p, chosen.reshape(*p.shape[:-1], 1), -1).reshape(-1)
+@quietly
+def _gradient_of_classes(
+    labels: Labels, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
+) -> None:
+    factor = labels.upstream(dloss if dlosses is None else dlosses)
+    label, weight, ignored = labels.single(t)
+    if weight is not None:
+        factor = factor * weight
+    if ignored is not None:
+        factor = np.where(ignored, 0, factor)
+    where = _elements(p, label)
+    slope = np.where(factor == 0, 0, -factor / p[where].reshape(-1).astype(labels.compute, copy=False))
+    dp[...] = 0
+    dp[where] = slope.reshape(dp.shape[:-1])
+
+
+@quietly
+def _gradient(
+    labels: Labels, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
+) -> None:
+    factor = -labels.upstream(dloss if dlosses is None else dlosses)
+    p = load(scratch, "p", p)
+    spread, _, _ = labels.spread(t, p, scratch)
+    slope = np.divide(spread, p, out=scratch.like("slope", p))
+    slope[spread == 0] = 0
+    write(np.multiply, slope, factor, dp)
+
+
+def _elements(p: Array, label: Array) -> tuple[Array, ...]:
+    """The indices of one class, given flat, per row of `p`."""
+    lead = p.shape[:-1]
+    return (*np.indices(lead, sparse=True), label.reshape(lead)) if len(lead) != 1 else (np.arange(*lead), label)

@@ -1,42 +1,40 @@
 """ReLU and sigmoid."""
 
+from typing import Any
+
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Index, Scratch, cut, run
+from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
 from plugrad.backends.options import COMPUTE
 
-# dtype sizes in bytes -> the integers of that size: they keep NaN, infinities and all bits as they are
-BITS = {2: np.int16, 4: np.int32, 8: np.int64}
+# bytes of a floating dtype -> the integers of that size, to move floating numbers as the bits they are
+BITS: dict[int, Any] = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def relu(x: Array, out: Array) -> None:
     """``out = max(x, 0)``."""
-    x, out = _flat(x, out)
+    run(_relu, (x, out))
 
-    def block(index: Index, scratch: Scratch) -> None:
-        xb, yb = x[index], out[index]
-        if x.dtype.itemsize == 2:  # NumPy compares 16-bit floats fast but computes with them slowly
-            keep = scratch.array("keep", xb.shape, np.bool)
-            np.logical_not(np.less_equal(xb, 0, out=keep), out=keep)
-            _keep(xb, keep, yb)
-        else:
-            zeros = scratch.array("zeros", xb.shape, x.dtype)
-            zeros[...] = 0  # the maximum of two arrays is three times as fast as that of an array and a scalar
-            np.maximum(xb, zeros, out=yb)
 
-    run(block, cut(x.shape, 1))
+def _relu(scratch: Scratch, x: Array, out: Array) -> None:
+    if x.dtype.itemsize == 2:  # NumPy compares 16-bit floats fast but computes with them slowly
+        keep = scratch.array("keep", x.shape, np.bool)
+        _keep(x, np.logical_not(np.less_equal(x, 0, out=keep), out=keep), out)
+    elif x.size < 1024:
+        np.maximum(x, 0, out=out)
+    else:  # the maximum of two arrays is three times as fast as that of an array and a number
+        zeros = scratch.array("zeros", x.shape, x.dtype)
+        zeros[...] = 0
+        np.maximum(x, zeros, out=out)
 
 
 def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
-    dy, y, out = _flat(dy, y, out)
+    run(_relu_backward, (dy, y, out))
 
-    def block(index: Index, scratch: Scratch) -> None:
-        yb = y[index]
-        keep = np.greater(yb, 0, out=scratch.array("keep", yb.shape, np.bool))
-        _keep(dy[index], keep, out[index])
 
-    run(block, cut(dy.shape, 1))
+def _relu_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    _keep(dy, np.greater(y, 0, out=scratch.array("keep", y.shape, np.bool)), out)
 
 
 def _keep(x: Array, keep: Array, out: Array) -> None:
@@ -47,46 +45,33 @@ def _keep(x: Array, keep: Array, out: Array) -> None:
 
 def sigmoid(x: Array, out: Array) -> None:
     """``out = 1 / (1 + exp(-x))``."""
-    x, out = _flat(x, out)
+    run(_sigmoid, (x, out))
+
+
+# Asking whether exp(-x) overflows, for very negative x, costs less than looking for the smallest x.
+@np.errstate(all="ignore", over="raise")
+def _sigmoid(scratch: Scratch, x: Array, out: Array) -> None:
     compute = COMPUTE[x.dtype]
-
-    def block(index: Index, scratch: Scratch) -> None:
-        xb, yb = x[index], out[index]
-        e = scratch.array("e", xb.shape, compute)
-        try:
-            _reciprocal_of_exp(xb, e, yb)
-        except FloatingPointError:  # exp(-x) overflows for some very negative x, where the result is exp(x)
-            tail = xb < -np.log(np.finfo(compute).max)
-            small = np.exp(xb[tail], dtype=compute)
-            _reciprocal_of_exp(np.where(tail, 0, xb), e, yb)
-            yb[tail] = small
-
-    run(block, cut(x.shape, 1))
-
-
-@np.errstate(over="raise")  # costs less than looking for the smallest x
-def _reciprocal_of_exp(x: Array, e: Array, out: Array) -> None:
-    """``out = 1 / (1 + exp(-x))`` by way of the array `e`, which has the dtype to compute in."""
-    np.exp(np.negative(x, out=e), out=e)
+    e = scratch.array("e", x.shape, compute)
+    try:
+        np.exp(np.negative(x, out=e), out=e)
+        small = tail = None
+    except FloatingPointError:
+        tail = x < -np.log(np.finfo(compute).max)
+        small = np.exp(x[tail], dtype=compute)  # what 1 / (1 + exp(-x)) is there
+        np.exp(np.negative(np.where(tail, 0, x), out=e), out=e)
     np.reciprocal(np.add(e, 1, out=e), out=out)
+    if tail is not None:
+        out[tail] = small
 
 
 def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy * y * (1 - y)``."""
-    dy, y, out = _flat(dy, y, out)
-    compute = COMPUTE[dy.dtype]
-
-    def block(index: Index, scratch: Scratch) -> None:
-        yb = y[index]
-        slope = np.subtract(1, yb, out=scratch.array("slope", yb.shape, compute), dtype=compute)
-        np.multiply(slope, yb, out=slope)
-        np.multiply(slope, dy[index], out=out[index])
-
-    run(block, cut(dy.shape, 1))
+    run(_sigmoid_backward, (dy, y, out))
 
 
-def _flat(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays with one dimension, if they are contiguous: then blocks have no rows to start anew for."""
-    if all(array.flags.c_contiguous for array in arrays):
-        return tuple(array.reshape(-1) for array in arrays)
-    return arrays
+@quietly
+def _sigmoid_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    compute = COMPUTE[y.dtype]
+    slope = np.subtract(1, y, out=scratch.array("slope", y.shape, compute), dtype=compute)
+    np.multiply(np.multiply(slope, y, out=slope), dy, out=out)

@@ -2,69 +2,69 @@
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Index, Scratch, cut, run
-from plugrad.backends.numpy.rows import (
-    classes_last,
-    flat_rows,
-    largest_elements,
-    load,
-    log_of_sum,
-    per_row,
-    shifted,
-    sums,
-)
+from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
+from plugrad.backends.numpy.rows import Places, classes_last, largest, load, log_of_sum, row_sums, sums, write
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
     """``out = exp(x) / sum(exp(x))``."""
-    x, out = classes_last(x, axis), classes_last(out, axis)
+    run(_softmax, (classes_last(x, axis), classes_last(out, axis)), x.shape[axis])
 
-    def block(index: Index, scratch: Scratch) -> None:
-        e, _ = shifted(load(x[index], scratch, "x"), scratch, "e")
-        np.exp(e, out=e)
-        np.divide(e, np.add.reduce(e, axis=-1, keepdims=True), out=out[index])
 
-    run(block, cut(x.shape[:-1], x.shape[-1]))
+@quietly
+def _softmax(scratch: Scratch, x: Array, out: Array) -> None:
+    x = load(scratch, "x", x)
+    e = np.subtract(x, largest(x)[:, None], out=scratch.like("e", x))
+    write(np.divide, np.exp(e, out=e), row_sums(e), out)
 
 
 def softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
     """``out = y * (dy - sum(dy * y))``."""
-    dy, y, out = classes_last(dy, axis), classes_last(y, axis), classes_last(out, axis)
+    run(
+        _softmax_backward,
+        (classes_last(dy, axis), classes_last(y, axis), classes_last(out, axis)),
+        y.shape[axis],
+    )
 
-    def block(index: Index, scratch: Scratch) -> None:
-        dyb, yb = load(dy[index], scratch, "dy"), load(y[index], scratch, "y")
-        work = scratch.rows("work", yb, yb.dtype)
-        mean = np.add.reduce(np.multiply(dyb, yb, out=work), axis=-1, keepdims=True)
-        np.multiply(np.subtract(dyb, mean, out=work), yb, out=out[index])
 
-    run(block, cut(y.shape[:-1], y.shape[-1]))
+@quietly
+def _softmax_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    dy, y = load(scratch, "dy", dy), load(scratch, "y", y)
+    work = scratch.like("work", y)
+    mean = row_sums(np.multiply(dy, y, out=work))
+    np.subtract(dy, mean[:, None], out=work)
+    np.multiply(work.reshape(out.shape), y.reshape(out.shape), out=out)
 
 
 def log_softmax(x: Array, axis: int, out: Array) -> None:
     """``out = x - log(sum(exp(x)))``."""
-    x, out = classes_last(x, axis), classes_last(out, axis)
+    run(_log_softmax, (classes_last(x, axis), classes_last(out, axis)), x.shape[axis])
 
-    def block(index: Index, scratch: Scratch) -> None:
-        xb = load(x[index], scratch, "x")
-        e, largest = shifted(xb, scratch, "e")
-        rows = flat_rows(e)
-        top = largest_elements(rows)
-        np.exp(e, out=e)
-        log = log_of_sum(*sums(rows, top, xb, largest))
-        np.subtract(np.subtract(xb, largest, out=e), per_row(log, e), out=out[index])
 
-    run(block, cut(x.shape[:-1], x.shape[-1]))
+@quietly
+def _log_softmax(scratch: Scratch, x: Array, out: Array) -> None:
+    x = load(scratch, "x", x)
+    places = Places(x)
+    one = places.elements(x, x.argmax(axis=1))
+    top = one.flat[one.index]
+    e = np.subtract(x, top[:, None], out=scratch.like("e", x))
+    np.exp(e, out=e)
+    log = log_of_sum(*sums(e, places.elements(e, one.columns), x, top))
+    write(np.subtract, np.subtract(x, top[:, None], out=e), log, out)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
     """``out = dy - exp(y) * sum(dy)``."""
-    dy, y, out = classes_last(dy, axis), classes_last(y, axis), classes_last(out, axis)
+    run(
+        _log_softmax_backward,
+        (classes_last(dy, axis), classes_last(y, axis), classes_last(out, axis)),
+        y.shape[axis],
+    )
 
-    def block(index: Index, scratch: Scratch) -> None:
-        dyb = load(dy[index], scratch, "dy")
-        p = scratch.rows("p", dyb, dyb.dtype)
-        np.copyto(p, y[index])
-        np.multiply(np.exp(p, out=p), np.add.reduce(dyb, axis=-1, keepdims=True), out=p)
-        np.subtract(dyb, p, out=out[index])
 
-    run(block, cut(y.shape[:-1], y.shape[-1]))
+@quietly
+def _log_softmax_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    dy, y = load(scratch, "dy", dy), load(scratch, "y", y)
+    p = np.exp(y, out=scratch.like("p", y))
+    np.multiply(p, row_sums(dy)[:, None], out=p)
+    np.subtract(dy.reshape(out.shape), p.reshape(out.shape), out=out)
