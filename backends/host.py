@@ -52,7 +52,9 @@ def on_device(x: Any) -> bool:
 
 def overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> str:
     """How the memory of two arrays relates: "none", "same" (the very same elements) or "partial"."""
-    if not np.may_share_memory(a, b):
+    if a is b:
+        return "same"
+    if (a.base is None and b.base is None) or not np.may_share_memory(a, b):  # the first is cheap: each has its own
         return "none"
     if (
         a.shape == b.shape

@@ -134,7 +134,8 @@ def training_step(side: str, sizes: str) -> Step:
         h = relu(affine(x, w1, b1))
         _, dz = softmax_cross_entropy_value_and_grad(affine(h, w2, b2), t)
         dh, dw2, db2 = affine_backward(dz, h, w2)
-        _, dw1, db1 = affine_backward(relu_backward(dh, h), x, w1)
+        da = relu_backward(dh, h)
+        dw1, db1 = x.T @ da, da.sum(0)
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
             parameter -= rate * gradient
 
@@ -149,8 +150,7 @@ def training_step(side: str, sizes: str) -> Step:
         kernels.relu_backward(dh, h, out=dh)
         kernels.affine_backward(dh, x, w1, needs=("dw", "db"), out=(None, dw1, db1))
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
-            gradient *= rate
-            parameter -= gradient
+            parameter -= rate * gradient
 
     return textbook if side == "textbook" else ours
 

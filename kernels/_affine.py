@@ -1,6 +1,6 @@
 """The affine layer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,10 @@ def affine(x: Any, w: Any, b: Any = None, *, out: Any = None) -> Array:
             )
         if not x.dtype == w.dtype == b.dtype:
             x, w, b = promoted((x, w, b))
-    reads = (x, w) if b is None else (x, w, b)
+    reads = [x, w] if b is None else [x, w, b]
     y = result("affine", "out", out, x.shape[:-1] + w.shape[1:], x.dtype, backend, reads)
     if y.size:
-        backend.functions["affine"](x, w, b, y)
+        backend.functions["affine"](reads[0], reads[1], b if b is None else reads[2], y)
     return y
 
 
@@ -120,27 +120,34 @@ def affine_backward(
         dy, x, w = promoted((dy, x, w))
     wanted = _needed(needs)
     given = given_results(kernel, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
-    results: list[Array] = []
-    for name, array, shape in zip(GRADIENTS, given, (x.shape, w.shape, w.shape[1:]), strict=True):
-        if name in wanted:
-            written = [other for other in results if other is not None]
-            results.append(result(kernel, f"out: {name}", array, shape, dy.dtype, backend, (dy, x, w), written))
-        elif array is not None:
-            raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
-        else:
-            results.append(None)
+    if wanted is not GRADIENTS:
+        for name, array in zip(GRADIENTS, given, strict=True):
+            if array is not None and name not in wanted:
+                raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
+    reads = [dy, x, w]
+    dx = dw = db = None
+    if "dx" in wanted:
+        dx = result(kernel, "out: dx", given[0], x.shape, dy.dtype, backend, reads)
+    if "dw" in wanted:
+        dw = result(kernel, "out: dw", given[1], w.shape, dy.dtype, backend, reads, (dx,))
+    if "db" in wanted:
+        db = result(kernel, "out: db", given[2], w.shape[1:], dy.dtype, backend, reads, (dx, dw))
     if dy.size and x.size:
-        backend.functions[kernel](dy, x, w, *results)
-    else:  # no rows, no inputs or no outputs: every sum is over nothing, unless the biases have rows to sum
-        for array in results[:2]:
-            if array is not None:
-                array[...] = 0
-        if results[2] is not None:
-            if dy.size:
-                backend.functions[kernel](dy, x, w, None, None, results[2])
-            else:
-                results[2][...] = 0
-    return results[0], results[1], results[2]
+        backend.functions[kernel](*reads, dx, dw, db)
+    else:
+        _without_products(backend.functions[kernel], reads, dx, dw, db)
+    return dx, dw, db
+
+
+def _without_products(compute: Callable[..., None], reads: list[Array], dx: Any, dw: Any, db: Any) -> None:
+    """The gradients where there are no rows, no inputs or no outputs: sums over nothing, unless there are rows."""
+    for array in (dx, dw):
+        if array is not None:
+            array[...] = 0
+    if db is not None and reads[0].size:
+        compute(*reads, None, None, db)
+    elif db is not None:
+        db[...] = 0
 
 
 def _fit(kernel: str, x: Array, w: Array) -> None:
@@ -167,7 +174,7 @@ def _needed(needs: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in GRADIENTS if name in names)
 
 
-def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     inputs = classes + 3
     return {
         "x": rng.normal(size=(rows, inputs)).astype(dtype),
@@ -176,7 +183,7 @@ def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[A
     }
 
 
-def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     forward = _sample(rng, rows, classes, dtype)
     return {"dy": rng.normal(size=(rows, classes)).astype(dtype), "x": forward["x"], "w": forward["w"]}
 

@@ -93,35 +93,45 @@ def result(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     backend: Backend,
-    reads: Sequence[Array],
-    writes: Sequence[Array] = (),
+    reads: list[Array],
+    writes: Sequence[Array | None] = (),
 ) -> Array:
     """The array that a result is written to: `out` if the caller gave one that fits, else a new one.
 
-    `out` may be the very array that is read, one of `reads`, but may not share memory with one in another way, nor
-    with another result, one of `writes`.
+    `out` may lie exactly where one of `reads` does; that one is then replaced by `out` itself, so that a backend can
+    tell by ``is``. It may not share memory with one in another way, nor with another result, one of `writes`.
     """
     if out is None:
         return backend.empty(shape, dtype)
-    what = f"{kernel}: {name}"
-    if type(out) is not backend.native and not (hasattr(out, "dtype") and backend.owns(type(out))):
+    if type(out) is not backend.native or out.dtype != dtype or out.shape != shape or not out.flags.carray:
+        _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
+    for position, read in enumerate(reads):
+        if read is not out:
+            overlap = backend.overlap(out, read)
+            if overlap == "partial":
+                raise ValueError(
+                    f"{kernel}: {name}: shares part of its memory with an argument; pass that very array, or another"
+                )
+            if overlap == "same":
+                reads[position] = out
+    for written in writes:
+        if written is not None and backend.overlap(out, written) != "none":
+            raise ValueError(f"{kernel}: {name}: shares memory with another result; pass an array of its own")
+    return out
+
+
+def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:
+    """Refuse an array that a result cannot be written to."""
+    if not hasattr(out, "dtype") or not backend.owns(type(out)):
         raise TypeError(f"{what}: expected an array of backend {backend.name!r}, got {type(out).__qualname__}")
     if out.dtype != dtype:
         raise TypeError(f"{what}: expected dtype {dtype}, the dtype of the result, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"{what}: expected shape {shape}, the shape of the result, got {out.shape}")
-    flags = out.flags
-    if not getattr(flags, "writeable", True):
+    if not getattr(out.flags, "writeable", True):
         raise ValueError(f"{what}: expected an array that can be written, got a read-only one")
-    if not flags.c_contiguous and _overlaps_itself(out):
+    if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"{what}: expected an array without repeated elements, got strides {out.strides}")
-    for read in reads:
-        if read is not out and backend.overlap(out, read) == "partial":
-            raise ValueError(f"{what}: shares part of its memory with an argument; pass that very array, or another")
-    for written in writes:
-        if backend.overlap(out, written) != "none":
-            raise ValueError(f"{what}: shares memory with another result; pass an array of its own")
-    return out
 
 
 def _overlaps_itself(x: Array) -> bool:

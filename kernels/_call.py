@@ -20,7 +20,7 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = None) -> Array:
     backend = backend_for(x)
     x = floating(kernel, "x", x, backend)
     along = () if axis is None else (_class_axis(kernel, "x", x, axis),)
-    y = result(kernel, "out", out, x.shape, x.dtype, backend, (x,))
+    y = result(kernel, "out", out, x.shape, x.dtype, backend, [x])
     if y.size:
         backend.functions[kernel](x, *along, y)
     return given_back(y, out)
@@ -35,7 +35,7 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = None) -> Array:
     along = () if axis is None else (_class_axis(kernel, "y", y, axis),)
     if dy.dtype != y.dtype:
         dy, y = promoted((dy, y))
-    dx = result(kernel, "out", out, dy.shape, dy.dtype, backend, (dy, y))
+    dx = result(kernel, "out", out, dy.shape, dy.dtype, backend, [dy, y])
     if dx.size:
         backend.functions[kernel](dy, y, *along, dx)
     return given_back(dx, out)

@@ -123,29 +123,29 @@ def cross_entropy_backward(
     options = loss_options(kernel, "p", p, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, p, options, backend)
     dloss = upstream(kernel, dloss, p, options, backend)
-    reads = (p, t) if isinstance(dloss, float) else (p, t, dloss)
+    reads = [p, t] if isinstance(dloss, float) else [p, t, dloss]
     dp = result(kernel, "out", out, p.shape, p.dtype, backend, reads)
     if p.size:
         backend.functions[kernel](dloss, p, t, options, dp)
     return dp
 
 
-def sample_labels(rng: np.random.Generator, rows: int, classes: int) -> Any:
+def sample_labels(rng: "np.random.Generator", rows: int, classes: int) -> Any:
     """Class indices."""
     return rng.integers(0, classes, rows)
 
 
-def sample_probabilities(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Any:
+def sample_probabilities(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Any:
     """Rows of probabilities, none of them 0 in any dtype."""
     e = rng.random((rows, classes)) + 0.01
     return (e / e.sum(axis=-1, keepdims=True)).astype(dtype)
 
 
-def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     return {"p": sample_probabilities(rng, rows, classes, dtype), "t": sample_labels(rng, rows, classes)}
 
 
-def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     return {"dloss": 0.7, **_sample(rng, rows, classes, dtype)}
 
 

@@ -57,7 +57,7 @@ class Kernel:
     results: tuple[str, ...]
     options: tuple[str, ...] = ()
     backward: str | None = None
-    sample: Callable[[np.random.Generator, int, int, np.dtype[Any]], Inputs]
+    sample: "Callable[[np.random.Generator, int, int, np.dtype[Any]], Inputs]"
     mistakes: tuple[Mistake, ...] = field(default=(), repr=False)
     passes: float
     tolerance: float

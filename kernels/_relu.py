@@ -81,14 +81,14 @@ def relu_backward(dy: Any, y: Any, *, out: Any = None) -> Array:
     return backward("relu_backward", dy, y, out)
 
 
-def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     x = rng.normal(size=(rows, classes))
     x[rng.random(x.shape) < 0.05] = 0.0
     x[rng.random(x.shape) < 0.05] *= 1e3
     return {"x": x.astype(dtype)}
 
 
-def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     return {"dy": rng.normal(size=(rows, classes)).astype(dtype), "y": _sample(rng, rows, classes, dtype)["x"]}
 
 
@@ -105,7 +105,6 @@ KERNELS = (
             Mistake({"x": "text"}, TypeError, "relu: x: expected .*, got dtype <U4"),
             Mistake({"x": np.array([None])}, TypeError, "relu: x: expected .*, got dtype object"),
             Mistake({"x": [[1.0], [1.0, 2.0]]}, TypeError, "relu: x: expected an array or numbers in nested sequences"),
-            Mistake({"x": np.ma.masked_less(np.ones(3), 2)}, TypeError, "relu: x: expected an array without a mask"),
             Mistake({"out": np.ones((2, 2), np.float32)}, ValueError, r"relu: out: expected shape \(2, 3\)"),
             Mistake({"out": np.ones((2, 3), np.float64)}, TypeError, "relu: out: expected dtype float32"),
             Mistake({"out": [[0.0] * 3] * 2}, TypeError, "relu: out: expected an array of backend .*, got list"),

@@ -79,13 +79,13 @@ def sigmoid_backward(dy: Any, y: Any, *, out: Any = None) -> Array:
     return backward("sigmoid_backward", dy, y, out)
 
 
-def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     x = rng.normal(scale=3.0, size=(rows, classes))
     x[rng.random(x.shape) < 0.05] *= 30.0
     return {"x": x.astype(dtype)}
 
 
-def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     y = 1.0 / (1.0 + np.exp(-rng.normal(scale=3.0, size=(rows, classes))))
     return {"dy": rng.normal(size=y.shape).astype(dtype), "y": y.astype(dtype)}
 

@@ -88,7 +88,7 @@ def softmax_backward(dy: Any, y: Any, *, axis: int = -1, out: Any = None) -> Arr
     return backward("softmax_backward", dy, y, out, axis)
 
 
-def sample_logits(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def sample_logits(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     """Logits of moderate size with some rows far off zero and some far apart."""
     x = rng.normal(scale=3.0, size=(rows, classes))
     x[::5] += 100.0
@@ -96,7 +96,7 @@ def sample_logits(rng: np.random.Generator, rows: int, classes: int, dtype: np.d
     return {"x": x.astype(dtype)}
 
 
-def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     e = np.exp(rng.normal(scale=3.0, size=(rows, classes)))
     y = e / e.sum(axis=-1, keepdims=True)
     return {"dy": rng.normal(size=y.shape).astype(dtype), "y": y.astype(dtype)}

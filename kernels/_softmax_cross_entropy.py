@@ -156,7 +156,7 @@ def softmax_cross_entropy_backward(
     options = loss_options(kernel, "y", y, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, y, options, backend)
     dloss = upstream(kernel, dloss, y, options, backend)
-    reads = (y, t) if isinstance(dloss, float) else (y, t, dloss)
+    reads = [y, t] if isinstance(dloss, float) else [y, t, dloss]
     dx = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
     if y.size:
         backend.functions[kernel](dloss, y, t, options, dx)
@@ -228,9 +228,9 @@ def _loss_and(
     options = loss_options(kernel, "x", x, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, x, options, backend)
     loss_out, array_out = given_results(kernel, out, ("loss", second), lone=second)
-    array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, (x, t))
+    array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, [x, t])
     loss = result(
-        kernel, "out: loss", loss_out, loss_shape(x, options), COMPUTE[x.dtype], backend, (x, t), (array,)
+        kernel, "out: loss", loss_out, loss_shape(x, options), COMPUTE[x.dtype], backend, [x, t], (array,)
     )
     if x.size:
         backend.functions[kernel](x, t, options, loss, array)
@@ -239,11 +239,11 @@ def _loss_and(
     return given_back(loss, loss_out), array
 
 
-def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     return {**sample_logits(rng, rows, classes, dtype), "t": sample_labels(rng, rows, classes)}
 
 
-def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     return {
         "dloss": 0.7,
         "y": sample_probabilities(rng, rows, classes, dtype),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import BLOCK, Array, Index, Scratch, cut
+from plugrad.backends.numpy.blocks import BLOCK, Array, Index, Scratch, cut, quietly
 from plugrad.backends.options import COMPUTE, FLOAT64
 
 # Rows that BLAS multiplies in one go where it cannot take all of them: 16-bit arrays, odd strides, in place. Fewer
@@ -16,18 +16,20 @@ PRODUCT_ROWS = 128
 SUMMED_ROWS = 64
 
 
-@np.errstate(all="ignore")
+@quietly
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
     compute = COMPUTE[out.dtype]
-    w = w.astype(compute, copy=np.may_share_memory(w, out))
-    if b is not None:
-        b = b.astype(compute, copy=np.may_share_memory(b, out))
-    if _is_matrix(x, compute) and _is_matrix(out, compute) and not np.may_share_memory(x, out):
+    if out is w:
+        w = w.copy()
+    if out is b:
+        b = b.copy()
+    if out is not x and _is_matrix(x, compute) and _is_matrix(out, compute):
         product = np.matmul(_rows(x, compute), w, out=_rows(out, compute))
         if b is not None:
             np.add(product, b, out=product)
         return
+    w = w.astype(compute, copy=False)
 
     def block(index: Index, scratch: Scratch) -> None:
         rows, target = _rows(x[index], compute), out[index]
@@ -39,30 +41,27 @@ def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     _in_order(block, x, max(w.shape))
 
 
-@np.errstate(all="ignore")
+@quietly
 def affine_backward(
     dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None
 ) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
     # The gradients of the parameters come first, and aside if they are to lie where an argument does.
-    parameters = []
-    if dw is not None:
-        parameters.append((dw, _weights(dy, x, _aside(dw, (dy, x, w)))))
-    if db is not None:
-        parameters.append((db, _biases(dy, _aside(db, (dy, x, w)))))
+    weights = None if dw is None else _weights(dy, x, _aside(dw, dy, x, w))
+    biases = None if db is None else _biases(dy, _aside(db, dy, x, w))
     if dx is not None:
-        affine(dy, w.T, None, dx)
-    for target, value in parameters:
-        if value is not target:
-            np.copyto(target, value, casting="same_kind")
+        affine(dy, w.T, None, dx) if dx is not w else affine(dy, w.T.copy(), None, dx)
+    if weights is not dw:
+        np.copyto(dw, weights, casting="same_kind")
+    if biases is not db:
+        np.copyto(db, biases, casting="same_kind")
 
 
-def _aside(target: Array, reads: tuple[Array, ...]) -> Array:
-    """`target`, or, if it is no array to compute in or overlaps one that is still read, a new one in its place."""
+def _aside(target: Array, dy: Array, x: Array, w: Array) -> Array:
+    """`target`, or, if it is no array to compute in or an argument that is still read, a new one in its place."""
     compute = COMPUTE[target.dtype]
-    if target.dtype == compute and target.flags.c_contiguous:
-        if not any(np.may_share_memory(target, read) for read in reads):
-            return target
+    if _is_matrix(target, compute) and target is not dy and target is not x and target is not w:
+        return target
     return np.empty(target.shape, compute)
 
 
@@ -84,10 +83,10 @@ def _weights(dy: Array, x: Array, dw: Array) -> Array:
 def _biases(dy: Array, db: Array) -> Array:
     """``db`` = sum of the rows of `dy`."""
     compute = db.dtype
-    ones = np.ones(SUMMED_ROWS, compute)
     if dy.size <= SUMMED_ROWS * db.size and _is_matrix(dy, compute):
         rows = _rows(dy, compute)
-        return np.matmul(ones[: len(rows)], rows, out=db)
+        return np.matmul(np.ones(len(rows), compute), rows, out=db)
+    ones = np.ones(SUMMED_ROWS, compute)
     total = np.zeros(db.shape, FLOAT64)
 
     def block(index: Index, scratch: Scratch) -> None:
@@ -111,9 +110,11 @@ def _in_order(block: Callable[[Index, Scratch], None], x: Array, width: int) -> 
 
 def _rows(x: Array, compute: np.dtype[Any]) -> Array:
     """`x` with two dimensions, in the dtype to compute in: a view where there is one, else a copy."""
-    return x.reshape(-1, x.shape[-1]).astype(compute, copy=False)
+    if x.ndim != 2:
+        x = x.reshape(-1, x.shape[-1])
+    return x if x.dtype == compute else x.astype(compute)
 
 
 def _is_matrix(x: Array, compute: np.dtype[Any]) -> bool:
     """Whether BLAS takes all rows of `x` at once, without a copy that grows with their number."""
-    return x.dtype == compute and x.flags.c_contiguous
+    return bool(x.dtype == compute and x.flags.c_contiguous)

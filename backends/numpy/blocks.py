@@ -7,6 +7,7 @@ same, bit for bit, for any number of threads.
 import functools
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -22,10 +23,11 @@ Array: TypeAlias = npt.NDArray[Any]
 Index: TypeAlias = Any  # what cuts a block out of an array: an index tuple, or ... for all of it
 T = TypeVar("T")
 
-# Elements in a block: 512 KiB of float32. Of 2**14 to 2**18 it was the fastest for softmax of 4096 x 1024 and
-# 512 x 50257 on two threads of an EPYC with 1 MiB of second-level cache each: 2**14 is half as fast, because the time
-# between two NumPy calls, in which a thread holds Python's lock, then weighs more than the calls.
-BLOCK = 2**17
+# Elements in a block: 2 MiB of float32, so that a block and the buffers for it stay in the last-level cache. Of 2**15
+# to 2**20 it was the fastest for softmax, its gradient and the loss with gradient from 1024 x 1024 to 512 x 50257, on
+# two cores of an EPYC: 2**16 fits the second-level cache but takes half as long again, since between two NumPy calls
+# a thread needs Python's lock, and to hand it from one thread to the other costs more than a cache miss.
+BLOCK = 2**19
 
 # More threads than this wait for Python's lock: it is held for about a tenth of the time that a block takes.
 MOST_THREADS = 8
@@ -59,7 +61,10 @@ class Scratch:
 
 
 class Buffers(Scratch):
-    """Arrays to work in that lie in the same few buffers for one block after another."""
+    """Arrays to work in that lie in the same few buffers for one block after another, and in one call after another.
+
+    New memory would cost more than most kernels: the system hands it out page by page, at the first touch.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
@@ -75,6 +80,7 @@ class Buffers(Scratch):
 
 quietly = np.errstate(all="ignore")  # decorates tasks in which NaN and infinities are results like any other
 _FRESH = Scratch()
+_idle: deque[Buffers] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
 
 
 def run(task: Callable[..., T], arrays: Sequence[Array | None], width: int = 1) -> list[T]:
@@ -107,10 +113,14 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], width: int = 1) 
     turns = iter(range(len(indices)))  # shared: each thread takes the next block when it has finished one
 
     def work() -> None:
-        scratch = Buffers()
+        try:
+            scratch = _idle.pop()
+        except IndexError:
+            scratch = Buffers()
         for turn in turns:
             index = indices[turn]
             results[turn] = task(scratch, *(None if array is None else array[index] for array in arrays))
+        _idle.append(scratch)
 
     helpers = min(threads.count(), MOST_THREADS, len(indices)) - 1
     if helpers:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
-from plugrad.backends.numpy.labels import Labels, inner, weighted
+from plugrad.backends.numpy.labels import Labels, inner, label_elements, weighted
 from plugrad.backends.numpy.rows import classes_last, load, write
 from plugrad.backends.options import LossOptions
 
@@ -27,8 +27,10 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
 @quietly
 def _loss_of_classes(labels: Labels, scratch: Scratch, t: Array, p: Array, loss: Array | None) -> float:
     label, weight, ignored = labels.single(t)
-    probability = p[_elements(p, label)].reshape(-1).astype(labels.compute, copy=False)
-    losses = weighted(np.subtract(0, np.log(probability)), weight)
+    probability = p[label_elements(p, label)].reshape(-1).astype(labels.compute, copy=False)
+    losses = np.subtract(0, np.log(probability))
+    if weight is not None:
+        losses = weighted(losses, weight)
     return labels.collect(losses, ignored, loss)
 
 
@@ -61,7 +63,7 @@ def _gradient_of_classes(
         factor = factor * weight
     if ignored is not None:
         factor = np.where(ignored, 0, factor)
-    where = _elements(p, label)
+    where = label_elements(p, label)
     slope = np.where(factor == 0, 0, -factor / p[where].reshape(-1).astype(labels.compute, copy=False))
     dp[...] = 0
     dp[where] = slope.reshape(dp.shape[:-1])
@@ -77,9 +79,3 @@ def _gradient(
     slope = np.divide(spread, p, out=scratch.like("slope", p))
     slope[spread == 0] = 0
     write(np.multiply, slope, factor, dp)
-
-
-def _elements(p: Array, label: Array) -> tuple[Array, ...]:
-    """The indices of one class, given flat, per row of `p`."""
-    lead = p.shape[:-1]
-    return (*np.indices(lead, sparse=True), label.reshape(lead)) if len(lead) != 1 else (np.arange(*lead), label)

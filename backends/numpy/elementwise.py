@@ -45,21 +45,21 @@ def _keep(x: Array, keep: Array, out: Array) -> None:
 
 def sigmoid(x: Array, out: Array) -> None:
     """``out = 1 / (1 + exp(-x))``."""
+    if x.flags.c_contiguous and out.flags.c_contiguous:  # one dimension makes the tail faster to find
+        x, out = x.reshape(-1), out.reshape(-1)
     run(_sigmoid, (x, out))
 
 
 # Asking whether exp(-x) overflows, for very negative x, costs less than looking for the smallest x.
 @np.errstate(all="ignore", over="raise")
 def _sigmoid(scratch: Scratch, x: Array, out: Array) -> None:
-    compute = COMPUTE[x.dtype]
-    e = scratch.array("e", x.shape, compute)
+    e = np.negative(x, out=scratch.array("e", x.shape, COMPUTE[x.dtype]))
     try:
-        np.exp(np.negative(x, out=e), out=e)
-        small = tail = None
-    except FloatingPointError:
-        tail = x < -np.log(np.finfo(compute).max)
-        small = np.exp(x[tail], dtype=compute)  # what 1 / (1 + exp(-x)) is there
-        np.exp(np.negative(np.where(tail, 0, x), out=e), out=e)
+        np.exp(e, out=e)
+        tail, small = None, None
+    except FloatingPointError:  # raised when all of it is done: 1 / (1 + exp(-x)) is exp(x) where exp(-x) overflowed
+        tail = np.isinf(e).nonzero()
+        small = np.exp(x[tail], dtype=e.dtype)
     np.reciprocal(np.add(e, 1, out=e), out=out)
     if tail is not None:
         out[tail] = small

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Index, Scratch, cut
-from plugrad.backends.numpy.rows import Places, classes_last, row_sums
+from plugrad.backends.numpy.rows import classes_last, elements, row_sums
 from plugrad.backends.options import COMPUTE, LossOptions, bad_label
 
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -80,7 +80,7 @@ class Labels:
         if self.indices:
             labels, ignored = self._unignored(t)
             rows[...] = smoothing / self.classes
-            flat, index, _ = Places(rows).elements(rows, labels)
+            flat, index = elements(rows, labels)
             flat[index] += 1 - smoothing
         else:
             np.copyto(rows.reshape(t.shape), t, casting="same_kind")
@@ -143,10 +143,8 @@ def _place(index: Index, row: tuple[np.intp, ...]) -> tuple[int, ...]:
     return (*outer, piece.start + within[0], *within[1:])
 
 
-def weighted(losses: Array, weight: Array | None) -> Array:
+def weighted(losses: Array, weight: Array) -> Array:
     """The losses of rows times the weights of their labels; an infinite loss of weight 0 is 0."""
-    if weight is None:
-        return losses
     product = losses * weight
     product[(weight == 0) & np.isinf(losses)] = 0
     return product
@@ -160,3 +158,9 @@ def inner(labels: Array, logs: Array, scratch: Scratch) -> Array:
         product[(labels == 0) & np.isneginf(logs)] = 0
         total = row_sums(product)
     return total
+
+
+def label_elements(p: Array, label: Array) -> tuple[Array, ...]:
+    """The indices in `p` of one class per row, given flat."""
+    lead = p.shape[:-1]
+    return (*np.indices(lead, sparse=True), label.reshape(lead)) if len(lead) != 1 else (np.arange(*lead), label)

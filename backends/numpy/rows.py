@@ -1,12 +1,14 @@
 """Rows of classes: how they are laid out to be worked on, and their exponentials and sums."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch
 from plugrad.backends.options import COMPUTE
+
+Elements: TypeAlias = tuple[Array, Array]  # a flat view of an array, and the indices of some elements in it
 
 # Up to this many classes, rows are worked on class by class: NumPy then runs along many rows where it would start
 # anew for every few classes. Softmax of 4 classes is 5 times as fast so, of 10 classes 3.5 times, of 16 twice; of 32
@@ -24,12 +26,14 @@ SOME_CLASSES = 256
 # long rows BLAS may use threads, and its sums then depend on their number.
 BLAS_CLASSES = 1024
 
-# For more rows than this, to find where the largest elements are and fetch them is faster than numpy.maximum.reduce.
+# Up to this many rows, numpy.maximum.reduce and numpy.add.reduce are the fastest: they are slow to start a row, but
+# need nothing prepared.
 FEW_ROWS = 32
 
-# Rows whose exponentials but the largest sum to less than this are confident: the rounding of x - max, half an ulp
-# of a difference above 7, would show in the sum, so that it is computed again with that error put right.
-CONFIDENT = 2.0**-10
+# Rows whose exponentials but the largest sum to less than this are confident: the largest of the others are exp(-12)
+# or less, and the rounding of x - max, half an ulp of a number above 12 and so 4 ulp of 1 or more, would show in the
+# sum. It is computed again with that error put right.
+CONFIDENT = 2.0**-18
 
 
 def classes_last(x: Array, axis: int) -> Array:
@@ -77,62 +81,51 @@ def largest(rows: Array) -> Array:
 
 def row_sums(rows: Array) -> Array:
     """The sums of the rows."""
-    if rows.shape[1] <= BLAS_CLASSES and rows.flags.c_contiguous:
+    if len(rows) > FEW_ROWS and rows.shape[1] <= BLAS_CLASSES and rows.flags.c_contiguous:
         return np.vecdot(rows, np.ones(rows.shape[1], rows.dtype))
     return np.add.reduce(rows, axis=1)
 
 
-class Elements(NamedTuple):
-    """One element in each row of an array, to read and to write as ``flat[index]``."""
-
-    flat: Array
-    index: Array
-    columns: Array
-
-
-class Places:
-    """Where the elements lie in rows that `load` gave, and in all arrays laid out like them."""
-
-    __slots__ = ("by_class", "count", "starts")
-
-    def __init__(self, rows: Array) -> None:
-        self.count, classes = rows.shape
-        self.by_class = not rows.flags.c_contiguous
-        self.starts = np.arange(self.count) if self.by_class else np.arange(0, rows.size, classes)
-
-    def elements(self, rows: Array, columns: Array) -> Elements:
-        """The elements of `rows` in `columns`, one for each row."""
-        columns = columns.astype(np.intp, copy=False)
-        if self.by_class:
-            return Elements(rows.T.reshape(-1), columns * self.count + self.starts, columns)
-        return Elements(rows.reshape(-1), columns + self.starts, columns)
+def elements(rows: Array, columns: Array) -> Elements:
+    """One element in each row of an array laid out as `load` does, to read and to write as ``flat[index]``."""
+    count, classes = rows.shape
+    if columns.dtype != np.intp:
+        columns = columns.astype(np.intp)
+    if rows.flags.c_contiguous:
+        return rows.reshape(-1), columns + np.arange(0, count * classes, classes)
+    return rows.T.reshape(-1), columns * count + np.arange(count)
 
 
-def sums(e: Array, one: Elements, x: Array, top: Array) -> tuple[Array, Array]:
-    """The sums of the rows of ``e = exp(x - top)`` in two parts: all elements but one, and that one.
+def sums(e: Array, one: Elements) -> tuple[Array, Array]:
+    """The sums of the rows of `e` in two parts: all elements but one, and that one.
 
     A sum rounded as a whole would lose, in a row predicted with confidence, what lies beside the largest term. The
     elements left out are 0 in `e` afterwards.
-
-    Rows whose first part is small are computed again. With ``z = fl(x - m)`` and ``d`` the error of that subtraction
-    (Knuth's TwoSum, "The Art of Computer Programming", volume 2, section 4.2.2), ``exp(x - m) = exp(z) (1 + d)`` but
-    for terms in ``d**2``.
     """
-    single = one.flat[one.index]
-    one.flat[one.index] = 0
-    rest = row_sums(e)
+    flat, index = one
+    single = flat[index]
+    flat[index] = 0
+    return row_sums(e), single
+
+
+def refine(rest: Array, columns: Array, x: Array, top: Array) -> None:
+    """Put `rest`, sums of rows of ``exp(x - top)`` without the elements in `columns`, right for confident rows.
+
+    With ``z = fl(x - m)`` and ``d`` the error of that subtraction (Knuth's TwoSum, "The Art of Computer Programming",
+    volume 2, section 4.2.2), ``exp(x - m) = exp(z) (1 + d)`` but for terms in ``d**2``.
+    """
     confident = (rest < CONFIDENT).nonzero()[0]
-    if confident.size:
-        x, m = x[confident], top[confident, None]
-        z = x - m
-        back = z - x
-        error = (x - (z - back)) - (m + back)
-        error[~np.isfinite(z)] = 0
-        z = np.exp(z)
-        z += z * error
-        z[np.arange(confident.size), one.columns[confident]] = 0
-        rest[confident] = np.add.reduce(z, axis=1)
-    return rest, single
+    if not confident.size:
+        return
+    x, m = x[confident], top[confident, None]
+    z = x - m
+    back = z - x
+    error = (x - (z - back)) - (m + back)
+    error[~np.isfinite(z)] = 0
+    np.exp(z, out=z)
+    z += np.multiply(z, error, out=error)
+    z[np.arange(confident.size), columns[confident]] = 0
+    rest[confident] = np.add.reduce(z, axis=1)
 
 
 def log_of_sum(rest: Array, single: Array) -> Array:

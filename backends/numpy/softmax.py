@@ -3,7 +3,7 @@
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
-from plugrad.backends.numpy.rows import Places, classes_last, largest, load, log_of_sum, row_sums, sums, write
+from plugrad.backends.numpy.rows import classes_last, elements, largest, load, log_of_sum, row_sums, sums, write
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -44,13 +44,10 @@ def log_softmax(x: Array, axis: int, out: Array) -> None:
 @quietly
 def _log_softmax(scratch: Scratch, x: Array, out: Array) -> None:
     x = load(scratch, "x", x)
-    places = Places(x)
-    one = places.elements(x, x.argmax(axis=1))
-    top = one.flat[one.index]
-    e = np.subtract(x, top[:, None], out=scratch.like("e", x))
-    np.exp(e, out=e)
-    log = log_of_sum(*sums(e, places.elements(e, one.columns), x, top))
-    write(np.subtract, np.subtract(x, top[:, None], out=e), log, out)
+    z = np.subtract(x, largest(x)[:, None], out=scratch.like("z", x))
+    e = np.exp(z, out=scratch.like("e", x))
+    log = log_of_sum(*sums(e, elements(e, z.argmax(axis=1))))
+    write(np.subtract, z, log, out)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:

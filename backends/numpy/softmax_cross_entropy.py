@@ -1,13 +1,13 @@
 """Softmax and cross-entropy in one pass over the logits."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
-from plugrad.backends.numpy.labels import Labels, inner, weighted
-from plugrad.backends.numpy.rows import Elements, Places, classes_last, largest, load, log_of_sum, sums, write
+from plugrad.backends.numpy.labels import Labels, inner, label_elements, weighted
+from plugrad.backends.numpy.rows import Elements, classes_last, elements, largest, load, log_of_sum, refine, sums, write
 from plugrad.backends.options import LossOptions
 
 
@@ -25,10 +25,10 @@ def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array,
 def _loss_and_probabilities(
     labels: Labels, scratch: Scratch, x: Array, t: Array, loss: Array | None, y: Array
 ) -> float:
-    rows = _forward(labels, scratch, x, t)
-    rows.one.flat[rows.one.index] = rows.single
-    write(np.divide, rows.e, rows.rest + rows.single, y)
-    return labels.collect(rows.losses, rows.ignored, loss)
+    e, (flat, index), rest, single, losses, _, _, ignored = _forward(labels, scratch, x, t)
+    flat[index] = single
+    write(np.divide, e, rest + single, y)
+    return labels.collect(losses, ignored, loss)
 
 
 def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
@@ -47,20 +47,20 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 @quietly
 def _loss_and_gradient(labels: Labels, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array) -> float:
-    rows = _forward(labels, scratch, x, t)
-    factor = (labels.scale if rows.weight is None else labels.scale * rows.weight) / (rows.rest + rows.single)
+    e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, scratch, x, t)
+    factor = (labels.scale if weight is None else labels.scale * weight) / (rest + single)
     # y - 1 for the label is -rest / sum, which keeps its accuracy where y is close to 1.
-    rows.one.flat[rows.one.index] = -rows.rest if rows.labels is None else rows.single
-    if rows.ignored is not None:
-        factor[rows.ignored] = 0
-        rows.e[rows.ignored] = 0
-    if rows.labels is None:
-        write(np.multiply, rows.e, factor, dx)
+    flat[index] = -rest if spread is None else single
+    if ignored is not None:
+        factor[ignored] = 0
+        e[ignored] = 0
+    if spread is None:
+        write(np.multiply, e, factor, dx)
     else:
-        np.multiply(rows.e, factor[:, None], out=rows.e)
-        np.multiply(rows.labels, labels.scale, out=rows.labels)
-        np.subtract(rows.e.reshape(dx.shape), rows.labels.reshape(dx.shape), out=dx)
-    return labels.collect(rows.losses, rows.ignored, loss)
+        np.multiply(e, factor[:, None], out=e)
+        np.multiply(spread, labels.scale, out=spread)
+        np.subtract(e.reshape(dx.shape), spread.reshape(dx.shape), out=dx)
+    return labels.collect(losses, ignored, loss)
 
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
@@ -79,56 +79,56 @@ def _gradient(
 ) -> None:
     factor = labels.upstream(dloss if dlosses is None else dlosses)
     y = load(scratch, "y", y)
-    rows = scratch.like("rows", y)
-    np.copyto(rows, y)
     if labels.one_class:
         label, weight, ignored = labels.single(t)
-        flat, index, _ = Places(rows).elements(rows, label)
-        flat[index] -= 1
         if weight is not None:
             factor = factor * weight
+        if ignored is not None:
+            factor = np.where(ignored, 0, factor)
+        where = label_elements(dx, label)
+        flat, index = elements(y, label)
+        slope = (flat[index] - 1) * factor  # before `dx`, which may lie where `y` does, is written
+        write(np.multiply, y, factor, dx)
+        dx[where] = slope.reshape(dx.shape[:-1])
     else:
-        spread, weight, ignored = labels.spread(t, rows, scratch)
-        rows *= weight[:, None]
+        spread, weight, ignored = labels.spread(t, y, scratch)
+        rows = np.multiply(y, weight[:, None], out=scratch.like("rows", y))
         rows -= spread
+        write(np.multiply, rows, factor, dx)
     if ignored is not None:
-        rows[ignored] = 0
-        factor = np.where(ignored, 0, factor)
-    write(np.multiply, rows, factor, dx)
+        dx[ignored.reshape(dx.shape[:-1])] = 0
 
 
-class _Rows(NamedTuple):
-    """A block of rows on the way to the loss and its gradient."""
+def _forward(
+    labels: Labels, scratch: Scratch, x: Array, t: Array
+) -> tuple[Array, Elements, Array, Array, Array, Array | None, Array | None, Array | None]:
+    """The exponentials, their sums and the losses of a block of rows.
 
-    e: Array  # exp(x - max), but 0 at `one`
-    one: Elements  # one element of each row: the label's, or the largest
-    rest: Array  # the sum of `e`
-    single: Array  # what stood at `one`
-    losses: Array
-    weight: Array | None  # the sum of the weighted labels of each row; None where it is 1
-    labels: Array | None  # the weighted labels, with two dimensions; None where they are one class each
-    ignored: Array | None
-
-
-def _forward(labels: Labels, scratch: Scratch, x: Array, t: Array) -> _Rows:
-    """The exponentials, their sums and the losses of a block of rows."""
+    Returns ``exp(x - max)`` of the rows, but 0 for one element of each row, the label's or the largest; where these
+    are; the sums of what is left; what these were; the losses; the sum of the weighted labels of each row (None: 1);
+    the weighted labels (None: one class each); and which rows are ignored (None: no row).
+    """
     x = load(scratch, "x", x)
     top = largest(x)
     e = np.subtract(x, top[:, None], out=scratch.like("e", x))
-    places = Places(e)
     if labels.one_class:
         spread = None
-        label, weight, ignored = labels.single(t)
-        one = places.elements(e, label)
-        label_logit = one.flat[one.index]
+        columns, weight, ignored = labels.single(t)
+        one = elements(e, columns)
+        label_logit = one[0][one[1]]
         np.exp(e, out=e)
-        rest, single = sums(e, one, x, top)
-        losses = weighted(log_of_sum(rest, single) - label_logit, weight)
+        rest, single = sums(e, one)
+        refine(rest, columns, x, top)
+        losses = log_of_sum(rest, single) - label_logit
+        if weight is not None:
+            losses = weighted(losses, weight)
     else:
         spread, weight, ignored = labels.spread(t, e, scratch)
         product = inner(spread, e, scratch)
-        one = places.elements(e, e.argmax(axis=1))
+        columns = e.argmax(axis=1)
         np.exp(e, out=e)
-        rest, single = sums(e, one, x, top)
+        one = elements(e, columns)
+        rest, single = sums(e, one)
+        refine(rest, columns, x, top)
         losses = weight * log_of_sum(rest, single) - product
-    return _Rows(e, one, rest, single, losses, weight, spread, ignored)
+    return e, one, rest, single, losses, weight, spread, ignored
