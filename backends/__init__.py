@@ -4,12 +4,12 @@ Select one with the environment variable ``PLUGRAD_BACKEND`` (``auto``, a name, 
 `set_default` or, for a block of code or a function, with `use`. See ``python -m plugrad.backends`` for what runs here.
 """
 
-from plugrad.backends.registry import Backend, BackendUnavailable, available, get, register
+from plugrad.backends.registry import Backend, BackendUnavailableError, available, get, register
 from plugrad.backends.selection import Explanation, asarray, current, explain, set_default, to_numpy, use
 
 __all__ = [
     "Backend",
-    "BackendUnavailable",
+    "BackendUnavailableError",
     "Explanation",
     "asarray",
     "available",

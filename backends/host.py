@@ -26,7 +26,9 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{what}: expected an array or numbers in nested sequences, got {kind.__qualname__}: {error}") from error
+        raise TypeError(
+            f"{what}: expected an array or numbers in nested sequences, got {kind.__qualname__}: {error}"
+        ) from error
 
 
 def asarray(x: Any) -> npt.NDArray[Any]:

@@ -30,7 +30,7 @@ BUILTIN = {
 }
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailableError(RuntimeError):
     """A backend that was asked for cannot run here; the message says why and what to do."""
 
 
@@ -91,8 +91,18 @@ class Backend:
     """
 
     __slots__ = (
-        "name", "room", "functions", "arrays", "stand_ins", "options", "native", "take", "asarray", "to_numpy",
-        "empty", "overlap",
+        "arrays",
+        "asarray",
+        "empty",
+        "functions",
+        "name",
+        "native",
+        "options",
+        "overlap",
+        "room",
+        "stand_ins",
+        "take",
+        "to_numpy",
     )  # fmt: skip
 
     def __init__(self, name: str, room: Any) -> None:
@@ -236,7 +246,7 @@ def get(name: str) -> Backend:
     ------
     TypeError, ValueError
         If no backend has this name; the message lists those that exist, and the nearest.
-    BackendUnavailable
+    BackendUnavailableError
         If it cannot run here; the message says why.
 
     Examples
@@ -261,9 +271,9 @@ def _load(name: str) -> Backend:
     try:
         reason = None if probe is None else probe()
     except (Exception, SystemExit) as error:
-        raise BackendUnavailable(f"{described} failed in its probe: {type(error).__name__}: {error}") from error
+        raise BackendUnavailableError(f"{described} failed in its probe: {type(error).__name__}: {error}") from error
     if reason is not None:
-        raise BackendUnavailable(f"{described} cannot run here: {reason}")
+        raise BackendUnavailableError(f"{described} cannot run here: {reason}")
     return Backend(name, room)
 
 
@@ -280,15 +290,15 @@ def _room(name: str) -> tuple[Any, str]:
         owners = [entry.dist.name if entry.dist else "an unknown distribution" for entry in entries]
         described = f"backend {name!r} (plug-in {entries[0].value} of {owners[0]})"
         if len(set(owners)) > 1:
-            raise BackendUnavailable(
+            raise BackendUnavailableError(
                 f"backend {name!r} is claimed by several distributions: {', '.join(sorted(set(owners)))}; "
                 f"uninstall all but one"
             )
         return entries[0].load(), described
-    except BackendUnavailable:
+    except BackendUnavailableError:
         raise
     except (Exception, SystemExit) as error:
-        raise BackendUnavailable(f"{described} failed to import: {type(error).__name__}: {error}") from error
+        raise BackendUnavailableError(f"{described} failed to import: {type(error).__name__}: {error}") from error
 
 
 def is_plug_in(name: str) -> bool:
@@ -300,7 +310,7 @@ def usable(name: str) -> Backend | Unavailable:
     """The backend of that name, or the reason why it cannot run here."""
     try:
         return get(name)
-    except BackendUnavailable as error:
+    except BackendUnavailableError as error:
         return Unavailable(error)
 
 

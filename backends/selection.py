@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from plugrad.backends import host, registry
-from plugrad.backends.registry import Backend, BackendUnavailable, Unavailable
+from plugrad.backends.registry import Backend, BackendUnavailableError, Unavailable
 
 VARIABLE = "PLUGRAD_BACKEND"
 CHECK_VARIABLE = "PLUGRAD_CHECK"
@@ -72,7 +72,7 @@ class Choice:
         backend, reasons = registry.first_usable(candidates)
         if backend is None:
             several = "none of these backends can run here: " if len(candidates) > 1 else ""
-            raise BackendUnavailable(f"{self.origin}: {several}{'; '.join(reasons.values())}")
+            raise BackendUnavailableError(f"{self.origin}: {several}{'; '.join(reasons.values())}")
         for option, value in self.options.items():
             if option not in backend.options:
                 raise TypeError(
@@ -142,7 +142,7 @@ class use:  # noqa: N801  (it is called like a function)
     ------
     TypeError, ValueError
         For an unknown name or option; the message lists those that exist.
-    BackendUnavailable
+    BackendUnavailableError
         On entering, if none of the named backends can run here.
 
     Examples
@@ -177,6 +177,7 @@ class use:  # noqa: N801  (it is called like a function)
         _scope.set(choice.outer if choice is not None else None)
 
     def __call__(self, function: _Function) -> _Function:
+        """Wrap a function, or a coroutine function, so that each call of it runs in the scope."""
         import inspect  # slow to import, and seldom needed
 
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -212,7 +213,7 @@ def set_default(name: str) -> None:
     ------
     TypeError, ValueError
         For an unknown name; the message lists the known ones. The default stays as it was.
-    BackendUnavailable
+    BackendUnavailableError
         If none of the named backends can run here. The default stays as it was.
 
     Examples
@@ -234,7 +235,7 @@ def current() -> Backend:
 
     Raises
     ------
-    TypeError, ValueError, BackendUnavailable
+    TypeError, ValueError, BackendUnavailableError
         If ``PLUGRAD_BACKEND`` names an unknown backend, or none that can run here.
 
     Examples

@@ -33,11 +33,11 @@ def requested() -> int | None:
 @functools.cache
 def count() -> int:
     """The number of threads to use, fixed when it is first asked for."""
+    if wanted := requested():
+        return wanted
     if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
-    return requested() or processors
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @functools.cache

@@ -130,7 +130,7 @@ def training_step(side: str, sizes: str) -> Step:
     b1, b2 = np.zeros(hidden, np.float32), np.zeros(classes, np.float32)
     rate = np.float32(1e-4)
 
-    def textbook() -> None:
+    def textbook() -> Any:
         h = relu(affine(x, w1, b1))
         _, dz = softmax_cross_entropy_value_and_grad(affine(h, w2, b2), t)
         dh, dw2, db2 = affine_backward(dz, h, w2)
@@ -138,12 +138,13 @@ def training_step(side: str, sizes: str) -> Step:
         dw1, db1 = x.T @ da, da.sum(0)
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
             parameter -= rate * gradient
+        return w1, b1, w2, b2
 
     a, z = np.empty((rows, hidden), np.float32), np.empty((rows, classes), np.float32)
     dh, dw1, db1 = np.empty_like(a), np.empty_like(w1), np.empty_like(b1)
     dw2, db2 = np.empty_like(w2), np.empty_like(b2)
 
-    def ours() -> None:
+    def ours() -> Any:
         h = kernels.relu(kernels.affine(x, w1, b1, out=a), out=a)
         _, dz = kernels.softmax_cross_entropy_value_and_grad(kernels.affine(h, w2, b2, out=z), t, out=z)
         kernels.affine_backward(dz, h, w2, out=(dh, dw2, db2))
@@ -151,6 +152,7 @@ def training_step(side: str, sizes: str) -> Step:
         kernels.affine_backward(dh, x, w1, needs=("dw", "db"), out=(None, dw1, db1))
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
             parameter -= rate * gradient
+        return w1, b1, w2, b2
 
     return textbook if side == "textbook" else ours
 

@@ -218,9 +218,15 @@ KERNELS = (
         sample=_sample_backward,
         mistakes=(
             Mistake({"dy": np.ones((2, 2))}, ValueError, r"affine_backward: dy: expected shape \(2, 3\) for x"),
-            Mistake({"needs": ("dx", "dy")}, ValueError, "affine_backward: needs: expected some of dx, dw, db; got 'dy'"),
-            Mistake({"out": np.ones((2, 6), np.float32)}, TypeError, r"affine_backward: out: expected a tuple \(dx, dw"),
-            Mistake({"out": (None, None)}, ValueError, "affine_backward: out: expected one entry for each of dx, dw, db"),
+            Mistake(
+                {"needs": ("dx", "dy")}, ValueError, "affine_backward: needs: expected some of dx, dw, db; got 'dy'"
+            ),
+            Mistake(
+                {"out": np.ones((2, 6), np.float32)}, TypeError, r"affine_backward: out: expected a tuple \(dx, dw"
+            ),
+            Mistake(
+                {"out": (None, None)}, ValueError, "affine_backward: out: expected one entry for each of dx, dw, db"
+            ),
             Mistake(
                 {"needs": "dx", "out": (None, np.ones((6, 3), np.float32), None)},
                 ValueError,

@@ -14,25 +14,27 @@ from plugrad.kernels._arguments import (
     some_classes,
 )
 
+ELEMENTWISE = object()  # in place of an axis: the kernel has none
 
-def forward(kernel: str, x: Any, out: Any, axis: Any = None) -> Array:
+
+def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(x)
     x = floating(kernel, "x", x, backend)
-    along = () if axis is None else (_class_axis(kernel, "x", x, axis),)
+    along = () if axis is ELEMENTWISE else (_class_axis(kernel, "x", x, axis),)
     y = result(kernel, "out", out, x.shape, x.dtype, backend, [x])
     if y.size:
         backend.functions[kernel](x, *along, y)
     return given_back(y, out)
 
 
-def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = None) -> Array:
+def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(dy)
     dy = floating(kernel, "dy", dy, backend)
     y = floating(kernel, "y", y, backend)
     same_shape(kernel, "y", y, "dy", dy.shape)
-    along = () if axis is None else (_class_axis(kernel, "y", y, axis),)
+    along = () if axis is ELEMENTWISE else (_class_axis(kernel, "y", y, axis),)
     if dy.dtype != y.dtype:
         dy, y = promoted((dy, y))
     dx = result(kernel, "out", out, dy.shape, dy.dtype, backend, [dy, y])

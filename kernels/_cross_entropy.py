@@ -155,7 +155,9 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
         Mistake({rows: np.ones((2, 0))}, ValueError, f"{kernel}: {rows}: expected at least one class along axis 1"),
         Mistake({rows: np.ones((2, 3), complex)}, TypeError, f"{kernel}: {rows}: expected .*, got dtype complex128"),
         Mistake({"t": [0.0, 1.0]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype f"),
-        Mistake({"t": [True, False]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype b"),
+        Mistake(
+            {"t": [True, False]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype b"
+        ),
         Mistake({"t": [0, 1, 2]}, ValueError, rf"{kernel}: t: expected class indices of shape \(2,\) or .*\(3,\)"),
         Mistake({"t": [0, 3]}, ValueError, r"t: expected labels in \[0, 3\), got 3 at row 1"),
         Mistake({"t": [-1, 0]}, ValueError, r"t: expected labels in \[0, 3\), got -1 at row 0"),
@@ -172,7 +174,9 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
         Mistake({"ignore_index": 0.5}, TypeError, f"{kernel}: ignore_index: expected an integer or None, got 0.5"),
         Mistake({"weight": [1.0, 2.0]}, ValueError, rf"{kernel}: weight: expected one weight per class, shape \(3,\)"),
         Mistake({"weight": ["a"] * 3}, TypeError, f"{kernel}: weight: expected .*, got dtype <U1"),
-        Mistake({"label_smoothing": 1.5}, ValueError, rf"{kernel}: label_smoothing: expected a number in \[0, 1\], got 1"),
+        Mistake(
+            {"label_smoothing": 1.5}, ValueError, rf"{kernel}: label_smoothing: expected a number in \[0, 1\], got 1"
+        ),
         Mistake({"label_smoothing": float("nan")}, ValueError, f"{kernel}: label_smoothing: expected .*, got nan"),
         Mistake({"label_smoothing": "0"}, TypeError, f"{kernel}: label_smoothing: expected a number in .*, got '0'"),
         Mistake({"reduction": "avg"}, ValueError, f"{kernel}: reduction: expected one of mean, sum, none; got 'avg'"),
@@ -184,7 +188,7 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
 def mistakes_of_upstream(kernel: str) -> tuple[Mistake, ...]:
     """The mistakes that can be made with the gradient of a loss."""
     return (
-        Mistake({"dloss": [1.0, 1.0]}, ValueError, rf"{kernel}: dloss: expected the shape .* 'mean', \(\), got \(2,\)"),
+        Mistake({"dloss": [1.0, 1.0]}, ValueError, rf"{kernel}: dloss: expected the shape .*'mean', \(\), got \(2,\)"),
         Mistake(
             {"reduction": "none", "dloss": 1.0}, ValueError, rf"{kernel}: dloss: expected .*'none', \(2,\), got \(\)"
         ),

@@ -120,7 +120,9 @@ KERNELS = (
         sample=_sample_backward,
         mistakes=(
             Mistake(
-                {"y": np.ones((2, 2))}, ValueError, r"relu_backward: y: expected the shape of dy, \(2, 3\), got \(2, 2\)"
+                {"y": np.ones((2, 2))},
+                ValueError,
+                r"relu_backward: y: expected the shape of dy, \(2, 3\), got \(2, 2\)",
             ),
             Mistake({"dy": np.ones((2, 3), complex)}, TypeError, "relu_backward: dy: expected .*got dtype complex128"),
             Mistake({"y": ["a"] * 3}, TypeError, "relu_backward: y: expected .*got dtype <U1"),

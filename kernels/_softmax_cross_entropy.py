@@ -229,9 +229,7 @@ def _loss_and(
     t = labels(kernel, t, x, options, backend)
     loss_out, array_out = given_results(kernel, out, ("loss", second), lone=second)
     array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, [x, t])
-    loss = result(
-        kernel, "out: loss", loss_out, loss_shape(x, options), COMPUTE[x.dtype], backend, [x, t], (array,)
-    )
+    loss = result(kernel, "out: loss", loss_out, loss_shape(x, options), COMPUTE[x.dtype], backend, [x, t], (array,))
     if x.size:
         backend.functions[kernel](x, t, options, loss, array)
     else:

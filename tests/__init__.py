@@ -1,0 +1,1 @@
+"""The tests, installed with the package so that they can be run wherever it is."""

@@ -42,9 +42,7 @@ def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
 
 
 @quietly
-def affine_backward(
-    dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None
-) -> None:
+def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
     # The gradients of the parameters come first, and aside if they are to lie where an argument does.
     weights = None if dw is None else _weights(dy, x, _aside(dw, dy, x, w))

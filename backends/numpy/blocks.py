@@ -32,6 +32,7 @@ BLOCK = 2**19
 # More threads than this wait for Python's lock: it is held for about a tenth of the time that a block takes.
 MOST_THREADS = 8
 
+
 def cut(lead: tuple[int, ...], width: int) -> list[Index]:
     """Indices that cut arrays into blocks along their leading axes `lead`, each entry of which has `width` elements."""
     room = max(1, BLOCK // width)  # entries in a block
@@ -83,7 +84,7 @@ _FRESH = Scratch()
 _idle: deque[Buffers] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
 
 
-def run(task: Callable[..., T], arrays: Sequence[Array | None], width: int = 1) -> list[T]:
+def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: int) -> list[T]:
     """Call ``task(scratch, *blocks)`` for the blocks of `arrays`, on several threads if there are several blocks.
 
     Parameters
@@ -91,24 +92,23 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], width: int = 1) 
     task : callable
         Works on one block of every array; None stays None.
     arrays : sequence of arrays or None
-        They have the same leading axes, and the first has `width` elements for each entry along these: its whole
-        size if 1, else the rows along its last axis.
+        Their leading axes are `lead`.
+    lead : tuple of int
+        The axes to cut.
     width : int
-        See `arrays`.
+        How many elements the work on one entry along these axes takes.
 
     Returns
     -------
     list
         What the tasks returned, in the order of the blocks.
     """
-    first = arrays[0]
-    assert first is not None
-    if first.size <= BLOCK:
+    if math.prod(lead) * width <= BLOCK:
         return [task(_FRESH, *arrays)]
-    if width == 1 and all(a is not None and a.flags.c_contiguous and a.shape == first.shape for a in arrays):
+    if all(array is not None and array.shape == lead and array.flags.c_contiguous for array in arrays):
         arrays = [array.reshape(-1) for array in arrays if array is not None]
-        first = arrays[0]
-    indices = cut(first.shape if width == 1 else first.shape[:-1], width)
+        lead = (math.prod(lead),)
+    indices = cut(lead, width)
     results: dict[int, T] = {}
     turns = iter(range(len(indices)))  # shared: each thread takes the next block when it has finished one
 

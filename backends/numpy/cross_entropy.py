@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
-from plugrad.backends.numpy.labels import Labels, inner, label_elements, weighted
+from plugrad.backends.numpy.labels import LABEL, Labels, inner, label_elements, weighted
 from plugrad.backends.numpy.rows import classes_last, load, write
 from plugrad.backends.options import LossOptions
 
@@ -17,9 +17,9 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     labels = Labels(t, p, options)
     each = labels.rows_of(loss)
     if labels.one_class:
-        block_sums = run(partial(_loss_of_classes, labels), (labels.t, p, each))
+        block_sums = run(partial(_loss_of_classes, labels), (labels.t, p, each), labels.t.shape, LABEL)
     else:
-        block_sums = run(partial(_loss, labels), (p, labels.t, each), labels.classes)
+        block_sums = run(partial(_loss, labels), (p, labels.t, each), p.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(block_sums)
 
@@ -50,7 +50,7 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
         dp[...] = 0
         return
     task = _gradient_of_classes if labels.one_class else _gradient
-    run(partial(task, labels, dloss), (p, labels.t, labels.rows_of(dloss), dp), labels.classes)
+    run(partial(task, labels, dloss), (p, labels.t, labels.rows_of(dloss), dp), p.shape[:-1], labels.classes)
 
 
 @quietly

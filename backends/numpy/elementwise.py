@@ -13,9 +13,10 @@ BITS: dict[int, Any] = {2: np.int16, 4: np.int32, 8: np.int64}
 
 def relu(x: Array, out: Array) -> None:
     """``out = max(x, 0)``."""
-    run(_relu, (x, out))
+    run(_relu, (x, out), x.shape, 1)
 
 
+@quietly
 def _relu(scratch: Scratch, x: Array, out: Array) -> None:
     if x.dtype.itemsize == 2:  # NumPy compares 16-bit floats fast but computes with them slowly
         keep = scratch.array("keep", x.shape, np.bool)
@@ -30,9 +31,10 @@ def _relu(scratch: Scratch, x: Array, out: Array) -> None:
 
 def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
-    run(_relu_backward, (dy, y, out))
+    run(_relu_backward, (dy, y, out), y.shape, 1)
 
 
+@quietly
 def _relu_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     _keep(dy, np.greater(y, 0, out=scratch.array("keep", y.shape, np.bool)), out)
 
@@ -47,7 +49,7 @@ def sigmoid(x: Array, out: Array) -> None:
     """``out = 1 / (1 + exp(-x))``."""
     if x.flags.c_contiguous and out.flags.c_contiguous:  # one dimension makes the tail faster to find
         x, out = x.reshape(-1), out.reshape(-1)
-    run(_sigmoid, (x, out))
+    run(_sigmoid, (x, out), x.shape, 1)
 
 
 # Asking whether exp(-x) overflows, for very negative x, costs less than looking for the smallest x.
@@ -67,7 +69,7 @@ def _sigmoid(scratch: Scratch, x: Array, out: Array) -> None:
 
 def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy * y * (1 - y)``."""
-    run(_sigmoid_backward, (dy, y, out))
+    run(_sigmoid_backward, (dy, y, out), y.shape, 1)
 
 
 @quietly

@@ -8,6 +8,9 @@ from plugrad.backends.numpy.blocks import Array, Index, Scratch, cut
 from plugrad.backends.numpy.rows import classes_last, elements, row_sums
 from plugrad.backends.options import COMPUTE, LossOptions, bad_label
 
+# What the work on one label takes, in elements: it keeps the temporary arrays of a block of labels small.
+LABEL = 16
+
 UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -46,7 +49,7 @@ class Labels:
             return self.t.size / self.classes
         if self.options.weight is None and self.options.ignore_index is None:
             return float(self.t.size)
-        return sum(self._counted(self.t[index]) for index in cut(self.t.shape, 1))
+        return sum(self._counted(self.t[index]) for index in cut(self.t.shape, LABEL))
 
     def _counted(self, t: Array) -> float:
         labels, ignored = self._unignored(t)
@@ -125,7 +128,7 @@ def check(t: Array, classes: int, options: LossOptions) -> None:
     unsigned = t.view(UNSIGNED[t.itemsize])
     if unsigned.item(unsigned.argmax()) < classes:
         return
-    for index in cut(t.shape, 1):
+    for index in cut(t.shape, LABEL):
         bad = unsigned[index] >= classes
         if options.ignore_index is not None:
             bad &= t[index] != options.ignore_index

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch
+from plugrad.backends.numpy.blocks import Array, Scratch, run
 from plugrad.backends.options import COMPUTE
 
 Elements: TypeAlias = tuple[Array, Array]  # a flat view of an array, and the indices of some elements in it
@@ -43,6 +43,12 @@ def classes_last(x: Array, axis: int) -> Array:
     return x.transpose(*range(axis), *range(axis + 1, x.ndim), axis)
 
 
+def over_rows(task: Callable[..., None], axis: int, *arrays: Array) -> None:
+    """Run `task` for blocks of the rows that lie along `axis` of arrays of one shape."""
+    arrays = tuple(classes_last(array, axis) for array in arrays)
+    run(task, arrays, arrays[0].shape[:-1], arrays[0].shape[-1])
+
+
 def load(scratch: Scratch, name: str, x: Array) -> Array:
     """The rows of `x`, which lie along its last axis, with two dimensions, in the dtype to compute in.
 
@@ -58,7 +64,9 @@ def load(scratch: Scratch, name: str, x: Array) -> Array:
     elif classes <= SOME_CLASSES and abs(x.strides[-1]) > x.itemsize:
         by_class = True
     count = x.size // classes
-    rows = scratch.array(name, (classes, count), compute).T if by_class else scratch.array(name, (count, classes), compute)
+    rows = (
+        scratch.array(name, (classes, count), compute).T if by_class else scratch.array(name, (count, classes), compute)
+    )
     np.copyto(rows.reshape(x.shape), x)
     return rows
 

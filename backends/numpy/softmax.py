@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
-from plugrad.backends.numpy.rows import classes_last, elements, largest, load, log_of_sum, row_sums, sums, write
+from plugrad.backends.numpy.blocks import Array, Scratch, quietly
+from plugrad.backends.numpy.rows import elements, largest, load, log_of_sum, over_rows, row_sums, sums, write
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
     """``out = exp(x) / sum(exp(x))``."""
-    run(_softmax, (classes_last(x, axis), classes_last(out, axis)), x.shape[axis])
+    over_rows(_softmax, axis, x, out)
 
 
 @quietly
@@ -20,11 +20,7 @@ def _softmax(scratch: Scratch, x: Array, out: Array) -> None:
 
 def softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
     """``out = y * (dy - sum(dy * y))``."""
-    run(
-        _softmax_backward,
-        (classes_last(dy, axis), classes_last(y, axis), classes_last(out, axis)),
-        y.shape[axis],
-    )
+    over_rows(_softmax_backward, axis, dy, y, out)
 
 
 @quietly
@@ -38,7 +34,7 @@ def _softmax_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None
 
 def log_softmax(x: Array, axis: int, out: Array) -> None:
     """``out = x - log(sum(exp(x)))``."""
-    run(_log_softmax, (classes_last(x, axis), classes_last(out, axis)), x.shape[axis])
+    over_rows(_log_softmax, axis, x, out)
 
 
 @quietly
@@ -52,11 +48,7 @@ def _log_softmax(scratch: Scratch, x: Array, out: Array) -> None:
 
 def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
     """``out = dy - exp(y) * sum(dy)``."""
-    run(
-        _log_softmax_backward,
-        (classes_last(dy, axis), classes_last(y, axis), classes_last(out, axis)),
-        y.shape[axis],
-    )
+    over_rows(_log_softmax_backward, axis, dy, y, out)
 
 
 @quietly

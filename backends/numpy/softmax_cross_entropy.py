@@ -16,7 +16,7 @@ def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array,
     x, y = classes_last(x, options.axis), classes_last(y, options.axis)
     labels = Labels(t, x, options)
     each = labels.rows_of(loss)
-    block_sums = run(partial(_loss_and_probabilities, labels), (x, labels.t, each, y), labels.classes)
+    block_sums = run(partial(_loss_and_probabilities, labels), (x, labels.t, each, y), x.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(block_sums)
 
@@ -40,7 +40,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
         dx[...] = 0
         return
     each = labels.rows_of(loss)
-    block_sums = run(partial(_loss_and_gradient, labels), (x, labels.t, each, dx), labels.classes)
+    block_sums = run(partial(_loss_and_gradient, labels), (x, labels.t, each, dx), x.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(block_sums)
 
@@ -70,7 +70,7 @@ def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Loss
     if not labels.scale:
         dx[...] = 0
         return
-    run(partial(_gradient, labels, dloss), (y, labels.t, labels.rows_of(dloss), dx), labels.classes)
+    run(partial(_gradient, labels, dloss), (y, labels.t, labels.rows_of(dloss), dx), y.shape[:-1], labels.classes)
 
 
 @quietly

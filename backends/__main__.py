@@ -1,0 +1,47 @@
+"""What can compute here: ``python -m plugrad.backends [NAME ...]``."""
+
+import argparse
+import platform
+from importlib.metadata import version
+
+from plugrad.backends import available, current, get
+from plugrad.backends.registry import BackendUnavailableError
+from plugrad.backends.selection import chosen
+
+COLUMNS = ("backend", "here", "version", "threads", "devices")
+
+
+def table(names: tuple[str, ...]) -> str:
+    """One row per backend; `names` are plug-ins to load for it."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    reasons: list[str] = []
+    for name, usable in available(*names).items():
+        if usable:
+            told = get(name).describe()
+            rows.append((name, "yes", *(told.get(column, "-") for column in COLUMNS[2:])))
+        else:
+            rows.append((name, "no", "-", "-", "-"))
+            reasons.append(str(usable))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+
+
+def main() -> None:
+    """Print the table, and which backend NumPy arrays go to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m plugrad.backends", description="Which backends can run here, and why each other one cannot."
+    )
+    parser.add_argument("name", nargs="*", help="a plug-in to load and probe; others are listed without being loaded")
+    names = tuple(parser.parse_args().name)
+    try:
+        print(f"plugrad {version('plugrad')}, Python {platform.python_version()}, {platform.platform()}\n")
+        print(table(names))
+        print(f"\nNumPy arrays are computed by {current()} ({chosen().origin})")
+    except (BackendUnavailableError, ValueError) as error:
+        raise SystemExit(f"python -m plugrad.backends: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""What every kernel should compute: its formula in float64, written apart from the backends and without their tricks.
+
+One function per kernel, with the kernel's name and arguments; it returns a tuple of results. A loss is worked out row
+by row from the definition, so that it shares nothing with the code it judges.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+def double(x: Any) -> Array:
+    return np.asarray(x).astype(np.float64)
+
+
+def softmax(x: Any, axis: int = -1) -> tuple[Array, ...]:
+    x = double(x)
+    with np.errstate(all="ignore"):
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+        return (e / e.sum(axis=axis, keepdims=True),)
+
+
+def softmax_backward(dy: Any, y: Any, axis: int = -1) -> tuple[Array, ...]:
+    dy, y = double(dy), double(y)
+    return (y * (dy - (dy * y).sum(axis=axis, keepdims=True)),)
+
+
+def log_softmax(x: Any, axis: int = -1) -> tuple[Array, ...]:
+    x = double(x)
+    with np.errstate(all="ignore"):
+        z = x - x.max(axis=axis, keepdims=True)
+        return (z - np.log(np.exp(z).sum(axis=axis, keepdims=True)),)
+
+
+def log_softmax_backward(dy: Any, y: Any, axis: int = -1) -> tuple[Array, ...]:
+    dy, y = double(dy), double(y)
+    return (dy - np.exp(y) * dy.sum(axis=axis, keepdims=True),)
+
+
+def relu(x: Any) -> tuple[Array, ...]:
+    x = double(x)
+    return (np.where(x < 0, 0.0, x),)
+
+
+def relu_backward(dy: Any, y: Any) -> tuple[Array, ...]:
+    return (np.where(double(y) > 0, double(dy), 0.0),)
+
+
+def sigmoid(x: Any) -> tuple[Array, ...]:
+    x = double(x)
+    with np.errstate(all="ignore"):
+        return (np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x))),)
+
+
+def sigmoid_backward(dy: Any, y: Any) -> tuple[Array, ...]:
+    return (double(dy) * double(y) * (1 - double(y)),)
+
+
+def affine(x: Any, w: Any, b: Any = None) -> tuple[Array, ...]:
+    y = np.einsum("...i,io->...o", double(x), double(w))
+    return (y if b is None else y + double(b),)
+
+
+def affine_backward(dy: Any, x: Any, w: Any) -> tuple[Array, ...]:
+    dy, x, w = double(dy), double(x), double(w)
+    xs, dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return np.einsum("...o,io->...i", dy, w), np.einsum("ni,no->io", xs, dys), dys.sum(axis=0)
+
+
+def _labels(t: Any, shape: tuple[int, ...], axis: int, weight: Any, ignore_index: int | None, smoothing: float) -> Any:
+    """The weighted, smoothed labels with the classes last, and what the mean divides by."""
+    t = np.asarray(t)
+    rows = np.moveaxis(np.empty(shape), axis, -1).shape
+    classes = rows[-1]
+    w = np.ones(classes) if weight is None else double(weight)
+    q = np.zeros(rows)
+    divisor = 0.0
+    for row in np.ndindex(*rows[:-1]):
+        if t.ndim == len(shape):
+            label = double(np.moveaxis(t, axis, -1)[row])
+            divisor += 1.0
+        else:
+            if t[row] == ignore_index:
+                continue
+            label = np.arange(classes) == t[row]
+            divisor += w[t[row]]
+        q[row] = w * ((1 - smoothing) * label + smoothing / classes)
+    return q, divisor
+
+
+def _times_log(q: Array, logs: Array) -> Array:
+    """``q * logs``, with 0 for a label of 0 on a probability of 0."""
+    with np.errstate(all="ignore"):
+        return np.where((q == 0) & np.isneginf(logs), 0.0, q * logs)
+
+
+def _reduced(losses: Array, reduction: str, divisor: float) -> Array:
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / divisor if divisor else 0.0
+
+
+def _share(dloss: Any, rows: tuple[int, ...], reduction: str, divisor: float) -> Array:
+    """The gradient of each row's loss, with the class axis kept."""
+    share = np.broadcast_to(double(dloss), rows[:-1])
+    if reduction == "mean":
+        share = share / divisor if divisor else np.zeros(rows[:-1])
+    return share[..., None]
+
+
+def cross_entropy(
+    p: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    p = np.moveaxis(double(p), axis, -1)
+    q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    with np.errstate(all="ignore"):
+        return (_reduced(-_times_log(q, np.log(p)).sum(axis=-1), reduction, divisor),)
+
+
+def cross_entropy_backward(
+    dloss: Any,
+    p: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    p = np.moveaxis(double(p), axis, -1)
+    q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    with np.errstate(all="ignore"):
+        slope = np.where(q == 0, 0.0, -q / p)
+    return (np.moveaxis(slope * _share(dloss, p.shape, reduction, divisor), -1, axis),)
+
+
+def softmax_cross_entropy(
+    x: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    logs = np.moveaxis(log_softmax(x, axis)[0], axis, -1)
+    q, divisor = _labels(t, np.shape(x), axis, weight, ignore_index, label_smoothing)
+    counts = q.any(axis=-1)
+    losses = np.where(counts, -_times_log(q, logs).sum(axis=-1), 0.0)
+    return _reduced(losses, reduction, divisor), softmax(x, axis)[0]
+
+
+def softmax_cross_entropy_backward(
+    dloss: Any,
+    y: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    y = np.moveaxis(double(y), axis, -1)
+    q, divisor = _labels(t, np.moveaxis(y, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    slope = y * q.sum(axis=-1, keepdims=True) - q
+    return (np.moveaxis(slope * _share(dloss, y.shape, reduction, divisor), -1, axis),)
+
+
+def softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:
+    loss, y = softmax_cross_entropy(x, t, **options)
+    return loss, softmax_cross_entropy_backward(np.ones(np.shape(loss)), y, t, **options)[0]
+
+
+ORACLES: dict[str, Callable[..., tuple[Array, ...]]] = {
+    function.__name__: function
+    for function in (
+        softmax,
+        softmax_backward,
+        log_softmax,
+        log_softmax_backward,
+        relu,
+        relu_backward,
+        sigmoid,
+        sigmoid_backward,
+        affine,
+        affine_backward,
+        cross_entropy,
+        cross_entropy_backward,
+        softmax_cross_entropy,
+        softmax_cross_entropy_backward,
+        softmax_cross_entropy_value_and_grad,
+    )
+}

@@ -1,0 +1,99 @@
+"""What the documents say is run: every snippet, every docstring, and the table of kernels."""
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugrad import backends, kernels
+from plugrad.kernels import KERNELS
+from plugrad.kernels.__main__ import table
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+public = {f"kernels.{name}": kernel.function for name, kernel in KERNELS.items()}
+public |= {f"backends.{name}": getattr(backends, name) for name in backends.__all__ if name.islower()}
+
+
+def blocks(document: str, *languages: str) -> list[str]:
+    """The fenced blocks of a document in these languages."""
+    found = FENCE.findall((ROOT / document).read_text())
+    return [text for language, text in found if language in languages]
+
+
+@pytest.fixture
+def known() -> dict[str, Any]:
+    """What the documents' snippets take for imported."""
+    return {"np": np, "K": kernels, "backends": backends}
+
+
+@pytest.mark.parametrize("name", public)
+def test_docstrings(name: str, known: dict[str, Any]) -> None:
+    (test,) = doctest.DocTestFinder(recurse=False).find(public[name], name, globs={})
+    assert test.examples, f"{name} has no example"
+    with backends.use("numpy"):
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+
+
+@pytest.mark.parametrize("name", public)
+def test_docstrings_tell_arguments_results_and_errors(name: str) -> None:
+    text = public[name].__doc__ or ""
+    if name.startswith("kernels."):
+        assert re.search(r"^ +Parameters\n +-+$", text, re.MULTILINE), name
+        assert re.search(r"^ +Returns\n +-+$", text, re.MULTILINE), name
+        assert re.search(r"^ +Raises\n +-+$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_snippets(document: str, known: dict[str, Any]) -> None:
+    snippets = blocks(document, "python")
+    assert snippets
+    for snippet in snippets:
+        if snippet.startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(snippet, known, document, document, 0)
+            assert doctest.DocTestRunner(verbose=False).run(test, clear_globs=False).failed == 0
+            known.update(test.globs)
+        else:
+            exec(compile(snippet, document, "exec"), known)
+
+
+def test_every_other_snippet_is_run_by_ci_or_here() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in (line for text in blocks("README.md", "sh") for line in text.splitlines()):
+        if command.startswith("python3 -m venv"):
+            continue  # .ci/run takes both of these lines from the README and runs them
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
+        subprocess.run(command, shell=True, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert len([line for text in blocks("README.md", "sh") for line in text.splitlines() if "venv &&" in line]) == 2
+    assert "README.md" in script
+
+
+def test_the_table_of_kernels_is_that_of_the_records() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = re.search(r"<!-- kernels: .*? -->\n(.*?)\n<!-- /kernels -->", text, re.DOTALL)
+    assert shown
+    assert shown[1] == table(), "paste what `python -m plugrad.kernels` prints into the README"
+    printed = subprocess.run([sys.executable, "-m", "plugrad.kernels"], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == table()
+
+
+def test_the_changelog_has_this_version() -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version
+    assert f"\n## {version[1]} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
+        assert (ROOT / target).exists(), target

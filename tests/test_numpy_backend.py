@@ -1,0 +1,194 @@
+"""What only the numpy backend promises: memory, threads, blocks."""
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugrad import backends
+from plugrad.backends.numpy import blocks
+from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.comparison import DTYPES, as_tuple, epsilon, loss_dtype
+
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _on_numpy() -> Iterator[None]:
+    with backends.use("numpy"):
+        yield
+
+
+def sample(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any] = FLOAT32) -> list[Any]:
+    inputs = kernel.sample(np.random.default_rng(0), rows, classes, dtype)
+    return [inputs[name] for name in kernel.arguments]
+
+
+@pytest.mark.parametrize("lead", [(1,), (7,), (10, 3), (3, 5, 7), (2, 1000), (4, 3, 100), ()])
+@pytest.mark.parametrize("width", [1, 3, 1000, 10**9])
+def test_blocks_cover_every_element_once(lead: tuple[int, ...], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    seen = np.zeros(lead, int)
+    for index in blocks.cut(lead, width):
+        seen[index] += 1
+        assert seen[index].size * width <= 64 or seen[index].size == 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+def test_results_do_not_depend_on_the_blocks(
+    kernel: Kernel, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for classes in (5, 60):
+        inputs = sample(kernel, 500, classes, dtype)
+        whole = as_tuple(kernel.function(*inputs))
+        monkeypatch.setattr(blocks, "BLOCK", 1000)
+        pieces = as_tuple(kernel.function(*inputs))
+        monkeypatch.undo()
+        for a, b in zip(whole, pieces, strict=True):
+            allowed = epsilon(dtype) + 16 * epsilon(loss_dtype(dtype))
+            np.testing.assert_allclose(
+                a.astype(float), b.astype(float), rtol=0, atol=allowed * np.abs(a.astype(float)).max()
+            )
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks.threads, "count", lambda: 1)  # two threads may have their peaks at once, or not
+
+    def peak(rows: int, classes: int, strided: bool) -> int:
+        inputs = sample(kernel, rows, classes)
+
+        def array(value: Any) -> Any:
+            if not strided or not value.ndim:
+                return np.empty(value.shape, value.dtype)
+            return np.empty(tuple(2 * n for n in value.shape), value.dtype)[tuple([slice(None, None, 2)] * value.ndim)]
+
+        options: dict[str, Any] = {}
+        if "loss" not in kernel.results or len(kernel.results) > 1:
+            out = tuple(array(value) for value in as_tuple(kernel.function(*inputs)))
+            options["out"] = out if len(out) > 1 else out[0]
+        kernel.function(*inputs, **options)  # buffers that are kept are made at the first call
+        tracemalloc.start()
+        kernel.function(*inputs, **options)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    for classes in (10, 300):
+        few, many = 3 * blocks.BLOCK // classes, 12 * blocks.BLOCK // classes
+        for strided in (False, True):
+            small, large = peak(few, classes, strided), peak(many, classes, strided)
+            grown = 4 * (many - few) * classes
+            # A few objects for each block of 2 MiB, or, where only labels count, of half a million rows.
+            assert large - small < grown / 100, (classes, strided, small, large, grown)
+
+
+THREADED = """
+import sys, hashlib, numpy as np
+from plugrad import backends, kernels as K
+from plugrad.kernels import KERNELS
+for name, kernel in KERNELS.items():
+    if "affine" in name:
+        continue
+    for rows, classes in ((400_000, 7), (3_000, 1_000), (40, 70_001)):
+        inputs = kernel.sample(np.random.default_rng(0), rows, classes, np.dtype(np.float32))
+        results = kernel.function(*[inputs[a] for a in kernel.arguments])
+        for result in results if isinstance(results, tuple) else (results,):
+            print(name, rows, hashlib.sha256(np.asarray(result).tobytes()).hexdigest())
+"""
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    printed = []
+    for number in ("1", "2", "3"):
+        environment = {**os.environ, "PLUGRAD_BACKEND": "numpy", "PLUGRAD_NUM_THREADS": number}
+        printed.append(
+            subprocess.run(
+                [sys.executable, "-c", THREADED], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
+    assert printed[0].count("\n") > 40
+    assert printed[0] == printed[1] == printed[2]
+
+
+def test_many_threads_at_once() -> None:
+    kernel = KERNELS["softmax_cross_entropy_value_and_grad"]
+    inputs = sample(kernel, 2_000, 600)
+    expected = kernel.function(*inputs)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        with backends.use("numpy"):
+            for _ in range(5):
+                got = kernel.function(*inputs)
+                if got[0] != expected[0] or not np.array_equal(got[1], expected[1]):
+                    wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+FORKED = """
+import os, warnings, numpy as np
+from plugrad import kernels as K
+warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks
+x = np.random.default_rng(0).normal(size=(3_000, 1_000)).astype("f4")
+before = K.softmax(x)
+child = os.fork()
+if not child:
+    os._exit(0 if np.array_equal(K.softmax(x), before) else 1)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), np.array_equal(K.softmax(x), before))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_computes_on() -> None:
+    environment = {**os.environ, "PLUGRAD_BACKEND": "numpy", "PLUGRAD_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.split() == ["0", "True"], done.stderr
+
+
+@pytest.mark.parametrize("broken", [0, 1, 5])
+def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 10)
+    monkeypatch.setattr(blocks.threads, "count", lambda: 3)
+    started = []
+
+    def task(scratch: Any, block: Any) -> int:
+        started.append(int(block[0]))
+        if block[0] == 10 * broken:
+            raise KeyboardInterrupt
+        return int(block[0])
+
+    with pytest.raises(KeyboardInterrupt):
+        blocks.run(task, (np.arange(1000),), (1000,), 1)
+    assert len(started) < 100
+    assert blocks.run(lambda scratch, block: int(block[0]), (np.arange(100),), (100,), 1) == list(range(0, 100, 10))
+
+
+def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> None:
+    bad = np.array([[np.nan, np.inf, -np.inf, 1e38], [1e4, -1e4, 0, 1e-45]], np.float32)
+    with np.errstate(all="raise"):
+        for name, kernel in KERNELS.items():
+            inputs = sample(kernel, 2, 4)
+            for position, x in enumerate(inputs):
+                if isinstance(x, np.ndarray) and x.shape == bad.shape:
+                    kernel.function(*inputs[:position], bad, *inputs[position + 1 :])
+            assert np.geterr()["over"] == "raise", name

@@ -1,0 +1,79 @@
+"""The distribution: what is in it, and that it works from anywhere once it is installed."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("kernels", "backends", "tests", "bench")
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Wheel and sdist, built as a release would be: the wheel from the sdist."""
+    target = tmp_path_factory.mktemp("dist")
+    copy = target / "repository"  # a build leaves files behind
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".checks", "build", "dist", "*.egg-info")
+    )
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, copy]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"sdist": next(target.glob("*.tar.gz")), "wheel": next(target.glob("*.whl"))}
+
+
+def sources() -> set[str]:
+    """The files that have to be installed."""
+    return {
+        str(path.relative_to(ROOT))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and (path.suffix == ".py" or path.name == "py.typed")
+    }
+
+
+def test_the_wheel_holds_every_file_and_no_top_level_package_but_plugrad(distributions: dict[str, Path]) -> None:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        names = set(wheel.namelist())
+    assert {name.split("/")[0] for name in names} == {"plugrad", "plugrad-0.1.0.dist-info"}
+    assert {name for name in names if name.startswith("plugrad/")} == {f"plugrad/{name}" for name in sources()}
+    for folder in FOLDERS:
+        assert f"plugrad/{folder}/py.typed" in names
+
+
+def test_the_sdist_holds_what_the_tests_need(distributions: dict[str, Path]) -> None:
+    with tarfile.open(distributions["sdist"]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    needed = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "setup.cfg", ".ci/run"}
+    assert sources() | needed | {"examples/digits.py", "bench/results/textbook.md"} <= names
+
+
+def test_it_works_installed_in_a_fresh_environment(distributions: dict[str, Path], tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", distributions["wheel"]], check=True, capture_output=True)
+    code = (
+        "import sys, plugrad.kernels as K, plugrad.backends, plugrad.bench, plugrad.tests;"
+        "assert 'site-packages' in K.__file__, K.__file__;"
+        "print(K.softmax([[0.0, 0.0]]).tolist())"
+    )
+    done = subprocess.run(
+        [python, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[[0.5, 0.5]]", done.stderr
+    for module in ("kernels", "backends", "bench", "tests"):
+        done = subprocess.run(
+            [python, "-c", f"import {module}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert "ModuleNotFoundError" in done.stderr, f"{module} is installed at top level"
+    listed = subprocess.run(
+        [python, "-m", "plugrad.backends"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "numba is not installed (pip install 'plugrad[numba]')" in listed.stdout
+    assert "cupy is not installed (pip install 'plugrad[cuda13]' or 'plugrad[cuda12]')" in listed.stdout
