@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 CPU_DLPACK_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost (pinned): the DLPack device types that the host can read
-OVERLAP_SEARCH = 10_000  # candidate solutions that numpy.shares_memory may try before an overlap is assumed
+OVERLAP_SEARCH: Any = 10_000  # candidate solutions that numpy.shares_memory may try before an overlap is assumed
 
 
 def take(what: str, x: Any) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ FLOAT64 = np.dtype(np.float64)
 
 # dtype of the arrays -> dtype they are computed and reduced in, and that of a loss. bfloat16, which belongs to
 # ml_dtypes, joins when the first such array comes (`is_supported`): plugrad does not import that package.
-COMPUTE = {np.dtype(np.float16): FLOAT32, FLOAT32: FLOAT32, FLOAT64: FLOAT64}
+COMPUTE: dict[np.dtype[Any], np.dtype[Any]] = {np.dtype(np.float16): FLOAT32, FLOAT32: FLOAT32, FLOAT64: FLOAT64}
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:

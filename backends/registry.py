@@ -112,7 +112,7 @@ class Backend:
         self.arrays: str = getattr(room, "ARRAYS", "numpy")
         self.stand_ins: Mapping[str, str] = getattr(room, "STAND_INS", {})
         self.options: Mapping[str, Any] = {"check": False, **getattr(room, "OPTIONS", {})}
-        self.native: type | None = getattr(room, "NATIVE", np.ndarray if self.arrays == "numpy" else None)
+        self.native: Any = getattr(room, "NATIVE", np.ndarray if self.arrays == "numpy" else None)
         self.take: Callable[[str, Any], Any] = getattr(room, "take", host.take)
         self.asarray: Callable[[Any], Any] = getattr(room, "asarray", host.asarray)
         self.to_numpy: Callable[[Any], Any] = getattr(room, "to_numpy", host.to_numpy)

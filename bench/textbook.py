@@ -161,7 +161,7 @@ def measure(step: Step, seconds: float) -> float:
     """The median time of one call, in seconds, of as many as fit."""
     for _ in range(3):
         step()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 5:
         start = time.perf_counter()

@@ -45,14 +45,16 @@ def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
     # The gradients of the parameters come first, and aside if they are to lie where an argument does.
-    weights = None if dw is None else _weights(dy, x, _aside(dw, dy, x, w))
-    biases = None if db is None else _biases(dy, _aside(db, dy, x, w))
+    parameters = []
+    if dw is not None:
+        parameters.append((dw, _weights(dy, x, _aside(dw, dy, x, w))))
+    if db is not None:
+        parameters.append((db, _biases(dy, _aside(db, dy, x, w))))
     if dx is not None:
-        affine(dy, w.T, None, dx) if dx is not w else affine(dy, w.T.copy(), None, dx)
-    if weights is not dw:
-        np.copyto(dw, weights, casting="same_kind")
-    if biases is not db:
-        np.copyto(db, biases, casting="same_kind")
+        affine(dy, w.T.copy() if dx is w else w.T, None, dx)
+    for target, value in parameters:
+        if value is not target:
+            np.copyto(target, value, casting="same_kind")
 
 
 def _aside(target: Array, dy: Array, x: Array, w: Array) -> Array:

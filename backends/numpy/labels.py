@@ -46,7 +46,7 @@ class Labels:
     def _divisor(self) -> float:
         """The number of rows that count, each as often as its label weighs."""
         if not self.indices:
-            return self.t.size / self.classes
+            return float(self.t.size // self.classes)
         if self.options.weight is None and self.options.ignore_index is None:
             return float(self.t.size)
         return sum(self._counted(self.t[index]) for index in cut(self.t.shape, LABEL))

@@ -83,15 +83,19 @@ def write(operation: Callable[..., Array], rows: Array, values: Array, out: Arra
 def largest(rows: Array) -> Array:
     """The largest element of each row, NaN where there is one."""
     if len(rows) <= FEW_ROWS or not rows.flags.c_contiguous:
-        return np.maximum.reduce(rows, axis=1)
-    return rows.reshape(-1)[rows.argmax(axis=1) + np.arange(0, rows.size, rows.shape[1])]
+        top: Array = np.maximum.reduce(rows, axis=1)
+    else:
+        top = rows.reshape(-1)[rows.argmax(axis=1) + np.arange(0, rows.size, rows.shape[1])]
+    return top
 
 
 def row_sums(rows: Array) -> Array:
     """The sums of the rows."""
     if len(rows) > FEW_ROWS and rows.shape[1] <= BLAS_CLASSES and rows.flags.c_contiguous:
-        return np.vecdot(rows, np.ones(rows.shape[1], rows.dtype))
-    return np.add.reduce(rows, axis=1)
+        total: Array = np.vecdot(rows, np.ones(rows.shape[1], rows.dtype))
+    else:
+        total = np.add.reduce(rows, axis=1)
+    return total
 
 
 def elements(rows: Array, columns: Array) -> Elements:
@@ -138,4 +142,5 @@ def refine(rest: Array, columns: Array, x: Array, top: Array) -> None:
 
 def log_of_sum(rest: Array, single: Array) -> Array:
     """``log(rest + single)`` for ``single`` near 1, where the sum would be rounded."""
-    return np.log1p(rest + (single - 1))
+    log: Array = np.log1p(rest + (single - 1))
+    return log
