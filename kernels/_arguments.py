@@ -103,7 +103,12 @@ def result(
     """
     if out is None:
         return backend.empty(shape, dtype)
-    if type(out) is not backend.native or out.dtype != dtype or out.shape != shape or not out.flags.carray:
+    if (
+        type(out) is not backend.native
+        or out.dtype != dtype
+        or out.shape != shape
+        or not (out.flags.c_contiguous and getattr(out.flags, "writeable", True))  # CuPy's arrays always are
+    ):
         _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
     for position, read in enumerate(reads):
         if read is not out:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -175,6 +176,7 @@ def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monke
         started.append(int(block[0]))
         if block[0] == 10 * broken:
             raise KeyboardInterrupt
+        time.sleep(0.001)
         return int(block[0])
 
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -117,20 +117,24 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
             scratch = _idle.pop()
         except IndexError:
             scratch = Buffers()
-        for turn in turns:
-            index = indices[turn]
-            results[turn] = task(scratch, *(None if array is None else array[index] for array in arrays))
+        try:
+            for turn in turns:
+                index = indices[turn]
+                results[turn] = task(scratch, *(None if array is None else array[index] for array in arrays))
+        finally:
+            for _ in turns:  # after an error or an interrupt nobody starts another block
+                pass
         _idle.append(scratch)
 
     helpers = min(threads.count(), MOST_THREADS, len(indices)) - 1
     if helpers:
-        _with_helpers(work, helpers, turns)
+        _with_helpers(work, helpers)
     else:
         work()
     return [results[turn] for turn in range(len(indices))]
 
 
-def _with_helpers(work: Callable[[], None], helpers: int, turns: Iterator[int]) -> None:
+def _with_helpers(work: Callable[[], None], helpers: int) -> None:
     """Run `work` on this thread and on `helpers` others, and return, or raise, when all of them have stopped."""
     try:
         futures = [_pool().submit(work) for _ in range(helpers)]
@@ -139,8 +143,6 @@ def _with_helpers(work: Callable[[], None], helpers: int, turns: Iterator[int]) 
     try:
         work()
     finally:
-        for _ in turns:  # after an error or an interrupt here, nobody starts another block
-            pass
         errors = [future.exception() for future in futures if not future.cancel()]
     for error in errors:
         if error is not None:

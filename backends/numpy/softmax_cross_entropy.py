@@ -1,5 +1,6 @@
 """Softmax and cross-entropy in one pass over the logits."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,7 @@ from plugrad.backends.options import LossOptions
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
     """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
     x, y = classes_last(x, options.axis), classes_last(y, options.axis)
-    labels = Labels(t, x, options)
-    each = labels.rows_of(loss)
-    block_sums = run(partial(_loss_and_probabilities, labels), (x, labels.t, each, y), x.shape[:-1], labels.classes)
-    if each is None:
-        loss[...] = labels.total(block_sums)
+    _over_rows(_loss_and_probabilities, Labels(t, x, options), x, loss, y)
 
 
 @quietly
@@ -39,10 +36,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
         loss[...] = 0
         dx[...] = 0
         return
-    each = labels.rows_of(loss)
-    block_sums = run(partial(_loss_and_gradient, labels), (x, labels.t, each, dx), x.shape[:-1], labels.classes)
-    if each is None:
-        loss[...] = labels.total(block_sums)
+    _over_rows(_loss_and_gradient, labels, x, loss, dx)
 
 
 @quietly
@@ -61,6 +55,14 @@ def _loss_and_gradient(labels: Labels, scratch: Scratch, x: Array, t: Array, los
         np.multiply(spread, labels.scale, out=spread)
         np.subtract(e.reshape(dx.shape), spread.reshape(dx.shape), out=dx)
     return labels.collect(losses, ignored, loss)
+
+
+def _over_rows(task: Callable[..., float], labels: Labels, x: Array, loss: Array, out: Array) -> None:
+    """Run a task that writes to `out` over blocks of rows, and take the loss from it."""
+    each = labels.rows_of(loss)
+    sums_of_blocks = run(partial(task, labels), (x, labels.t, each, out), x.shape[:-1], labels.classes)
+    if each is None:
+        loss[...] = labels.total(sums_of_blocks)
 
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
