@@ -151,7 +151,8 @@ def training_step(side: str, sizes: str) -> Step:
         kernels.relu_backward(dh, h, out=dh)
         kernels.affine_backward(dh, x, w1, needs=("dw", "db"), out=(None, dw1, db1))
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
-            parameter -= rate * gradient
+            gradient *= rate  # its array is ours, and written anew in the next step
+            parameter -= gradient
         return w1, b1, w2, b2
 
     return textbook if side == "textbook" else ours

@@ -185,7 +185,8 @@ def loss_options(
 ) -> LossOptions:
     """The options of a loss of the rows of `x`, the argument called `name`, checked."""
     index = axis_index(kernel, axis, x.ndim)
-    some_classes(kernel, name, x, index)
+    if not x.size:
+        some_classes(kernel, name, x, index)
     if weight is not None:
         weight = floating(kernel, "weight", weight, backend)
         if weight.shape != (x.shape[index],):
@@ -204,9 +205,9 @@ def loss_options(
         label_smoothing = float(label_smoothing)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    if not isinstance(reduction, str):
-        raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction not in REDUCTIONS:
+        if not isinstance(reduction, str):
+            raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
         raise ValueError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     return LossOptions(index, weight, ignore_index, label_smoothing, reduction)
 

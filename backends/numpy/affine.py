@@ -1,5 +1,6 @@
 """The affine layer: BLAS, through NumPy, in the dtype to compute in."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,10 @@ SUMMED_ROWS = 64
 @quietly
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
+    _affine(x, w, b, out)
+
+
+def _affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     compute = COMPUTE[out.dtype]
     if out is w:
         w = w.copy()
@@ -51,7 +56,7 @@ def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array |
     if db is not None:
         parameters.append((db, _biases(dy, _aside(db, dy, x, w))))
     if dx is not None:
-        affine(dy, w.T.copy() if dx is w else w.T, None, dx)
+        _affine(dy, w.T.copy() if dx is w else w.T, None, dx)
     for target, value in parameters:
         if value is not target:
             np.copyto(target, value, casting="same_kind")
@@ -85,8 +90,8 @@ def _biases(dy: Array, db: Array) -> Array:
     compute = db.dtype
     if dy.size <= SUMMED_ROWS * db.size and _is_matrix(dy, compute):
         rows = _rows(dy, compute)
-        return np.matmul(np.ones(len(rows), compute), rows, out=db)
-    ones = np.ones(SUMMED_ROWS, compute)
+        return np.matmul(_ones(compute)[: len(rows)], rows, out=db)
+    ones = _ones(compute)
     total = np.zeros(db.shape, FLOAT64)
 
     def block(index: Index, scratch: Scratch) -> None:
@@ -99,6 +104,13 @@ def _biases(dy: Array, db: Array) -> Array:
     _in_order(block, dy, dy.shape[-1])
     np.copyto(db, total, casting="same_kind")
     return db
+
+
+@functools.cache
+def _ones(compute: np.dtype[Any]) -> Array:
+    ones = np.ones(SUMMED_ROWS, compute)
+    ones.flags.writeable = False
+    return ones
 
 
 def _in_order(block: Callable[[Index, Scratch], None], x: Array, width: int) -> None:

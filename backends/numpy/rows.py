@@ -28,7 +28,7 @@ BLAS_CLASSES = 1024
 
 # Up to this many rows, numpy.maximum.reduce and numpy.add.reduce are the fastest: they are slow to start a row, but
 # need nothing prepared.
-FEW_ROWS = 32
+FEW_ROWS = 64
 
 # Rows whose exponentials but the largest sum to less than this are confident: the largest of the others are exp(-12)
 # or less, and the rounding of x - max, half an ulp of a number above 12 and so 4 ulp of 1 or more, would show in the
