@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from plugrad.backends import available, current, get
@@ -13,11 +14,16 @@ COLUMNS = ("backend", "here", "version", "threads", "devices")
 
 def table(names: tuple[str, ...]) -> str:
     """One row per backend; `names` are plug-ins to load for it."""
+    told: Mapping[str, str]
     rows: list[tuple[str, ...]] = [COLUMNS]
     reasons: list[str] = []
     for name, usable in available(*names).items():
         if usable:
-            told = get(name).describe()
+            try:
+                told = get(name).describe()
+            except Exception as error:  # whatever a plug-in does wrong here, the others are still to be shown
+                told = {}
+                reasons.append(f"backend {name!r} failed to describe itself: {type(error).__name__}: {error}")
             rows.append((name, "yes", *(told.get(column, "-") for column in COLUMNS[2:])))
         else:
             rows.append((name, "no", "-", "-", "-"))

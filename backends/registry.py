@@ -54,14 +54,26 @@ class _Functions(dict[str, Callable[..., None]]):
         backend = self._backend
         function = getattr(backend.room, kernel, None)
         if function is None:
-            stand_in = backend.stand_ins.get(kernel)
-            if stand_in is None:
-                raise NotImplementedError(
-                    f"backend {backend.name!r} has no kernel {kernel!r} and declares no other backend to stand in "
-                    f"for it; select another backend for this call, for instance with plugrad.backends.use('numpy')"
-                )
-            function = get(stand_in).functions[kernel]
+            function = self._stand_in(backend, kernel)
         self[kernel] = function
+        return function
+
+    @staticmethod
+    def _stand_in(backend: "Backend", kernel: str) -> Callable[..., None]:
+        """The function of the backend that `backend` declares to stand in for it."""
+        lacks = f"backend {backend.name!r} has no kernel {kernel!r}"
+        name = backend.stand_ins.get(kernel)
+        if name is None:
+            raise NotImplementedError(
+                f"{lacks} and declares no other backend to stand in for it; select another backend for this call, "
+                f"for instance with plugrad.backends.use('numpy')"
+            )
+        try:
+            function: Callable[..., None] | None = getattr(get(name).room, kernel, None)
+        except (BackendUnavailableError, TypeError, ValueError) as error:
+            raise NotImplementedError(f"{lacks}, and {name!r}, which stands in for it, cannot: {error}") from error
+        if function is None:
+            raise NotImplementedError(f"{lacks}, and {name!r}, which stands in for it, has none either")
         return function
 
 
@@ -120,7 +132,9 @@ class Backend:
         self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
 
     def owns(self, kind: type) -> bool:
-        """Whether arrays of type `kind` are this backend's own."""
+        """Whether arrays of type `kind` are this backend's own; of NumPy's, those that add no meaning of theirs."""
+        if self.arrays == "numpy":
+            return kind in (np.ndarray, np.memmap)
         return is_array_of(kind, self.arrays)
 
     def describe(self) -> Mapping[str, str]:
@@ -219,7 +233,7 @@ def names() -> list[str]:
 
 def is_known(name: str) -> bool:
     """Whether `name` names a backend; installed plug-ins are searched only if nothing else has the name."""
-    return name in BUILTIN or name in _registered or name in _plug_ins()
+    return name in BUILTIN or name in _registered or name in _loaded or name in _plug_ins()
 
 
 def unknown(name: object, what: str) -> NoReturn:
@@ -274,7 +288,10 @@ def _load(name: str) -> Backend:
         raise BackendUnavailableError(f"{described} failed in its probe: {type(error).__name__}: {error}") from error
     if reason is not None:
         raise BackendUnavailableError(f"{described} cannot run here: {reason}")
-    return Backend(name, room)
+    try:
+        return Backend(name, room)
+    except (TypeError, ValueError) as error:
+        raise BackendUnavailableError(f"{described} declares OPTIONS or another attribute wrongly: {error}") from error
 
 
 def _room(name: str) -> tuple[Any, str]:

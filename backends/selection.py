@@ -8,6 +8,7 @@ never sees another thread's scope.
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
@@ -42,6 +43,8 @@ class Choice:
             registry.unknown(text, origin)
         names = tuple(name.strip() for name in text.split(","))
         if names != (AUTO,):
+            if AUTO in names:
+                raise ValueError(f"{origin}: 'auto' stands alone; list the backends themselves")
             for name in names:
                 if not registry.is_known(name):
                     registry.unknown(name, origin)
@@ -89,18 +92,30 @@ _scope: ContextVar[Choice | None] = ContextVar("plugrad_backend", default=None)
 _default: Choice | None = None  # what set_default was given, or else what the environment says
 
 
+_setting = threading.Lock()
+
+
 def _of_environment() -> Choice:
     """The choice that the environment makes, read once."""
     global _default
-    text = os.environ.get(VARIABLE, "").strip() or AUTO
-    options = {}
+    with _setting:
+        if _default is None:
+            text = os.environ.get(VARIABLE, "").strip() or AUTO
+            _default = Choice(text, _checking(), f"{VARIABLE}={text}")
+        return _default
+
+
+def _checking() -> dict[str, Any]:
+    """The checking mode where nothing else is said: that of the scope around, or of the environment."""
+    around = _scope.get() or _default
+    if around is not None:
+        return {name: value for name, value in around.options.items() if name == "check"}
     check = os.environ.get(CHECK_VARIABLE, "").strip().lower()
-    if check:
-        if check not in SWITCH:
-            raise ValueError(f"{CHECK_VARIABLE}={check}: expected one of {', '.join(SWITCH)}")
-        options["check"] = SWITCH[check]
-    _default = Choice(text, options, f"{VARIABLE}={text}")
-    return _default
+    if not check:
+        return {}
+    if check not in SWITCH:
+        raise ValueError(f"{CHECK_VARIABLE}={check}: expected one of {', '.join(SWITCH)}")
+    return {"check": SWITCH[check]}
 
 
 def chosen() -> Choice:
@@ -165,7 +180,8 @@ class use:  # noqa: N801  (it is called like a function)
 
     def __enter__(self) -> Backend:
         # The scope around is kept in the choice, not in this object, which many threads may enter at once.
-        choice = Choice(*self._arguments, outer=_scope.get())
+        name, options, origin = self._arguments
+        choice = Choice(name, {**_checking(), **options}, origin, outer=_scope.get())
         backend = choice.backend_for(np.ndarray)
         _scope.set(choice)
         return backend
@@ -225,9 +241,10 @@ def set_default(name: str) -> None:
     >>> backends.set_default("auto")
     """
     global _default
-    choice = Choice(name, (_default or _of_environment()).options, f"set_default({name!r})")
+    choice = Choice(name, _checking(), f"set_default({name!r})")
     choice.backend_for(np.ndarray)
-    _default = choice
+    with _setting:
+        _default = choice
 
 
 def current() -> Backend:
@@ -295,14 +312,14 @@ def to_numpy(x: Any) -> Any:
     if selected.owns(kind):
         return selected.to_numpy(x)
     for package, names in AUTO_ORDER.items():
-        if registry.is_array_of(kind, package):
+        if package != "numpy" and registry.is_array_of(kind, package):
             return registry.get(names[-1]).to_numpy(x)
     if host.on_device(x):
         raise TypeError(
             f"to_numpy: x: expected an array of a known backend or in host memory, got a {kind.__module__}."
             f"{kind.__qualname__} on a device; select the backend that computes on it, or copy it to the host first"
         )
-    return host.to_numpy(x)
+    return host.take("to_numpy: x", x)
 
 
 class Explanation(NamedTuple):

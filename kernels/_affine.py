@@ -65,8 +65,10 @@ def affine(x: Any, w: Any, b: Any = None, *, out: Any = None) -> Array:
             x, w, b = promoted((x, w, b))
     reads = [x, w] if b is None else [x, w, b]
     y = result("affine", "out", out, x.shape[:-1] + w.shape[1:], x.dtype, backend, reads)
-    if y.size:
+    if x.size and y.size:
         backend.functions["affine"](reads[0], reads[1], b if b is None else reads[2], y)
+    elif y.size:  # no inputs: nothing is summed
+        y[...] = 0 if b is None else reads[2]
     return y
 
 
@@ -167,7 +169,12 @@ def _needed(needs: Iterable[str]) -> tuple[str, ...]:
     """The names of the gradients asked for, in order."""
     if needs is GRADIENTS:
         return GRADIENTS
-    names = (needs,) if isinstance(needs, str) else tuple(needs)
+    try:
+        names = (needs,) if isinstance(needs, str) else tuple(needs)
+    except TypeError as error:
+        raise TypeError(
+            f"affine_backward: needs: expected names out of {', '.join(GRADIENTS)}; got {needs!r}"
+        ) from error
     for name in names:
         if name not in GRADIENTS:
             raise ValueError(f"affine_backward: needs: expected some of {', '.join(GRADIENTS)}; got {name!r}")

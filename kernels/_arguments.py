@@ -6,6 +6,7 @@ what was expected and what came, and what to do. Each has a short way through fo
 already, because on small arrays the checks are most of what a call costs.
 """
 
+import operator
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, TypeAlias
@@ -36,9 +37,8 @@ def floating(kernel: str, name: str, x: Any, backend: Backend) -> Array:
         return x
     if dtype.kind in "iub":
         return x.astype(FLOAT64)
-    native = dtype.newbyteorder("=")
-    if is_supported(native):
-        return x.astype(native)
+    if dtype.kind == "f" and is_supported(dtype.newbyteorder("=")):
+        return x.astype(dtype.newbyteorder("="))
     raise TypeError(
         f"{kernel}: {name}: expected float16, bfloat16, float32, float64, integers or booleans, got dtype {dtype}"
     )
@@ -58,15 +58,23 @@ def promoted(arrays: Sequence[Array]) -> list[Array]:
 
 def axis_index(kernel: str, axis: Any, ndim: int) -> int:
     """`axis` counted from the front."""
-    if axis == -1 and ndim and type(axis) is int:
+    if type(axis) is int and axis == -1 and ndim:
         return ndim - 1
-    if isinstance(axis, bool | np.bool) or not hasattr(axis, "__index__"):
-        raise TypeError(f"{kernel}: axis: expected one integer, got {axis!r}")
-    index = axis.__index__()
+    index = integer(kernel, "axis", axis, "one integer")
     if not -ndim <= index < ndim:
         span = f"in [{-ndim}, {ndim})" if ndim else "of an array of at least one dimension"
         raise ValueError(f"{kernel}: axis: expected an axis {span}, got {index}")
-    return int(index) % ndim
+    return index % ndim
+
+
+def integer(kernel: str, name: str, value: Any, expected: str) -> int:
+    """`value` as a Python integer."""
+    if not isinstance(value, bool | np.bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{kernel}: {name}: expected {expected}, got {value!r}")
 
 
 def same_shape(kernel: str, name: str, x: Array, other: str, shape: tuple[int, ...]) -> None:
@@ -101,6 +109,8 @@ def result(
     `out` may lie exactly where one of `reads` does; that one is then replaced by `out` itself, so that a backend can
     tell by ``is``. It may not share memory with one in another way, nor with another result, one of `writes`.
     """
+    if isinstance(out, tuple) and len(out) == 1:
+        out = out[0]
     if out is None:
         return backend.empty(shape, dtype)
     if (
@@ -127,8 +137,8 @@ def result(
 
 def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:
     """Refuse an array that a result cannot be written to."""
-    if not hasattr(out, "dtype") or not backend.owns(type(out)):
-        raise TypeError(f"{what}: expected an array of backend {backend.name!r}, got {type(out).__qualname__}")
+    if not backend.owns(type(out)):
+        raise TypeError(f"{what}: expected a plain array of backend {backend.name!r}, got {type(out).__qualname__}")
     if out.dtype != dtype:
         raise TypeError(f"{what}: expected dtype {dtype}, the dtype of the result, got {out.dtype}")
     if out.shape != shape:
@@ -194,20 +204,23 @@ def loss_options(
                 f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
             )
         if weight.dtype != COMPUTE[x.dtype]:
-            weight = weight.astype(COMPUTE[x.dtype])
+            with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
+                weight = weight.astype(COMPUTE[x.dtype])
     if ignore_index is not None:
-        if isinstance(ignore_index, bool | np.bool) or not hasattr(ignore_index, "__index__"):
-            raise TypeError(f"{kernel}: ignore_index: expected an integer or None, got {ignore_index!r}")
-        ignore_index = int(ignore_index.__index__())
-    if label_smoothing != 0.0 or type(label_smoothing) is not float:
+        ignore_index = integer(kernel, "ignore_index", ignore_index, "an integer or None")
+    if type(label_smoothing) is not float or label_smoothing != 0.0:
         if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
             raise TypeError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
-        label_smoothing = float(label_smoothing)
-        if not 0.0 <= label_smoothing <= 1.0:
+        try:
+            share = float(label_smoothing)
+        except OverflowError:
+            share = np.inf
+        if not 0.0 <= share <= 1.0:
             raise ValueError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        label_smoothing = share
+    if not isinstance(reduction, str):
+        raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction not in REDUCTIONS:
-        if not isinstance(reduction, str):
-            raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
         raise ValueError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     return LossOptions(index, weight, ignore_index, label_smoothing, reduction)
 
@@ -220,7 +233,7 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
     rows = x.shape[:axis] + x.shape[axis + 1 :]
     if t.shape == rows:
         if t.dtype.kind not in "iu":
-            if t.size:
+            if t.size or t.dtype.kind != "f":
                 raise TypeError(f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}")
             t = t.astype(np.intp)  # an empty list of labels comes as floats
     elif t.shape != x.shape:
@@ -239,6 +252,11 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
     return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))
 
 
+def arrays_of_loss(x: Array, t: Array, dloss: Any, options: LossOptions) -> list[Array]:
+    """The arrays that a loss or its gradient reads."""
+    return [x, t, *(array for array in (dloss, options.weight) if array is not None and not isinstance(array, float))]
+
+
 def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
     """The shape of the loss of the rows of `x`."""
     axis = options.axis
@@ -249,7 +267,10 @@ def upstream(kernel: str, dloss: Any, x: Array, options: LossOptions, backend: B
     """The gradient of the loss: a Python float, or an array of the backend of the shape of the loss."""
     shape = loss_shape(x, options)
     if isinstance(dloss, float | int | np.floating | np.integer) and not shape:
-        return float(dloss)
+        try:
+            return float(dloss)
+        except OverflowError as error:
+            raise ValueError(f"{kernel}: dloss: expected a number that a float can hold, got {dloss}") from error
     dloss = floating(kernel, "dloss", dloss, backend)
     if dloss.shape != shape:
         raise ValueError(

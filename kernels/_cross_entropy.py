@@ -8,6 +8,7 @@ from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
+    arrays_of_loss,
     floating,
     given_back,
     labels,
@@ -123,7 +124,7 @@ def cross_entropy_backward(
     options = loss_options(kernel, "p", p, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, p, options, backend)
     dloss = upstream(kernel, dloss, p, options, backend)
-    reads = [p, t] if isinstance(dloss, float) else [p, t, dloss]
+    reads = arrays_of_loss(p, t, dloss, options)
     dp = result(kernel, "out", out, p.shape, p.dtype, backend, reads)
     if p.size:
         backend.functions[kernel](dloss, p, t, options, dp)

@@ -107,7 +107,7 @@ KERNELS = (
             Mistake({"x": [[1.0], [1.0, 2.0]]}, TypeError, "relu: x: expected an array or numbers in nested sequences"),
             Mistake({"out": np.ones((2, 2), np.float32)}, ValueError, r"relu: out: expected shape \(2, 3\)"),
             Mistake({"out": np.ones((2, 3), np.float64)}, TypeError, "relu: out: expected dtype float32"),
-            Mistake({"out": [[0.0] * 3] * 2}, TypeError, "relu: out: expected an array of backend .*, got list"),
+            Mistake({"out": [[0.0] * 3] * 2}, TypeError, "relu: out: expected a plain array of backend .*, got list"),
         ),
         passes=2,
         tolerance=0,

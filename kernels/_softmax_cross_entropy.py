@@ -8,6 +8,7 @@ from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
+    arrays_of_loss,
     floating,
     given_back,
     given_results,
@@ -156,7 +157,7 @@ def softmax_cross_entropy_backward(
     options = loss_options(kernel, "y", y, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, y, options, backend)
     dloss = upstream(kernel, dloss, y, options, backend)
-    reads = [y, t] if isinstance(dloss, float) else [y, t, dloss]
+    reads = arrays_of_loss(y, t, dloss, options)
     dx = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
     if y.size:
         backend.functions[kernel](dloss, y, t, options, dx)
@@ -228,8 +229,10 @@ def _loss_and(
     options = loss_options(kernel, "x", x, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, x, options, backend)
     loss_out, array_out = given_results(kernel, out, ("loss", second), lone=second)
-    array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, [x, t])
-    loss = result(kernel, "out: loss", loss_out, loss_shape(x, options), COMPUTE[x.dtype], backend, [x, t], (array,))
+    reads = arrays_of_loss(x, t, None, options)
+    shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
+    array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, reads)
+    loss = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
     if x.size:
         backend.functions[kernel](x, t, options, loss, array)
     else:

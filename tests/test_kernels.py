@@ -368,6 +368,74 @@ def test_mistakes_are_refused_before_anything_is_written(kernel: Kernel, mistake
         assert (given["out"] == 7).all()
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "told"),
+    [
+        (lambda x: kernels.softmax(x, axis=np.array([0])), TypeError, "softmax: axis: expected one integer"),
+        (lambda x: kernels.softmax(x, axis=np.array([0, 1])), TypeError, "softmax: axis: expected one integer"),
+        (lambda x: kernels.softmax(x, axis=np.array(1.0)), TypeError, "softmax: axis: expected one integer"),
+        (
+            lambda x: kernels.cross_entropy(x, [0, 0], ignore_index=np.array([0, 1])),
+            TypeError,
+            "cross_entropy: ignore_index: expected an integer or None",
+        ),
+        (
+            lambda x: kernels.cross_entropy(x, [0, 0], label_smoothing=np.array([0.0, 0.1])),
+            TypeError,
+            "cross_entropy: label_smoothing: expected a number",
+        ),
+        (
+            lambda x: kernels.cross_entropy(x, [0, 0], label_smoothing=10**400),
+            ValueError,
+            "cross_entropy: label_smoothing: expected a number",
+        ),
+        (
+            lambda x: kernels.cross_entropy(x, [0, 0], reduction=np.array(["mean", "sum"])),
+            TypeError,
+            "cross_entropy: reduction: expected one of",
+        ),
+        (
+            lambda x: kernels.cross_entropy_backward(10**400, x, [0, 0]),
+            ValueError,
+            "cross_entropy_backward: dloss: expected a number that a float can hold",
+        ),
+        (lambda x: kernels.affine_backward(x, x, np.ones((2, 2)), needs=None), TypeError, "affine_backward: needs: "),
+        (
+            lambda x: kernels.relu(np.array(["a"], np.dtypes.StringDType())),
+            TypeError,
+            "relu: x: expected .*StringDType",
+        ),
+        (lambda x: kernels.cross_entropy(x[:0], np.array([], "U1")), TypeError, "cross_entropy: t: expected class ind"),
+        (lambda x: kernels.relu(x, out=np.ma.masked_less(x, 2.0)), TypeError, "out: expected a plain array .*Masked"),
+    ],
+)
+def test_strange_arguments_are_named(call: Any, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        call(np.full((2, 2), 0.5))
+
+
+def test_out_may_be_a_tuple_of_the_one_result() -> None:
+    y = np.empty(2)
+    assert kernels.softmax([1.0, 1.0], out=(y,)) is y
+
+
+def test_no_inputs_at_all() -> None:
+    for lead in ((), (4,), (2, 5)):
+        x, w, b = np.ones((*lead, 0)), np.ones((0, 3)), np.arange(3.0)
+        np.testing.assert_array_equal(kernels.affine(x, w, b), np.broadcast_to(b, (*lead, 3)))
+        np.testing.assert_array_equal(kernels.affine(x, w), np.zeros((*lead, 3)))
+        dx, dw, db = kernels.affine_backward(np.ones((*lead, 3)), x, w)
+        assert (dx.shape, dw.shape) == (x.shape, w.shape)
+        np.testing.assert_array_equal(db, np.full(3, np.prod(lead)))
+
+
+def test_gradients_of_parameters_keep_their_accuracy_over_millions_of_rows() -> None:
+    dy, x = np.full((3_000_000, 1), 0.1, np.float32), np.ones((3_000_000, 1), np.float32)
+    _, dw, db = kernels.affine_backward(dy, x, np.ones((1, 1), np.float32), needs=("dw", "db"))
+    exact = 3_000_000 * float(np.float32(0.1))
+    np.testing.assert_allclose([dw[0, 0], db[0]], exact, rtol=4e-6)
+
+
 def test_masked_arrays_are_refused() -> None:
     with pytest.raises(
         TypeError, match=r"relu: x: expected an array without a mask, got a masked array; call its .filled"

@@ -177,6 +177,48 @@ def test_ignored_rows_count_for_nothing_whatever_their_logits(bad: float, smooth
     np.testing.assert_array_equal(K.cross_entropy_backward(1.0, p, t, **options)[[1, 3]], np.zeros((2, 3)))
 
 
+def test_an_out_that_overlaps_the_weights_is_refused() -> None:
+    x, t = np.ones((4, 3), np.float32), [0, 1, 2, 0]
+    out = np.ones((4, 3), np.float32)
+    for call in (
+        lambda: K.softmax_cross_entropy_value_and_grad(x, t, weight=out[0], out=out),
+        lambda: K.softmax_cross_entropy(x, t, weight=out[0], out=out),
+        lambda: K.softmax_cross_entropy_backward(1.0, x, t, weight=out[0], out=out),
+        lambda: K.cross_entropy_backward(1.0, x, t, weight=out[0], out=out),
+    ):
+        with pytest.raises(ValueError, match="shares part of its memory with an argument"):
+            call()
+
+
+def test_the_loss_of_one_row_goes_back_as_it_came() -> None:
+    x = np.array([1.0, 2.0])
+    loss, y = K.softmax_cross_entropy(x, 0, reduction="none")
+    for dloss in (loss, 2.0, np.array(2.0)):
+        dx = K.softmax_cross_entropy_backward(dloss, y, 0, reduction="none")
+        np.testing.assert_allclose(dx, float(dloss) * (y - [1, 0]))
+        np.testing.assert_allclose(K.cross_entropy_backward(dloss, y, 0, reduction="none")[1], 0)
+
+
+def test_an_infinite_upstream_gradient_does_not_reach_ignored_rows() -> None:
+    p = np.full((2, 3), 1 / 3)
+    for smoothing in (0.0, 0.1):
+        options: dict[str, Any] = {"ignore_index": -1, "label_smoothing": smoothing, "reduction": "none"}
+        dp = K.cross_entropy_backward([NAN, 1.0], p, [-1, 0], **options)
+        np.testing.assert_array_equal(dp[0], [0, 0, 0])
+        assert np.isfinite(dp).all()
+
+
+def test_tiny_weights_do_not_overflow() -> None:
+    x = np.ones((2, 3), np.float32)
+    loss, dx = K.softmax_cross_entropy_value_and_grad(x, [1, 1], weight=np.full(3, 1e-39, np.float32))
+    assert loss == pytest.approx(np.log(3), rel=1e-5)
+    np.testing.assert_allclose(dx, [[1 / 6, -1 / 3, 1 / 6]] * 2, rtol=1e-5)
+    _, y = K.softmax_cross_entropy(x, [1, 1])
+    dx = K.softmax_cross_entropy_backward(1.0, y, [1, 1], weight=np.full(3, 1e-39, np.float32))
+    np.testing.assert_allclose(dx, [[1 / 6, -1 / 3, 1 / 6]] * 2, rtol=1e-5)
+    K.softmax_cross_entropy(x, [1, 1], weight=[1e300] * 3)  # without a warning
+
+
 # Means over nothing, and means that are hard to take
 
 

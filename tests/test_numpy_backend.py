@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
         return most
 
     for classes in (10, 300):
-        few, many = 3 * blocks.BLOCK // classes, 12 * blocks.BLOCK // classes
+        few, many = 6 * blocks.BLOCK // classes, 15 * blocks.BLOCK // classes
         for strided in (False, True):
             small, large = peak(few, classes, strided), peak(many, classes, strided)
             grown = 4 * (many - few) * classes
@@ -183,6 +184,26 @@ def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monke
         blocks.run(task, (np.arange(1000),), (1000,), 1)
     assert len(started) < 100
     assert blocks.run(lambda scratch, block: int(block[0]), (np.arange(100),), (100,), 1) == list(range(0, 100, 10))
+
+
+def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(3)
+    submitted = []
+
+    def submit(work: Any) -> Any:
+        submitted.append(work)
+        if len(submitted) > 1:
+            raise RuntimeError("can't start new thread")
+        return ThreadPoolExecutor.submit(pool, work)
+
+    monkeypatch.setattr(blocks, "_pool", lambda: types.SimpleNamespace(submit=submit))
+    monkeypatch.setattr(blocks, "BLOCK", 10)
+    monkeypatch.setattr(blocks.threads, "count", lambda: 4)
+    for _ in range(20):
+        submitted.clear()
+        assert blocks.run(lambda scratch, block: int(block[0]), (np.arange(500),), (500,), 1) == list(range(0, 500, 10))
 
 
 def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> None:

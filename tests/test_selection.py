@@ -16,7 +16,7 @@ import pytest
 
 from plugrad import backends
 from plugrad import kernels as K
-from plugrad.backends import BackendUnavailableError
+from plugrad.backends import BackendUnavailableError, selection
 
 
 def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -278,6 +278,65 @@ def test_a_kernel_that_a_backend_lacks_is_an_error_unless_another_stands_in() ->
             K.sigmoid([1.0])
 
 
+def test_a_stand_in_that_cannot_help_is_named() -> None:
+    backends.register("off", room(probe=lambda: "it is off"))
+    backends.register("empty", types.SimpleNamespace())
+    backends.register("circle", types.SimpleNamespace(STAND_INS={"relu": "circle"}))
+    for name, why in (("off", "cannot: backend 'off' cannot run here: it is off"), ("empty", "has none either")):
+        backends.register(f"by-{name}", types.SimpleNamespace(STAND_INS={"relu": name}))
+        told = f"backend 'by-{name}' has no kernel 'relu', and '{name}', which stands in for it, {why}"
+        with backends.use(f"by-{name}"):
+            with pytest.raises(NotImplementedError, match=told):
+                K.relu([1.0])
+            assert backends.explain("relu").reasons[f"by-{name}"].startswith(told)
+    with backends.use("circle"), pytest.raises(NotImplementedError, match="has none either"):
+        K.relu([1.0])
+
+
+def test_a_room_with_malformed_attributes_is_named_and_breaks_nobody_else() -> None:
+    backends.register("malformed", room(OPTIONS=3))
+    assert "backend 'malformed' declares OPTIONS or another attribute wrongly" in backends.available()["malformed"]
+    assert backends.available()["numpy"] is True
+
+
+def test_auto_stands_alone() -> None:
+    with pytest.raises(ValueError, match=r"use\('numpy,auto'\): 'auto' stands alone"):
+        backends.use("numpy,auto")
+
+
+def test_the_checking_mode_is_inherited_by_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUGRAD_CHECK", "1")
+    with backends.use("numpy"):
+        assert selection.options() == {"check": True}
+        with backends.use("numpy", check=False), backends.use("auto"):
+            assert selection.options() == {"check": False}
+    backends.set_default("numpy")
+    assert selection.options() == {"check": True}
+
+
+def test_set_default_is_not_undone_by_a_thread_that_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    known = selection.registry.is_known
+
+    def slowly(name: str) -> bool:
+        if threading.current_thread() is reader:
+            reading.set()
+            go_on.wait(5)
+        return known(name)
+
+    monkeypatch.setattr(selection.registry, "is_known", slowly)
+    monkeypatch.setenv("PLUGRAD_BACKEND", "cupy")
+    reader = threading.Thread(target=selection.chosen)
+    reader.start()
+    assert reading.wait(5)
+    setter = threading.Thread(target=backends.set_default, args=("numpy",))
+    setter.start()
+    go_on.set()
+    setter.join()
+    reader.join()
+    assert selection.chosen().origin == "set_default('numpy')"
+
+
 def test_a_failing_probe_names_the_backend() -> None:
     backends.register("broken", room(probe=lambda: 1 / 0))
     backends.register("absent", room(probe=lambda: "no licence was found"))
@@ -325,6 +384,9 @@ def test_asarray_and_to_numpy() -> None:
     assert backends.to_numpy(x) is x
     assert backends.asarray([1, 2]).tolist() == [1, 2]
     assert backends.to_numpy(3.5) == 3.5
+    assert type(backends.asarray(np.float32(1))) is np.ndarray
+    with pytest.raises(TypeError, match="to_numpy: x: expected an array without a mask"):
+        backends.asarray(np.ma.masked_less([1.0, 2.0], 1.5))
 
 
 class Boxed:
@@ -373,7 +435,7 @@ def test_a_backend_with_arrays_of_its_own() -> None:
             TypeError, match="relu: x: expected a boxed array, got ndarray; call plugrad.backends.asarray"
         ):
             K.relu(np.ones(2))
-        with pytest.raises(TypeError, match="relu: out: expected an array of backend 'boxes', got ndarray"):
+        with pytest.raises(TypeError, match="relu: out: expected a plain array of backend 'boxes', got ndarray"):
             K.relu(y, out=np.ones(2))
 
 

@@ -13,7 +13,11 @@ from plugrad.backends.options import COMPUTE, FLOAT64
 # would leave it idle, more would take more memory for their copies.
 PRODUCT_ROWS = 128
 
-# Rows that BLAS sums in one go for the gradient of the biases; the partial sums are added in float64.
+# Rows that BLAS sums in one go for the gradient of the weights. It adds up float32, and over a million rows its sum of
+# like numbers drifts by thousands of ulp; the partial sums are added in float64.
+MATRIX_ROWS = 2**13
+
+# The same for the gradient of the biases.
 SUMMED_ROWS = 64
 
 
@@ -43,7 +47,7 @@ def _affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
             np.add(product, b, out=product)
         np.copyto(target, product.reshape(target.shape), casting="same_kind")
 
-    _in_order(block, x, max(w.shape))
+    _in_order(block, x, max(PRODUCT_ROWS, BLOCK // max(w.shape)))
 
 
 @quietly
@@ -73,15 +77,18 @@ def _aside(target: Array, dy: Array, x: Array, w: Array) -> Array:
 def _weights(dy: Array, x: Array, dw: Array) -> Array:
     """``dw = x^T dy``."""
     compute = dw.dtype
-    if _is_matrix(x, compute) and _is_matrix(dy, compute):
+    whole = _is_matrix(x, compute) and _is_matrix(dy, compute)
+    if whole and x.size <= MATRIX_ROWS * x.shape[-1]:
         return np.matmul(_rows(x, compute).T, _rows(dy, compute), out=dw)
-    dw[...] = 0
+    total = np.zeros(dw.shape, FLOAT64)
 
     def block(index: Index, scratch: Scratch) -> None:
         product = scratch.array("product", dw.shape, compute)
-        np.add(dw, np.matmul(_rows(x[index], compute).T, _rows(dy[index], compute), out=product), out=dw)
+        np.matmul(_rows(x[index], compute).T, _rows(dy[index], compute), out=product)
+        np.add(total, product, out=total)
 
-    _in_order(block, x, max(dw.shape))
+    _in_order(block, x, MATRIX_ROWS if whole else max(PRODUCT_ROWS, min(MATRIX_ROWS, BLOCK // max(dw.shape))))
+    np.copyto(dw, total, casting="same_kind")
     return dw
 
 
@@ -101,7 +108,7 @@ def _biases(dy: Array, db: Array) -> Array:
         np.add(total, np.add.reduce(np.matmul(ones, groups), axis=0, dtype=FLOAT64), out=total)
         np.add(total, np.matmul(ones[: len(rows) - whole], rows[whole:]), out=total)
 
-    _in_order(block, dy, dy.shape[-1])
+    _in_order(block, dy, max(SUMMED_ROWS, BLOCK // dy.shape[-1]))
     np.copyto(db, total, casting="same_kind")
     return db
 
@@ -113,10 +120,10 @@ def _ones(compute: np.dtype[Any]) -> Array:
     return ones
 
 
-def _in_order(block: Callable[[Index, Scratch], None], x: Array, width: int) -> None:
-    """Run `block` for blocks of the rows of `x` one after another: BLAS has threads of its own, and sums an order."""
+def _in_order(block: Callable[[Index, Scratch], None], x: Array, rows: int) -> None:
+    """Run `block` for `rows` rows of `x` after the others: BLAS has threads of its own, and sums have an order."""
     scratch = Scratch()
-    for index in cut(x.shape[:-1], min(width, BLOCK // PRODUCT_ROWS)):
+    for index in cut(x.shape[:-1], max(1, BLOCK // rows)):
         block(index, scratch)
 
 

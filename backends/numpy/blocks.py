@@ -136,10 +136,12 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
 
 def _with_helpers(work: Callable[[], None], helpers: int) -> None:
     """Run `work` on this thread and on `helpers` others, and return, or raise, when all of them have stopped."""
+    futures = []
     try:
-        futures = [_pool().submit(work) for _ in range(helpers)]
-    except RuntimeError:  # the interpreter is shutting down and starts no more threads
-        futures = []
+        for _ in range(helpers):
+            futures.append(_pool().submit(work))
+    except RuntimeError:  # no more threads can be started: those that were do the work
+        pass
     try:
         work()
     finally:

@@ -46,7 +46,7 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
     """``dp = -dloss * t / p``."""
     p, dp = classes_last(p, options.axis), classes_last(dp, options.axis)
     labels = Labels(t, p, options)
-    if not labels.scale:
+    if not labels.divisor:
         dp[...] = 0
         return
     task = _gradient_of_classes if labels.one_class else _gradient
@@ -75,7 +75,9 @@ def _gradient(
 ) -> None:
     factor = -labels.upstream(dloss if dlosses is None else dlosses)
     p = load(scratch, "p", p)
-    spread, _, _ = labels.spread(t, p, scratch)
+    spread, _, ignored = labels.spread(t, p, scratch)
     slope = np.divide(spread, p, out=scratch.like("slope", p))
     slope[spread == 0] = 0
+    if ignored is not None:
+        factor = np.where(ignored, 0, factor)
     write(np.multiply, slope, factor, dp)

@@ -23,13 +23,15 @@ class Labels:
         One class index per row, or one number per class with the classes along the last axis.
     one_class : bool
         Whether each row is compared with one class only: class indices, not smoothed.
-    scale : float
-        What the sum of the losses is multiplied by; 0 where nothing counts.
+    divisor : float
+        What the sum of the losses is divided by; 0 where nothing counts.
+    weight : array or None
+        The weight of each class, already divided so if there is one.
     compute : dtype
         What the loss is computed in.
     """
 
-    __slots__ = ("classes", "compute", "indices", "one_class", "options", "scale", "t")
+    __slots__ = ("classes", "compute", "divisor", "indices", "one_class", "options", "t", "weight")
 
     def __init__(self, t: Array, rows: Array, options: LossOptions) -> None:
         self.classes = rows.shape[-1]
@@ -40,10 +42,14 @@ class Labels:
         if self.indices:
             check(t, self.classes, options)
         self.t = t if self.indices else classes_last(t, options.axis)
-        divisor = self._divisor() if options.reduction == "mean" else 1.0
-        self.scale = 1.0 / divisor if divisor else 0.0
+        self.weight = options.weight
+        self.divisor = self._counting() if options.reduction == "mean" else 1.0
+        if self.weight is not None and self.divisor:  # as small as they may be, their shares are not
+            with np.errstate(all="ignore"):
+                self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
+            self.divisor = 1.0
 
-    def _divisor(self) -> float:
+    def _counting(self) -> float:
         """The number of rows that count, each as often as its label weighs."""
         if not self.indices:
             return float(self.t.size // self.classes)
@@ -69,8 +75,7 @@ class Labels:
     def single(self, t: Array) -> tuple[Array, Array | None, Array | None]:
         """Of the rows of a block: the class, its weight (None: 1), and which rows are ignored (None: no row)."""
         labels, ignored = self._unignored(t)
-        weight = self.options.weight
-        return labels, None if weight is None else weight[labels], ignored
+        return labels, None if self.weight is None else self.weight[labels], ignored
 
     def spread(self, t: Array, like: Array, scratch: Scratch) -> tuple[Array, Array, Array | None]:
         """The weighted, smoothed labels of a block, laid out like the rows `like`.
@@ -90,17 +95,18 @@ class Labels:
             if smoothing:
                 rows *= 1 - smoothing
                 rows += smoothing / self.classes
-        if self.options.weight is not None:
-            rows *= self.options.weight
+        if self.weight is not None:
+            rows *= self.weight
         if ignored is not None:
             rows[ignored] = 0
         return rows, row_sums(rows), ignored
 
     def upstream(self, dloss: Any) -> Any:
         """The gradient of the loss, divided as the reduction says: one number, or one for each row of a block."""
+        dloss = np.asarray(dloss, self.compute)
         if self.options.reduction == "none":
-            dloss = dloss.reshape(-1)
-        return np.asarray(dloss, self.compute) * self.compute.type(self.scale)
+            return dloss.reshape(-1)
+        return dloss / self.compute.type(self.divisor)
 
     def collect(self, losses: Array, ignored: Array | None, loss: Array | None) -> float:
         """Take the losses of the rows of a block: write them to `loss` where each is wanted, else return their sum."""
@@ -112,14 +118,14 @@ class Labels:
         return 0.0
 
     def rows_of(self, loss: Any) -> Any:
-        """`loss`, or its gradient, if it has one entry per row; else None."""
-        return loss if self.options.reduction == "none" else None
+        """`loss`, or its gradient, if it is an array with one entry per row; else None."""
+        return loss if self.options.reduction == "none" and isinstance(loss, np.ndarray) else None
 
     def total(self, sums: list[float]) -> float:
         """The loss, a scalar, from the sums of the blocks; the order they are added in does not depend on threads."""
-        if not self.scale:
+        if not self.divisor:
             return 0.0
-        return (sums[0] if len(sums) == 1 else float(np.add.reduce(sums))) * self.scale
+        return (sums[0] if len(sums) == 1 else float(np.add.reduce(sums))) / self.divisor
 
 
 def check(t: Array, classes: int, options: LossOptions) -> None:

@@ -32,7 +32,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
     x, dx = classes_last(x, options.axis), classes_last(dx, options.axis)
     labels = Labels(t, x, options)
-    if not labels.scale:
+    if not labels.divisor:
         loss[...] = 0
         dx[...] = 0
         return
@@ -42,7 +42,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 @quietly
 def _loss_and_gradient(labels: Labels, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array) -> float:
     e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, scratch, x, t)
-    factor = (labels.scale if weight is None else labels.scale * weight) / (rest + single)
+    factor = (1 if weight is None else weight) / labels.divisor / (rest + single)
     # y - 1 for the label is -rest / sum, which keeps its accuracy where y is close to 1.
     flat[index] = -rest if spread is None else single
     if ignored is not None:
@@ -52,7 +52,7 @@ def _loss_and_gradient(labels: Labels, scratch: Scratch, x: Array, t: Array, los
         write(np.multiply, e, factor, dx)
     else:
         np.multiply(e, factor[:, None], out=e)
-        np.multiply(spread, labels.scale, out=spread)
+        np.divide(spread, labels.divisor, out=spread)
         np.subtract(e.reshape(dx.shape), spread.reshape(dx.shape), out=dx)
     return labels.collect(losses, ignored, loss)
 
@@ -69,7 +69,7 @@ def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Loss
     """``dx = dloss * (y - t)``."""
     y, dx = classes_last(y, options.axis), classes_last(dx, options.axis)
     labels = Labels(t, y, options)
-    if not labels.scale:
+    if not labels.divisor:
         dx[...] = 0
         return
     run(partial(_gradient, labels, dloss), (y, labels.t, labels.rows_of(dloss), dx), y.shape[:-1], labels.classes)
