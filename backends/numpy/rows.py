@@ -15,12 +15,12 @@ Elements: TypeAlias = tuple[Array, Array]  # a flat view of an array, and the in
 # it makes no difference and of 64 it is slower.
 FEW_CLASSES = 24
 
-# Up to this many elements, the copies that this takes cost more than they save.
-SMALL = 2**11
-
 # The same for rows whose classes do not lie side by side, such as images with the classes along axis 1. NumPy then
 # sums the classes one after another, not pairwise, so that rounding errors grow with their number.
 SOME_CLASSES = 256
+
+# Up to this many elements, the copies that working class by class takes cost more than they save.
+SMALL = 2**11
 
 # Up to this many classes, rows are summed by BLAS, twice as fast as by NumPy and with as many partial sums; for very
 # long rows BLAS may use threads, and its sums then depend on their number.
