@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from plugrad.backends import available, current, get
-from plugrad.backends.registry import BackendUnavailableError
+from plugrad.backends.registry import BackendUnavailableError, ignored_plug_ins, is_plug_in
 from plugrad.backends.selection import chosen
 
 COLUMNS = ("backend", "here", "version", "threads", "devices")
@@ -26,8 +26,10 @@ def table(names: tuple[str, ...]) -> str:
                 reasons.append(f"backend {name!r} failed to describe itself: {type(error).__name__}: {error}")
             rows.append((name, "yes", *(told.get(column, "-") for column in COLUMNS[2:])))
         else:
-            rows.append((name, "no", "-", "-", "-"))
+            rows.append((name, "?" if is_plug_in(name) and name not in names else "no", "-", "-", "-"))
             reasons.append(str(usable))
+    for name, owner in ignored_plug_ins().items():
+        reasons.append(f"plug-in {name!r} of {owner} is ignored: a backend of plugrad has this name")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

@@ -24,6 +24,8 @@ class LossOptions(NamedTuple):
 
     Attributes
     ----------
+    kernel : str
+        The kernel's name, for messages.
     axis : int
         The axis of the classes, not negative.
     weight : array of shape (classes,), or None
@@ -36,6 +38,7 @@ class LossOptions(NamedTuple):
         ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
+    kernel: str
     axis: int
     weight: Any
     ignore_index: int | None
@@ -43,8 +46,9 @@ class LossOptions(NamedTuple):
     reduction: str
 
 
-def bad_label(label: int, row: tuple[int, ...], classes: int, ignore_index: int | None) -> ValueError:
+def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:
     """The error for a label that names no class; the same text whichever backend finds it."""
-    ignored = "" if ignore_index is None else f" or the ignored label {ignore_index}"
+    ignored = "" if options.ignore_index is None else f" or the ignored label {options.ignore_index}"
     where = f" at row {row[0] if len(row) == 1 else row}" if row else ""
-    return ValueError(f"t: expected labels in [0, {classes}){ignored}, got {label}{where}")
+    hint = "; pass ignore_index for rows that shall not count" if label < 0 and options.ignore_index is None else ""
+    return ValueError(f"{options.kernel}: t: expected labels in [0, {classes}){ignored}, got {label}{where}{hint}")

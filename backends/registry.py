@@ -131,6 +131,11 @@ class Backend:
         self.empty: Callable[..., Any] = getattr(room, "empty", host.empty)
         self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
 
+    def computes(self, kernel: str) -> str:
+        """The name of the backend whose function computes `kernel`: its own, or that of the one that stands in."""
+        self.functions[kernel]  # an error tells if there is none
+        return self.name if hasattr(self.room, kernel) else self.stand_ins[kernel]
+
     def owns(self, kind: type) -> bool:
         """Whether arrays of type `kind` are this backend's own; of NumPy's, those that add no meaning of theirs."""
         if self.arrays == "numpy":
@@ -231,6 +236,12 @@ def names() -> list[str]:
     return list(dict.fromkeys([*BUILTIN, *_registered, *sorted(_plug_ins())]))
 
 
+def ignored_plug_ins() -> dict[str, str]:
+    """Installed plug-ins whose name is that of a built-in or registered backend, and their distributions."""
+    taken = (name for name in _plug_ins() if not is_plug_in(name))
+    return {name: ", ".join(e.dist.name if e.dist else "?" for e in _plug_ins()[name]) for name in taken}
+
+
 def is_known(name: str) -> bool:
     """Whether `name` names a backend; installed plug-ins are searched only if nothing else has the name."""
     return name in BUILTIN or name in _registered or name in _loaded or name in _plug_ins()
@@ -273,6 +284,8 @@ def get(name: str) -> Backend:
         return _loaded[name]
     except (KeyError, TypeError):
         pass
+    if isinstance(name, str) and (name == "auto" or "," in name):
+        raise ValueError(f"get: name: expected the name of one backend, got {name!r}")
     if not isinstance(name, str) or not is_known(name):
         unknown(name, "get")
     return _loaded.setdefault(name, _load(name))  # two threads may both load it; the first one's is kept
@@ -286,6 +299,8 @@ def _load(name: str) -> Backend:
         reason = None if probe is None else probe()
     except (Exception, SystemExit) as error:
         raise BackendUnavailableError(f"{described} failed in its probe: {type(error).__name__}: {error}") from error
+    if reason is not None and not isinstance(reason, str):
+        raise BackendUnavailableError(f"{described} is malformed: its probe returned {reason!r}, not a reason or None")
     if reason is not None:
         raise BackendUnavailableError(f"{described} cannot run here: {reason}")
     try:

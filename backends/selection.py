@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from plugrad.backends import host, registry
+from plugrad.backends import host, registry, threads
 from plugrad.backends.registry import Backend, BackendUnavailableError, Unavailable
 
 VARIABLE = "PLUGRAD_BACKEND"
@@ -101,6 +101,7 @@ def _of_environment() -> Choice:
     with _setting:
         if _default is None:
             text = os.environ.get(VARIABLE, "").strip() or AUTO
+            threads.requested()  # a wrong number is told as what it is, not as a backend that fails
             _default = Choice(text, _checking(), f"{VARIABLE}={text}")
         return _default
 
@@ -148,7 +149,7 @@ class use:  # noqa: N801  (it is called like a function)
     Parameters
     ----------
     name : str
-        A backend's name, several separated by commas in order of preference, or ``"auto"``.
+        A backend's name, several separated by commas in order of preference, or ``"auto"``; or a `Backend`.
     **options
         Options of the backend. Every backend has ``check``: data-dependent errors that a GPU cannot report without
         synchronising, such as a label out of range, are raised even so. CPU backends always raise them.
@@ -173,7 +174,8 @@ class use:  # noqa: N801  (it is called like a function)
     array([0.5, 0.5])
     """
 
-    def __init__(self, name: str, **options: Any) -> None:
+    def __init__(self, name: str | Backend, **options: Any) -> None:
+        name = name.name if isinstance(name, Backend) else name
         given = "".join(f", {option}={value!r}" for option, value in options.items())
         self._arguments = (name, options, f"use({name!r}{given})")
         Choice(*self._arguments)  # a wrong name is told here, where it stands
@@ -196,6 +198,8 @@ class use:  # noqa: N801  (it is called like a function)
         """Wrap a function, or a coroutine function, so that each call of it runs in the scope."""
         import inspect  # slow to import, and seldom needed
 
+        if inspect.isclass(function):
+            raise TypeError("use: a class cannot be decorated; decorate its methods")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("use: a generator cannot be decorated; write `with use(...)` inside it")
         if inspect.iscoroutinefunction(function):
@@ -215,7 +219,7 @@ class use:  # noqa: N801  (it is called like a function)
         return cast(_Function, scoped)
 
 
-def set_default(name: str) -> None:
+def set_default(name: str | Backend) -> None:
     """Select the backend of the whole process, in place of the environment variable ``PLUGRAD_BACKEND``.
 
     It counts in every thread, wherever no scope (`use`) is entered.
@@ -223,7 +227,7 @@ def set_default(name: str) -> None:
     Parameters
     ----------
     name : str
-        A backend's name, several separated by commas in order of preference, or ``"auto"``.
+        A backend's name, several separated by commas in order of preference, or ``"auto"``; or a `Backend`.
 
     Raises
     ------
@@ -241,6 +245,7 @@ def set_default(name: str) -> None:
     >>> backends.set_default("auto")
     """
     global _default
+    name = name.name if isinstance(name, Backend) else name
     choice = Choice(name, _checking(), f"set_default({name!r})")
     choice.backend_for(np.ndarray)
     with _setting:
@@ -393,7 +398,10 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
         else:
             misfit = _misfit(found, name, arrays)
             reasons[other] = misfit or f"selected by {choice.origin}"
-            runs = None if misfit else other
+            if not misfit:
+                runs = found.computes(name)
+    if runs is not None and runs not in candidates:
+        reasons[runs] = f"stands in for {backend}, which has no kernel {name!r}"
     return Explanation(name, runs, reasons, choice.origin)
 
 

@@ -8,6 +8,7 @@ All arrays are the selected backend's own: they go there by `backends.asarray` a
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -111,6 +112,8 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     if chosen.epochs < 1:
         parser.error("--epochs: expected at least 1")
+    if chosen.plot and not (Path(chosen.plot).suffix == ".png" and Path(chosen.plot).resolve().parent.is_dir()):
+        parser.error(f"--plot: expected FILE.png in a folder that exists, got {chosen.plot}")
     try:
         if chosen.backend:
             backends.set_default(chosen.backend)

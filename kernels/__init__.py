@@ -1,6 +1,6 @@
 """Forward and backward kernels for classifier training loops, computed by the selected backend.
 
-Every function is pure: it returns new arrays, or writes where `out` says, and never to an argument. ``KERNELS`` has
+Every function is pure: it returns new arrays, and writes to no argument but the one given as `out`. ``KERNELS`` has
 one record per kernel; ``python -m plugrad.kernels`` prints them as the table in the README.
 """
 

@@ -222,7 +222,7 @@ def loss_options(
         raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    return LossOptions(index, weight, ignore_index, label_smoothing, reduction)
+    return LossOptions(kernel, index, weight, ignore_index, label_smoothing, reduction)
 
 
 def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend) -> Array:
@@ -234,7 +234,9 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
     if t.shape == rows:
         if t.dtype.kind not in "iu":
             if t.size or t.dtype.kind != "f":
-                raise TypeError(f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}")
+                raise TypeError(
+                    f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}; use t.astype(int)"
+                )
             t = t.astype(np.intp)  # an empty list of labels comes as floats
     elif t.shape != x.shape:
         raise ValueError(

@@ -160,8 +160,10 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
             {"t": [True, False]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype b"
         ),
         Mistake({"t": [0, 1, 2]}, ValueError, rf"{kernel}: t: expected class indices of shape \(2,\) or .*\(3,\)"),
-        Mistake({"t": [0, 3]}, ValueError, r"t: expected labels in \[0, 3\), got 3 at row 1"),
-        Mistake({"t": [-1, 0]}, ValueError, r"t: expected labels in \[0, 3\), got -1 at row 0"),
+        Mistake({"t": [0, 3]}, ValueError, rf"{kernel}: t: expected labels in \[0, 3\), got 3 at row 1"),
+        Mistake(
+            {"t": [-1, 0]}, ValueError, rf"{kernel}: t: expected labels in \[0, 3\), got -1 at row 0; pass ignore_index"
+        ),
         Mistake(
             {"t": [-1, -2], "ignore_index": -1},
             ValueError,

@@ -56,7 +56,8 @@ def softmax_cross_entropy(
     axis : int
         The axis of the classes.
     weight : array_like, optional
-        One weight per class, shape ``(classes,)``.
+        One weight per class, shape ``(classes,)``. Mind that with ``reduction="mean"`` class indices and one label
+        per class then differ, by what the sum is divided by.
     ignore_index : int, optional
         Rows with this label add nothing to the loss and get a gradient of exact zeros, whatever their logits. It may
         lie outside ``[0, classes)``. For class indices only.

@@ -50,6 +50,7 @@ def test_digits_repeats_itself(tmp_path: Path) -> None:
         (("--backend", "nubma"), {}, "set_default('nubma'): unknown backend 'nubma'; did you mean 'numba'?"),
         ((), {"PLUGRAD_BACKEND": "nubma"}, "PLUGRAD_BACKEND=nubma: unknown backend 'nubma'; did you mean 'numba'?"),
         (("--epochs", "0"), {}, "--epochs: expected at least 1"),
+        (("--plot", "no/such/folder.png"), {}, "--plot: expected FILE.png in a folder that exists"),
     ],
 )
 def test_digits_tells_what_is_wrong(

@@ -77,7 +77,7 @@ def test_importing_needs_no_valid_environment() -> None:
 @pytest.mark.parametrize("text", ["0", "two", "-1", "1.5"])
 def test_a_bad_number_of_threads_is_told(text: str) -> None:
     done = python(SHOW, PLUGRAD_NUM_THREADS=text, PLUGRAD_BACKEND="numpy")
-    assert f"PLUGRAD_NUM_THREADS={text}: expected a positive integer" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"ValueError: PLUGRAD_NUM_THREADS={text}: expected a positive integer"
 
 
 def test_the_number_of_threads_bounds_blas_too() -> None:
@@ -159,6 +159,8 @@ def test_use_decorates_functions_coroutines_and_methods() -> None:
     assert (name(), name(3), name.__doc__) == ("one", "one", "Doc.")
     assert asyncio.run(together()) == ("one", str(backends.current()))
     assert backends.current() != "one"
+    with pytest.raises(TypeError, match="a class cannot be decorated; decorate its methods"):
+        scope(int)
     with pytest.raises(TypeError, match="a generator cannot be decorated"):
         scope(lambda: (yield))
 
@@ -206,6 +208,9 @@ def test_a_wrong_name_is_told_where_it_stands() -> None:
         backends.use("numpi")
     with pytest.raises(TypeError, match="expected the name of a backend as a string, got NoneType"):
         backends.use(None)  # type: ignore[arg-type]
+    for several in ("auto", "numpy,numba"):
+        with pytest.raises(ValueError, match="get: name: expected the name of one backend"):
+            backends.get(several)
     with pytest.raises(ValueError, match="get: unknown backend 'jax'"):
         backends.get("jax")
     with pytest.raises(TypeError, match="get: expected the name of a backend as a string, got list"):
@@ -244,6 +249,8 @@ def test_a_backend_is_its_name() -> None:
     assert numpy == "numpy"
     assert numpy != "numba"
     assert {numpy: 1}["numpy"] == 1
+    with backends.use(numpy) as selected:
+        assert selected is numpy
     assert (str(numpy), repr(numpy), numpy.name) == ("numpy", "<plugrad backend 'numpy'>", "numpy")
 
 
@@ -274,6 +281,9 @@ def test_a_kernel_that_a_backend_lacks_is_an_error_unless_another_stands_in() ->
     backends.register("helped", room(STAND_INS={"softmax": "numpy"}))
     with backends.use("helped"):
         np.testing.assert_array_equal(K.softmax([1.0]), [1.0])
+        told = backends.explain("softmax")
+        assert told.backend == "numpy"
+        assert told.reasons["numpy"] == "stands in for helped, which has no kernel 'softmax'"
         with pytest.raises(NotImplementedError, match="backend 'helped' has no kernel 'sigmoid'"):
             K.sigmoid([1.0])
 
@@ -340,6 +350,8 @@ def test_set_default_is_not_undone_by_a_thread_that_reads_the_environment(monkey
 def test_a_failing_probe_names_the_backend() -> None:
     backends.register("broken", room(probe=lambda: 1 / 0))
     backends.register("absent", room(probe=lambda: "no licence was found"))
+    backends.register("true", room(probe=lambda: True))
+    assert backends.available()["true"] == "backend 'true' is malformed: its probe returned True, not a reason or None"
     told = backends.available()
     assert told["broken"] == "backend 'broken' failed in its probe: ZeroDivisionError: division by zero"
     assert told["absent"] == "backend 'absent' cannot run here: no licence was found"
@@ -546,6 +558,9 @@ def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: 
 def test_a_plug_in_cannot_take_the_name_of_a_built_in_backend(plug_ins: Path) -> None:
     done = python(SHOW, plug_ins, PLUGRAD_BACKEND="numpy")
     assert done.stdout.strip() == "numpy"
+    listed = command(PYTHONPATH=str(plug_ins)).stdout
+    assert "plug-in 'numpy' of thief is ignored: a backend of plugrad has this name" in listed
+    assert [line.split()[1] for line in listed.splitlines() if line.startswith("good")] == ["?"]
 
 
 # The command

@@ -7,9 +7,5 @@ ARRAYS = "cupy"
 
 def probe() -> str:
     """Why it cannot run here; CuPy is not imported to find out."""
-    if find_spec("cupy") is None:
-        return (
-            "cupy is not installed (pip install 'plugrad[cuda13]' or 'plugrad[cuda12]'), "
-            "and this version of plugrad cannot use it yet"
-        )
-    return "cupy is installed, but this version of plugrad has no kernels for it yet"
+    installed = "is installed, but" if find_spec("cupy") else "is not installed, and"
+    return f"cupy {installed} this version of plugrad has no kernels for it yet"

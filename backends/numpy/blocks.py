@@ -33,9 +33,9 @@ BLOCK = 2**19
 MOST_THREADS = 8
 
 
-def cut(lead: tuple[int, ...], width: int) -> list[Index]:
+def cut(lead: tuple[int, ...], width: float) -> list[Index]:
     """Indices that cut arrays into blocks along their leading axes `lead`, each entry of which has `width` elements."""
-    room = max(1, BLOCK // width)  # entries in a block
+    room = max(1, int(BLOCK / width))  # entries in a block
     if math.prod(lead) <= room:
         return [...]
     axis, entries = len(lead) - 1, 1
@@ -84,7 +84,7 @@ _FRESH = Scratch()
 _idle: deque[Buffers] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
 
 
-def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: int) -> list[T]:
+def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: float) -> list[T]:
     """Call ``task(scratch, *blocks)`` for the blocks of `arrays`, on several threads if there are several blocks.
 
     Parameters
@@ -95,8 +95,8 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
         Their leading axes are `lead`.
     lead : tuple of int
         The axes to cut.
-    width : int
-        How many elements the work on one entry along these axes takes.
+    width : float
+        The work on one entry along these axes, in elements of softmax.
 
     Returns
     -------

@@ -140,7 +140,7 @@ def check(t: Array, classes: int, options: LossOptions) -> None:
             bad &= t[index] != options.ignore_index
         if bad.any():
             row = np.unravel_index(bad.argmax(), bad.shape)
-            raise bad_label(int(t[index][row]), _place(index, row), classes, options.ignore_index)
+            raise bad_label(int(t[index][row]), _place(index, row), classes, options)
 
 
 def _place(index: Index, row: tuple[np.intp, ...]) -> tuple[int, ...]:

@@ -80,19 +80,19 @@ def _gradient(
     labels: Labels, dloss: Any, scratch: Scratch, y: Array, t: Array, dlosses: Array | None, dx: Array
 ) -> None:
     factor = labels.upstream(dloss if dlosses is None else dlosses)
-    y = load(scratch, "y", y)
     if labels.one_class:
         label, weight, ignored = labels.single(t)
         if weight is not None:
             factor = factor * weight
         if ignored is not None:
             factor = np.where(ignored, 0, factor)
-        where = label_elements(dx, label)
-        flat, index = elements(y, label)
-        slope = (flat[index] - 1) * factor  # before `dx`, which may lie where `y` does, is written
-        write(np.multiply, y, factor, dx)
+        where = label_elements(y, label)
+        slope = (y[where].reshape(-1) - factor.dtype.type(1)) * factor  # before `dx`, which may be `y`, is written
+        each = factor.reshape(*y.shape[:-1], 1) if factor.ndim else factor
+        np.multiply(y, each, out=dx, dtype=labels.compute)
         dx[where] = slope.reshape(dx.shape[:-1])
     else:
+        y = load(scratch, "y", y)
         spread, weight, ignored = labels.spread(t, y, scratch)
         rows = np.multiply(y, weight[:, None], out=scratch.like("rows", y))
         rows -= spread
