@@ -57,12 +57,7 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
 def _gradient_of_classes(
     labels: Labels, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
 ) -> None:
-    factor = labels.upstream(dloss if dlosses is None else dlosses)
-    label, weight, ignored = labels.single(t)
-    if weight is not None:
-        factor = factor * weight
-    if ignored is not None:
-        factor = np.where(ignored, 0, factor)
+    label, factor, _ = labels.single_gradient(t, dloss if dlosses is None else dlosses)
     where = label_elements(p, label)
     slope = np.where(factor == 0, 0, -factor / p[where].reshape(-1).astype(labels.compute, copy=False))
     dp[...] = 0

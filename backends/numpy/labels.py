@@ -108,6 +108,16 @@ class Labels:
             return dloss.reshape(-1)
         return dloss / self.compute.type(self.divisor)
 
+    def single_gradient(self, t: Array, dloss: Any) -> tuple[Array, Any, Array | None]:
+        """Of the rows of a block: the class, what its gradient is multiplied by, and which rows are ignored."""
+        label, weight, ignored = self.single(t)
+        factor = self.upstream(dloss)
+        if weight is not None:
+            factor = factor * weight
+        if ignored is not None:
+            factor = np.where(ignored, 0, factor)
+        return label, factor, ignored
+
     def collect(self, losses: Array, ignored: Array | None, loss: Array | None) -> float:
         """Take the losses of the rows of a block: write them to `loss` where each is wanted, else return their sum."""
         if ignored is not None:

@@ -79,13 +79,10 @@ def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Loss
 def _gradient(
     labels: Labels, dloss: Any, scratch: Scratch, y: Array, t: Array, dlosses: Array | None, dx: Array
 ) -> None:
-    factor = labels.upstream(dloss if dlosses is None else dlosses)
+    if dlosses is not None:
+        dloss = dlosses
     if labels.one_class:
-        label, weight, ignored = labels.single(t)
-        if weight is not None:
-            factor = factor * weight
-        if ignored is not None:
-            factor = np.where(ignored, 0, factor)
+        label, factor, ignored = labels.single_gradient(t, dloss)
         where = label_elements(y, label)
         slope = (y[where].reshape(-1) - factor.dtype.type(1)) * factor  # before `dx`, which may be `y`, is written
         each = factor.reshape(*y.shape[:-1], 1) if factor.ndim else factor
@@ -96,7 +93,7 @@ def _gradient(
         spread, weight, ignored = labels.spread(t, y, scratch)
         rows = np.multiply(y, weight[:, None], out=scratch.like("rows", y))
         rows -= spread
-        write(np.multiply, rows, factor, dx)
+        write(np.multiply, rows, labels.upstream(dloss), dx)
     if ignored is not None:
         dx[ignored.reshape(dx.shape[:-1])] = 0
 
