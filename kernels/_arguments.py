@@ -255,8 +255,13 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
 
 
 def arrays_of_loss(x: Array, t: Array, dloss: Any, options: LossOptions) -> list[Array]:
-    """The arrays that a loss or its gradient reads."""
+    """The arrays that a loss or its gradient reads: rows and labels first, and the weights, if there are any, last."""
     return [x, t, *(array for array in (dloss, options.weight) if array is not None and not isinstance(array, float))]
+
+
+def read_options(options: LossOptions, reads: list[Array]) -> LossOptions:
+    """The options with the weights that are among `reads` (see `result`)."""
+    return options if options.weight is None else options._replace(weight=reads[-1])
 
 
 def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:

@@ -22,9 +22,10 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     backend = backend_for(x)
     x = floating(kernel, "x", x, backend)
     along = () if axis is ELEMENTWISE else (_class_axis(kernel, "x", x, axis),)
-    y = result(kernel, "out", out, x.shape, x.dtype, backend, [x])
+    reads = [x]
+    y = result(kernel, "out", out, x.shape, x.dtype, backend, reads)
     if y.size:
-        backend.functions[kernel](x, *along, y)
+        backend.functions[kernel](*reads, *along, y)
     return given_back(y, out)
 
 
@@ -37,9 +38,10 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) ->
     along = () if axis is ELEMENTWISE else (_class_axis(kernel, "y", y, axis),)
     if dy.dtype != y.dtype:
         dy, y = promoted((dy, y))
-    dx = result(kernel, "out", out, dy.shape, dy.dtype, backend, [dy, y])
+    reads = [dy, y]
+    dx = result(kernel, "out", out, dy.shape, dy.dtype, backend, reads)
     if dx.size:
-        backend.functions[kernel](dy, y, *along, dx)
+        backend.functions[kernel](*reads, *along, dx)
     return given_back(dx, out)
 
 

@@ -14,6 +14,7 @@ from plugrad.kernels._arguments import (
     labels,
     loss_options,
     loss_shape,
+    read_options,
     result,
     upstream,
 )
@@ -127,7 +128,7 @@ def cross_entropy_backward(
     reads = arrays_of_loss(p, t, dloss, options)
     dp = result(kernel, "out", out, p.shape, p.dtype, backend, reads)
     if p.size:
-        backend.functions[kernel](dloss, p, t, options, dp)
+        backend.functions[kernel](dloss, reads[0], reads[1], read_options(options, reads), dp)
     return dp
 
 

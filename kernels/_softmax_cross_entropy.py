@@ -15,6 +15,7 @@ from plugrad.kernels._arguments import (
     labels,
     loss_options,
     loss_shape,
+    read_options,
     result,
     upstream,
 )
@@ -161,7 +162,7 @@ def softmax_cross_entropy_backward(
     reads = arrays_of_loss(y, t, dloss, options)
     dx = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
     if y.size:
-        backend.functions[kernel](dloss, y, t, options, dx)
+        backend.functions[kernel](dloss, reads[0], reads[1], read_options(options, reads), dx)
     return dx
 
 
@@ -235,7 +236,7 @@ def _loss_and(
     array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, reads)
     loss = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
     if x.size:
-        backend.functions[kernel](x, t, options, loss, array)
+        backend.functions[kernel](reads[0], reads[1], read_options(options, reads), loss, array)
     else:
         loss[...] = 0
     return given_back(loss, loss_out), array

@@ -451,6 +451,31 @@ def test_a_backend_with_arrays_of_its_own() -> None:
             K.relu(y, out=np.ones(2))
 
 
+def test_an_out_that_lies_where_an_argument_does_reaches_the_backend_as_that_argument() -> None:
+    seen: dict[str, list[Any]] = {}
+
+    def recorder(name: str) -> Any:
+        return lambda *given: seen.__setitem__(name, list(given))
+
+    recording = types.SimpleNamespace(**{name: recorder(name) for name in K.KERNELS})
+    backends.register("recording", recording)
+    x, t = np.ones((2, 2)), np.eye(2)
+    with backends.use("recording"):
+        K.softmax(x, out=x[...])
+        assert seen["softmax"][0] is seen["softmax"][-1]
+        K.relu_backward(t, x, out=x[...])
+        assert seen["relu_backward"][1] is seen["relu_backward"][-1]
+        K.affine(x, t, out=t[...])
+        assert seen["affine"][1] is seen["affine"][-1]
+        K.softmax_cross_entropy_value_and_grad(x, t, out=t[...])
+        assert seen["softmax_cross_entropy_value_and_grad"][1] is seen["softmax_cross_entropy_value_and_grad"][-1]
+        K.softmax_cross_entropy_backward(1.0, x, t, out=x[...])
+        assert seen["softmax_cross_entropy_backward"][1] is seen["softmax_cross_entropy_backward"][-1]
+        row, weight = np.ones(2), np.ones(2)
+        K.cross_entropy_backward(1.0, row, 0, weight=weight, out=weight[...])
+        assert seen["cross_entropy_backward"][3].weight is seen["cross_entropy_backward"][-1]
+
+
 # explain
 
 
