@@ -229,6 +229,19 @@ def test_affine_in_place_of_arguments_of_the_same_shape() -> None:
     np.testing.assert_allclose(kernels.affine(np.ones(2), np.ones((2, 3)), b, out=b), [3.0] * 3)
 
 
+def test_affine_in_place_of_strided_weights_over_several_blocks() -> None:
+    rng = np.random.default_rng(0)
+    n = 1_000  # more rows than one block has of this width
+    x, plain = rng.normal(size=(n, n)), rng.normal(size=(n, n))
+    expected = x @ plain
+    w = np.empty((n, 2 * n))[:, ::2]
+    w[...] = plain
+    np.testing.assert_allclose(kernels.affine(x, w, out=w), expected, atol=1e-10)
+    w[...] = plain
+    dx, _, _ = kernels.affine_backward(x, x, w, needs="dx", out=(w, None, None))
+    np.testing.assert_allclose(dx, x @ plain.T, atol=1e-10)
+
+
 @pytest.mark.parametrize("kernel", WITH_OUT)
 def test_partly_overlapping_out_is_refused_and_nothing_is_written(kernel: Kernel) -> None:
     inputs = sample(kernel)

@@ -341,6 +341,7 @@ def test_set_default_is_not_undone_by_a_thread_that_reads_the_environment(monkey
     assert reading.wait(5)
     setter = threading.Thread(target=backends.set_default, args=("numpy",))
     setter.start()
+    setter.join(0.5)  # it has to wait for the reader; if it does not, what it sets is overwritten
     go_on.set()
     setter.join()
     reader.join()
