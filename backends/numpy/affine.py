@@ -1,13 +1,13 @@
 """The affine layer: BLAS, through NumPy, in the dtype to compute in."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from plugrad.backends.numpy.blocks import BLOCK, Array, Index, Scratch, cut, quietly
-from plugrad.backends.options import COMPUTE, FLOAT64
+from plugrad.backends.numpy.rows import ones
+from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 
 # Rows that BLAS multiplies in one go where it cannot take all of them: 16-bit arrays, odd strides, in place. Fewer
 # would leave it idle, more would take more memory for their copies.
@@ -53,6 +53,14 @@ def _affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
 @quietly
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    if _is_small_batch(dy, x) and all(out is not dy and out is not x and out is not w for out in (dx, dw, db)):
+        if dx is not None:
+            np.matmul(dy, w.T, out=dx)
+        if dw is not None:
+            np.matmul(x.T, dy, out=dw)
+        if db is not None:
+            np.matmul(ones(dy.dtype)[: len(dy)], dy, out=db)
+        return
     # The gradients of the parameters come first, and aside if they are to lie where an argument does.
     parameters = []
     if dw is not None:
@@ -64,6 +72,17 @@ def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array |
     for target, value in parameters:
         if value is not target:
             np.copyto(target, value, casting="same_kind")
+
+
+def _is_small_batch(dy: Array, x: Array) -> bool:
+    """Whether BLAS takes all rows in one go for each gradient, and the way below would cost as much as the products."""
+    return bool(
+        x.ndim == 2
+        and len(x) <= SUMMED_ROWS
+        and dy.dtype in (FLOAT32, FLOAT64)
+        and x.flags.c_contiguous
+        and dy.flags.c_contiguous
+    )
 
 
 def _aside(target: Array, dy: Array, x: Array, w: Array) -> Array:
@@ -97,27 +116,20 @@ def _biases(dy: Array, db: Array) -> Array:
     compute = db.dtype
     if dy.size <= SUMMED_ROWS * db.size and _is_matrix(dy, compute):
         rows = _rows(dy, compute)
-        return np.matmul(_ones(compute)[: len(rows)], rows, out=db)
-    ones = _ones(compute)
+        return np.matmul(ones(compute)[: len(rows)], rows, out=db)
+    group = ones(compute)[:SUMMED_ROWS]
     total = np.zeros(db.shape, FLOAT64)
 
     def block(index: Index, scratch: Scratch) -> None:
         rows = _rows(dy[index], compute)
         whole = len(rows) - len(rows) % SUMMED_ROWS
         groups = rows[:whole].reshape(-1, SUMMED_ROWS, rows.shape[-1])
-        np.add(total, np.add.reduce(np.matmul(ones, groups), axis=0, dtype=FLOAT64), out=total)
-        np.add(total, np.matmul(ones[: len(rows) - whole], rows[whole:]), out=total)
+        np.add(total, np.add.reduce(np.matmul(group, groups), axis=0, dtype=FLOAT64), out=total)
+        np.add(total, np.matmul(group[: len(rows) - whole], rows[whole:]), out=total)
 
     _in_order(block, dy, max(SUMMED_ROWS, BLOCK // dy.shape[-1]))
     np.copyto(db, total, casting="same_kind")
     return db
-
-
-@functools.cache
-def _ones(compute: np.dtype[Any]) -> Array:
-    ones = np.ones(SUMMED_ROWS, compute)
-    ones.flags.writeable = False
-    return ones
 
 
 def _in_order(block: Callable[[Index, Scratch], None], x: Array, rows: int) -> None:

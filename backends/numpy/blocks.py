@@ -84,6 +84,11 @@ _FRESH = Scratch()
 _idle: deque[Buffers] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
 
 
+def may_hold_work(out: Array) -> bool:
+    """Whether tasks may work in `out` before their results are there, if it is no array that they read."""
+    return out.itemsize > 2 and out.flags.c_contiguous
+
+
 def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: float) -> list[T]:
     """Call ``task(scratch, *blocks)`` for the blocks of `arrays`, on several threads if there are several blocks.
 

@@ -13,8 +13,8 @@ from plugrad.backends.options import LossOptions
 
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
-    p = classes_last(p, options.axis)
     labels = Labels(t, p, options)
+    p = classes_last(p, options.axis)
     each = labels.rows_of(loss)
     if labels.one_class:
         block_sums = run(partial(_loss_of_classes, labels), (labels.t, p, each), labels.t.shape, LABEL)
@@ -44,8 +44,8 @@ def _loss(labels: Labels, scratch: Scratch, p: Array, t: Array, loss: Array | No
 
 def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
     """``dp = -dloss * t / p``."""
-    p, dp = classes_last(p, options.axis), classes_last(dp, options.axis)
     labels = Labels(t, p, options)
+    p, dp = classes_last(p, options.axis), classes_last(dp, options.axis)
     if not labels.divisor:
         dp[...] = 0
         return

@@ -34,7 +34,7 @@ class Labels:
     __slots__ = ("classes", "compute", "divisor", "indices", "one_class", "options", "t", "weight")
 
     def __init__(self, t: Array, rows: Array, options: LossOptions) -> None:
-        self.classes = rows.shape[-1]
+        self.classes = rows.shape[options.axis]
         self.compute = COMPUTE[rows.dtype]
         self.options = options
         self.indices = t.ndim < rows.ndim

@@ -1,11 +1,13 @@
 """Rows of classes: how they are laid out to be worked on, and their exponentials and sums."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, run
+from plugrad.backends.numpy.blocks import Array, Scratch, may_hold_work, run
 from plugrad.backends.options import COMPUTE
 
 Elements: TypeAlias = tuple[Array, Array]  # a flat view of an array, and the indices of some elements in it
@@ -26,10 +28,6 @@ SMALL = 2**11
 # long rows BLAS may use threads, and its sums then depend on their number.
 BLAS_CLASSES = 1024
 
-# Up to this many rows, numpy.maximum.reduce and numpy.add.reduce are the fastest: they are slow to start a row, but
-# need nothing prepared.
-FEW_ROWS = 64
-
 # Rows whose exponentials but the largest sum to less than this are confident: the largest of the others are exp(-12)
 # or less, and the rounding of x - max, half an ulp of a number above 12 and so 4 ulp of 1 or more, would show in the
 # sum. It is computed again with that error put right.
@@ -44,9 +42,20 @@ def classes_last(x: Array, axis: int) -> Array:
 
 
 def over_rows(task: Callable[..., None], axis: int, *arrays: Array) -> None:
-    """Run `task` for blocks of the rows that lie along `axis` of arrays of one shape."""
-    arrays = tuple(classes_last(array, axis) for array in arrays)
-    run(task, arrays, arrays[0].shape[:-1], arrays[0].shape[-1])
+    """Run `task` for blocks of the rows that lie along `axis` of arrays of one shape, the last one for the result.
+
+    The first argument of the task says whether it may work in that one, before its result is there.
+    """
+    *reads, out = (classes_last(array, axis) for array in arrays)
+    in_out = all(array is not arrays[-1] for array in arrays[:-1]) and may_hold_work(out)
+    run(partial(task, in_out), (*reads, out), out.shape[:-1], out.shape[-1])
+
+
+def work_in(in_out: bool, out: Array, scratch: Scratch, name: str, rows: Array) -> Array:
+    """An array laid out like `rows` to work in: `out` if it may be, else a buffer."""
+    if in_out and rows.flags.c_contiguous:
+        return out.reshape(rows.shape)
+    return scratch.like(name, rows)
 
 
 def load(scratch: Scratch, name: str, x: Array) -> Array:
@@ -80,31 +89,44 @@ def write(operation: Callable[..., Array], rows: Array, values: Array, out: Arra
     operation(rows.reshape(out.shape), values, out=out)
 
 
+def starts(rows: Array) -> Array:
+    """Where the rows start in ``rows.reshape(-1)``."""
+    return np.arange(0, rows.size, rows.shape[1])
+
+
 def largest(rows: Array) -> Array:
     """The largest element of each row, NaN where there is one."""
-    if len(rows) <= FEW_ROWS or not rows.flags.c_contiguous:
-        top: Array = np.maximum.reduce(rows, axis=1)
+    if rows.flags.c_contiguous:  # numpy.maximum.reduce takes at least twice as long
+        top: Array = rows.reshape(-1)[rows.argmax(axis=1) + starts(rows)]
     else:
-        top = rows.reshape(-1)[rows.argmax(axis=1) + np.arange(0, rows.size, rows.shape[1])]
+        top = np.maximum.reduce(rows, axis=1)
     return top
 
 
 def row_sums(rows: Array) -> Array:
     """The sums of the rows."""
-    if len(rows) > FEW_ROWS and rows.shape[1] <= BLAS_CLASSES and rows.flags.c_contiguous:
-        total: Array = np.vecdot(rows, np.ones(rows.shape[1], rows.dtype))
+    if rows.shape[1] <= BLAS_CLASSES and rows.flags.c_contiguous:
+        total: Array = np.vecdot(rows, ones(rows.dtype)[: rows.shape[1]])
     else:
         total = np.add.reduce(rows, axis=1)
     return total
 
 
+@functools.cache
+def ones(dtype: np.dtype[Any]) -> Array:
+    """As many ones as BLAS sums rows with."""
+    array = np.ones(BLAS_CLASSES, dtype)
+    array.flags.writeable = False
+    return array
+
+
 def elements(rows: Array, columns: Array) -> Elements:
     """One element in each row of an array laid out as `load` does, to read and to write as ``flat[index]``."""
-    count, classes = rows.shape
     if columns.dtype != np.intp:
         columns = columns.astype(np.intp)
     if rows.flags.c_contiguous:
-        return rows.reshape(-1), columns + np.arange(0, count * classes, classes)
+        return rows.reshape(-1), columns + starts(rows)
+    count = len(rows)
     return rows.T.reshape(-1), columns * count + np.arange(count)
 
 
@@ -133,7 +155,7 @@ def refine(rest: Array, columns: Array, x: Array, top: Array) -> None:
     z = x - m
     back = z - x
     error = (x - (z - back)) - (m + back)
-    error[~np.isfinite(z)] = 0
+    np.fmax(error, -1, out=error)  # where z is -inf, the error is NaN and exp(z) 0
     np.exp(z, out=z)
     z += np.multiply(z, error, out=error)
     z[np.arange(confident.size), columns[confident]] = 0

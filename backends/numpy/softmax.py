@@ -3,7 +3,7 @@
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch, quietly
-from plugrad.backends.numpy.rows import elements, largest, load, log_of_sum, over_rows, row_sums, sums, write
+from plugrad.backends.numpy.rows import elements, largest, load, log_of_sum, over_rows, row_sums, sums, work_in, write
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -12,9 +12,9 @@ def softmax(x: Array, axis: int, out: Array) -> None:
 
 
 @quietly
-def _softmax(scratch: Scratch, x: Array, out: Array) -> None:
+def _softmax(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     x = load(scratch, "x", x)
-    e = np.subtract(x, largest(x)[:, None], out=scratch.like("e", x))
+    e = np.subtract(x, largest(x)[:, None], out=work_in(in_out, out, scratch, "e", x))
     write(np.divide, np.exp(e, out=e), row_sums(e), out)
 
 
@@ -24,9 +24,9 @@ def softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
 
 
 @quietly
-def _softmax_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+def _softmax_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     dy, y = load(scratch, "dy", dy), load(scratch, "y", y)
-    work = scratch.like("work", y)
+    work = work_in(in_out, out, scratch, "work", y)
     mean = row_sums(np.multiply(dy, y, out=work))
     np.subtract(dy, mean[:, None], out=work)
     np.multiply(work.reshape(out.shape), y.reshape(out.shape), out=out)
@@ -38,9 +38,9 @@ def log_softmax(x: Array, axis: int, out: Array) -> None:
 
 
 @quietly
-def _log_softmax(scratch: Scratch, x: Array, out: Array) -> None:
+def _log_softmax(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     x = load(scratch, "x", x)
-    z = np.subtract(x, largest(x)[:, None], out=scratch.like("z", x))
+    z = np.subtract(x, largest(x)[:, None], out=work_in(in_out, out, scratch, "z", x))
     e = np.exp(z, out=scratch.like("e", x))
     log = log_of_sum(*sums(e, elements(e, z.argmax(axis=1))))
     write(np.subtract, z, log, out)
@@ -52,8 +52,8 @@ def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
 
 
 @quietly
-def _log_softmax_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+def _log_softmax_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     dy, y = load(scratch, "dy", dy), load(scratch, "y", y)
-    p = np.exp(y, out=scratch.like("p", y))
+    p = np.exp(y, out=work_in(in_out, out, scratch, "p", y))
     np.multiply(p, row_sums(dy)[:, None], out=p)
     np.subtract(dy.reshape(out.shape), p.reshape(out.shape), out=out)

@@ -6,23 +6,34 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
+from plugrad.backends.numpy.blocks import Array, Scratch, may_hold_work, quietly, run
 from plugrad.backends.numpy.labels import Labels, inner, label_elements, weighted
-from plugrad.backends.numpy.rows import Elements, classes_last, elements, largest, load, log_of_sum, refine, sums, write
+from plugrad.backends.numpy.rows import (
+    Elements,
+    classes_last,
+    elements,
+    largest,
+    load,
+    log_of_sum,
+    refine,
+    sums,
+    work_in,
+    write,
+)
 from plugrad.backends.options import LossOptions
 
 
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
     """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
-    x, y = classes_last(x, options.axis), classes_last(y, options.axis)
-    _over_rows(_loss_and_probabilities, Labels(t, x, options), x, loss, y)
+    labels = Labels(t, x, options)
+    _over_rows(_loss_and_probabilities, labels, x, loss, y)
 
 
 @quietly
 def _loss_and_probabilities(
-    labels: Labels, scratch: Scratch, x: Array, t: Array, loss: Array | None, y: Array
+    labels: Labels, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, y: Array
 ) -> float:
-    e, (flat, index), rest, single, losses, _, _, ignored = _forward(labels, scratch, x, t)
+    e, (flat, index), rest, single, losses, _, _, ignored = _forward(labels, in_out, scratch, x, t, y)
     flat[index] = single
     write(np.divide, e, rest + single, y)
     return labels.collect(losses, ignored, loss)
@@ -30,7 +41,6 @@ def _loss_and_probabilities(
 
 def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
-    x, dx = classes_last(x, options.axis), classes_last(dx, options.axis)
     labels = Labels(t, x, options)
     if not labels.divisor:
         loss[...] = 0
@@ -40,8 +50,10 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 
 @quietly
-def _loss_and_gradient(labels: Labels, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array) -> float:
-    e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, scratch, x, t)
+def _loss_and_gradient(
+    labels: Labels, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array
+) -> float:
+    e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, in_out, scratch, x, t, dx)
     factor = (1 if weight is None else weight) / labels.divisor / (rest + single)
     # y - 1 for the label is -rest / sum, which keeps its accuracy where y is close to 1.
     flat[index] = -rest if spread is None else single
@@ -60,15 +72,18 @@ def _loss_and_gradient(labels: Labels, scratch: Scratch, x: Array, t: Array, los
 def _over_rows(task: Callable[..., float], labels: Labels, x: Array, loss: Array, out: Array) -> None:
     """Run a task that writes to `out` over blocks of rows, and take the loss from it."""
     each = labels.rows_of(loss)
-    sums_of_blocks = run(partial(task, labels), (x, labels.t, each, out), x.shape[:-1], labels.classes)
+    apart = out is not x
+    x, out = classes_last(x, labels.options.axis), classes_last(out, labels.options.axis)
+    task = partial(task, labels, apart and may_hold_work(out))
+    sums_of_blocks = run(task, (x, labels.t, each, out), x.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(sums_of_blocks)
 
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
     """``dx = dloss * (y - t)``."""
-    y, dx = classes_last(y, options.axis), classes_last(dx, options.axis)
     labels = Labels(t, y, options)
+    y, dx = classes_last(y, options.axis), classes_last(dx, options.axis)
     if not labels.divisor:
         dx[...] = 0
         return
@@ -99,7 +114,7 @@ def _gradient(
 
 
 def _forward(
-    labels: Labels, scratch: Scratch, x: Array, t: Array
+    labels: Labels, in_out: bool, scratch: Scratch, x: Array, t: Array, out: Array
 ) -> tuple[Array, Elements, Array, Array, Array, Array | None, Array | None, Array | None]:
     """The exponentials, their sums and the losses of a block of rows.
 
@@ -109,7 +124,7 @@ def _forward(
     """
     x = load(scratch, "x", x)
     top = largest(x)
-    e = np.subtract(x, top[:, None], out=scratch.like("e", x))
+    e = np.subtract(x, top[:, None], out=work_in(in_out, out, scratch, "e", x))
     if labels.one_class:
         spread = None
         columns, weight, ignored = labels.single(t)
