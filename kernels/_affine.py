@@ -182,7 +182,7 @@ def _needed(needs: Iterable[str]) -> tuple[str, ...]:
 
 
 def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    inputs = classes + 3
+    inputs = min(classes, 256) + 3  # so that many classes do not make a square of weights
     return {
         "x": rng.normal(size=(rows, inputs)).astype(dtype),
         "w": (rng.normal(size=(inputs, classes)) / np.sqrt(inputs)).astype(dtype),

@@ -9,7 +9,7 @@ import numpy as np
 Inputs = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Mistake:
     """A call that must be refused: sample arguments with `changed` put in their place."""
 
@@ -18,7 +18,7 @@ class Mistake:
     message: str  # a regular expression that the message matches
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
     """What there is to know about one kernel.
 
@@ -40,6 +40,9 @@ class Kernel:
         Its other parameters, but ``out``.
     backward : str or None
         The kernel that computes the gradients of its results.
+    composed : callable or None
+        For a kernel that does several things at once: the same arguments and options to the same results, by the
+        kernels for each of these things.
     sample : callable
         ``sample(rng, rows, classes, dtype)`` makes arguments by name: random values with outliers among them.
     mistakes : tuple of Mistake
@@ -57,6 +60,7 @@ class Kernel:
     results: tuple[str, ...]
     options: tuple[str, ...] = ()
     backward: str | None = None
+    composed: Callable[..., tuple[Any, ...]] | None = None
     sample: "Callable[[np.random.Generator, int, int, np.dtype[Any]], Inputs]"
     mistakes: tuple[Mistake, ...] = field(default=(), repr=False)
     passes: float

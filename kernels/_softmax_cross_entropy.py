@@ -21,13 +21,14 @@ from plugrad.kernels._arguments import (
 )
 from plugrad.kernels._cross_entropy import (
     OPTIONS,
+    cross_entropy,
     mistakes_of_losses,
     mistakes_of_upstream,
     sample_labels,
     sample_probabilities,
 )
 from plugrad.kernels._kernel import Inputs, Kernel, Mistake
-from plugrad.kernels._softmax import sample_logits
+from plugrad.kernels._softmax import sample_logits, softmax
 
 
 def softmax_cross_entropy(
@@ -254,6 +255,17 @@ def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype:
     }
 
 
+def _loss_of_probabilities(x: Any, t: Any, *, axis: int = -1, **options: Any) -> tuple[Array, Array]:
+    y = softmax(x, axis=axis)
+    return cross_entropy(y, t, axis=axis, **options), y
+
+
+def _loss_then_gradient(x: Any, t: Any, **options: Any) -> tuple[Array, Array]:
+    loss, y = softmax_cross_entropy(x, t, **options)
+    dloss = loss**0 if options.get("reduction") == "none" else 1.0
+    return loss, softmax_cross_entropy_backward(dloss, y, t, **options)
+
+
 def _mistakes_of_out(kernel: str, second: str) -> tuple[Mistake, ...]:
     return (
         Mistake({"out": np.ones((2, 2), np.float32)}, ValueError, rf"{kernel}: out: {second}: expected shape \(2, 3\)"),
@@ -273,6 +285,7 @@ KERNELS = (
         results=("loss", "y"),
         options=OPTIONS,
         backward="softmax_cross_entropy_backward",
+        composed=_loss_of_probabilities,
         sample=_sample,
         mistakes=(
             *mistakes_of_losses("softmax_cross_entropy", "x"),
@@ -301,6 +314,7 @@ KERNELS = (
         arguments=("x", "t"),
         results=("loss", "dx"),
         options=OPTIONS,
+        composed=_loss_then_gradient,
         sample=_sample,
         mistakes=(
             *mistakes_of_losses("softmax_cross_entropy_value_and_grad", "x"),

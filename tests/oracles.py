@@ -32,7 +32,14 @@ def log_softmax(x: Any, axis: int = -1) -> tuple[Array, ...]:
     x = double(x)
     with np.errstate(all="ignore"):
         z = x - x.max(axis=axis, keepdims=True)
-        return (z - np.log(np.exp(z).sum(axis=axis, keepdims=True)),)
+        # The largest term is 1: log1p of the others keeps what they add where they are tiny.
+        return (z - np.log1p(_without_the_largest(np.exp(z), axis)),)
+
+
+def _without_the_largest(x: Array, axis: int) -> Array:
+    """The sum along an axis of all elements but one of the largest."""
+    others = np.delete(np.sort(x, axis=axis), -1, axis=axis)
+    return others.sum(axis=axis, keepdims=True) + 0 * x.sum(axis=axis, keepdims=True)  # NaN is sorted to the end
 
 
 def log_softmax_backward(dy: Any, y: Any, axis: int = -1) -> tuple[Array, ...]:
@@ -177,9 +184,25 @@ def softmax_cross_entropy_backward(
     return (np.moveaxis(slope * _share(dloss, y.shape, reduction, divisor), -1, axis),)
 
 
-def softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:
-    loss, y = softmax_cross_entropy(x, t, **options)
-    return loss, softmax_cross_entropy_backward(np.ones(np.shape(loss)), y, t, **options)[0]
+def softmax_cross_entropy_value_and_grad(x: Any, t: Any, axis: int = -1, **options: Any) -> tuple[Array, ...]:
+    loss, y = softmax_cross_entropy(x, t, axis, **options)
+    reduction = options.pop("reduction", "mean")
+    y = np.moveaxis(y, axis, -1)
+    q, divisor = _labels(
+        t,
+        np.shape(x),
+        axis,
+        options.get("weight"),
+        options.get("ignore_index"),
+        options.get("label_smoothing", 0.0),
+    )
+    with np.errstate(all="ignore"):
+        # y sum(q) - q, as y (sum(q) - q) - q (1 - y), where 1 - y of the largest is the sum of the others.
+        top = np.arange(y.shape[-1]) == y.argmax(axis=-1)[..., None]
+        rest = np.where(top, _without_the_largest(y, -1), 1 - y)
+        slope = y * (q.sum(axis=-1, keepdims=True) - q) - q * rest
+        slope = np.where(q.any(axis=-1, keepdims=True), slope, 0.0)
+    return loss, np.moveaxis(slope * _share(1.0, y.shape, reduction, divisor), -1, axis)
 
 
 ORACLES: dict[str, Callable[..., tuple[Array, ...]]] = {

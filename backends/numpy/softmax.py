@@ -3,7 +3,18 @@
 import numpy as np
 
 from plugrad.backends.numpy.blocks import Array, Scratch, quietly
-from plugrad.backends.numpy.rows import elements, largest, load, log_of_sum, over_rows, row_sums, sums, work_in, write
+from plugrad.backends.numpy.rows import (
+    elements,
+    largest,
+    load,
+    log_of_sum,
+    over_rows,
+    refine,
+    row_sums,
+    sums,
+    work_in,
+    write,
+)
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -40,10 +51,13 @@ def log_softmax(x: Array, axis: int, out: Array) -> None:
 @quietly
 def _log_softmax(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     x = load(scratch, "x", x)
-    z = np.subtract(x, largest(x)[:, None], out=work_in(in_out, out, scratch, "z", x))
+    top = largest(x)
+    z = np.subtract(x, top[:, None], out=work_in(in_out, out, scratch, "z", x))
     e = np.exp(z, out=scratch.like("e", x))
-    log = log_of_sum(*sums(e, elements(e, z.argmax(axis=1))))
-    write(np.subtract, z, log, out)
+    columns = z.argmax(axis=1)
+    rest, single = sums(e, elements(e, columns))
+    refine(rest, columns, x, top)
+    write(np.subtract, z, log_of_sum(rest, single), out)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:

@@ -1,0 +1,166 @@
+"""Inputs for the checks: sizes around every boundary, memory layouts, options of the losses, special values."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.conformance.subject import Case, Subject
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+
+# Numbers of classes around the widths of vectors, warps and blocks, and that of a language model.
+CLASSES = (*range(1, 66), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 50_257)
+
+# Rows and classes around the sizes at which a backend may change its ways: one row, many, an odd number of them.
+SHAPES = ((1, 1), (2, 3), (1, 1000), (7, 10), (33, 24), (40, 25), (64, 10), (65, 10), (129, 7), (300, 7), (1000, 3))
+
+# More than one block of most backends: few classes, and many.
+LARGE = ((90_000, 10), (1_100, 1_001))
+
+INDICES, ONE_HOT, SOFT = "class indices", "one-hot labels", "soft labels"
+
+
+def is_loss(kernel: Kernel) -> bool:
+    """Whether the kernel has the options of a loss."""
+    return "reduction" in kernel.options
+
+
+def has_axis(kernel: Kernel) -> bool:
+    """Whether the classes may lie along any axis."""
+    return "axis" in kernel.options
+
+
+def is_product(kernel: Kernel) -> bool:
+    """Whether the kernel multiplies matrices: sums may then be taken in another order for other strides."""
+    return "w" in kernel.arguments
+
+
+def sample(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any], seed: int = 0, about: str = "") -> Case:
+    """The record's sample inputs."""
+    inputs = kernel.sample(np.random.default_rng(seed), rows, classes, dtype)
+    return Case(kernel, inputs, about=about or f"{rows} rows of {classes} classes")
+
+
+def reshaped(case: Case, lead: tuple[int, ...], axis: int = -1) -> Case:
+    """A sample with its rows along several axes `lead`, and the classes along `axis`."""
+    inputs = {}
+    for name, x in case.inputs.items():
+        rows = int(np.prod(lead))
+        if isinstance(x, np.ndarray) and x.ndim and len(x) == rows and name not in ("w", "b"):
+            x = x.reshape((*lead, *x.shape[1:]))
+            if x.ndim > len(lead):
+                x = np.ascontiguousarray(np.moveaxis(x, -1, axis))
+        inputs[name] = x
+    options = {**case.options, "axis": axis} if has_axis(case.kernel) else case.options
+    return Case(case.kernel, inputs, options, about=f"shape {lead} and classes along axis {axis}")
+
+
+def label_forms(kernel: Kernel, t: Any, classes: int, axis: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Labels given as indices, one-hot, and as numbers that need not sum to 1."""
+    one_hot = np.moveaxis(np.eye(classes, dtype=np.int32)[t], -1, axis)
+    return {INDICES: t, ONE_HOT: one_hot, SOFT: rng.random(one_hot.shape).astype(np.float32)}
+
+
+def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterator[Case]:
+    """Every combination of options, with labels of one form."""
+    rng = np.random.default_rng(5)
+    lead, classes = (2, 4), 5
+    plain = sample(kernel, 8, classes, dtype, seed=3)
+    for axis, weighted, ignored, smoothing, reduction in itertools.product(
+        (0, 1, -1), (False, True), (None, 1, -100), (0.0, 0.1, 1.0), ("mean", "sum", "none")
+    ):
+        if ignored is not None and form != INDICES:
+            continue
+        case = reshaped(plain, lead, axis)
+        inputs = dict(case.inputs)
+        t = np.array(inputs["t"]).astype(rng.choice([np.int8, np.uint16, np.int32, np.int64] if ignored != -100 else [np.int16]))
+        if ignored is not None:
+            t[0, 1] = t[1, 2] = ignored
+        inputs["t"] = label_forms(kernel, t if ignored is None else t, classes, axis, rng)[form] if form != INDICES else t
+        if "dloss" in inputs and reduction == "none":
+            inputs["dloss"] = rng.normal(size=lead).astype(np.float32)
+        options = {
+            "axis": axis,
+            "weight": rng.random(classes).astype(np.float32) if weighted else None,
+            "ignore_index": ignored,
+            "label_smoothing": smoothing,
+            "reduction": reduction,
+        }
+        yield Case(kernel, inputs, options, about=f"{form}, {', '.join(f'{k}={v}' for k, v in options.items() if k != 'weight')}, weight {'given' if weighted else 'None'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory layouts
+# ---------------------------------------------------------------------------------------------------------------------
+
+Layout = Callable[[Subject, Any], Any]
+
+
+def fortran(subject: Subject, x: Any) -> Any:
+    """The last axis apart, the first one together."""
+    y = subject.empty(x.shape[::-1], x.dtype).T
+    y[...] = x
+    return y
+
+
+def sliced(subject: Subject, x: Any) -> Any:
+    """Every third element of a larger array."""
+    y = subject.empty(tuple(3 * n for n in x.shape), x.dtype)[tuple([slice(None, None, 3)] * x.ndim)]
+    y[...] = x
+    return y
+
+
+def negative(subject: Subject, x: Any) -> Any:
+    """From the last element to the first."""
+    y = subject.empty(x.shape, x.dtype)[tuple([slice(None, None, -1)] * x.ndim)]
+    y[...] = x
+    return y
+
+
+def offset(subject: Subject, x: Any) -> Any:
+    """Starting one element behind where an array would: not on the boundary of a vector."""
+    y = subject.empty((x.size + 1,), x.dtype)[1:].reshape(x.shape)
+    y[...] = x
+    return y
+
+
+def columns(subject: Subject, x: Any) -> Any:
+    """Some columns of a wider array, as a batch out of a table is."""
+    y = subject.empty((*x.shape[:-1], x.shape[-1] + 5), x.dtype)[..., 2:-3]
+    y[...] = x
+    return y
+
+
+def read_only(subject: Subject, x: Any) -> Any:
+    """A NumPy array that cannot be written."""
+    y = x.copy()
+    y.flags.writeable = False
+    return y
+
+
+def other_byte_order(subject: Subject, x: Any) -> Any:
+    """Bytes the other way round, as files of other machines have them."""
+    return x.astype(x.dtype.newbyteorder()) if x.dtype.kind in "fiu" else x
+
+
+def unaligned(subject: Subject, x: Any) -> Any:
+    """An address that is no multiple of the size of an element, as in packed records."""
+    y = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    y[...] = x
+    return y
+
+
+ANYWHERE: tuple[Layout, ...] = (fortran, sliced, negative, offset, columns)  # what any array library can do
+ON_HOST: tuple[Layout, ...] = (read_only, other_byte_order, unaligned)  # what only NumPy's arrays can be
+
+
+def layouts(subject: Subject) -> tuple[Layout, ...]:
+    """The layouts that arrays of the backend can have."""
+    return (*ANYWHERE, *ON_HOST) if subject.backend.arrays == "numpy" else ANYWHERE
+
+
+LOSSES = [kernel for kernel in KERNELS.values() if is_loss(kernel)]

@@ -1,0 +1,207 @@
+"""Values against the oracles: every size, axis, dtype and option."""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.kernels import Kernel
+from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.cases import Case, reshaped, sample
+from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
+from plugrad.tests.conformance.subject import DTYPES, Subject, epsilon, loss_dtype
+
+DType = np.dtype[Any]
+
+
+@check()
+def shapes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Sizes around those where a backend may change its ways."""
+    for rows, classes in cases.SHAPES:
+        case = sample(kernel, rows, classes, dtype)
+        subject.compare(case, subject.call(case))
+
+
+@check()
+def numbers_of_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Around the width of every vector and block."""
+    for classes in cases.CLASSES:
+        for rows in (3,) if classes > 100 else (2, 70):
+            case = sample(kernel, rows, classes, dtype)
+            subject.compare(case, subject.call(case))
+
+
+@check(dtypes=(np.dtype(np.float16), FLOAT32))
+def large_arrays(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """More than one block of work: few classes, and many."""
+    for rows, classes in cases.LARGE:
+        if cases.is_product(kernel) and classes > 10:
+            rows //= 10
+        case = sample(kernel, rows, classes, dtype)
+        subject.compare(case, subject.call(case))
+
+
+@check(cases.has_axis)
+def any_axis(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Classes along any axis of arrays of several dimensions."""
+    for lead, classes in (((3, 5), 4), ((40, 3), 26), ((7, 11), 130), ((2, 3, 4), 5)):
+        plain = sample(kernel, int(np.prod(lead)), classes, dtype)
+        for axis in range(-len(lead) - 1, len(lead) + 1):
+            case = reshaped(plain, lead, axis)
+            subject.compare(case, subject.call(case))
+
+
+@check()
+def leading_axes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """A single row without a batch axis, and batches of several axes."""
+    for lead in ((), (1,), (2, 3), (2, 1, 3), (2, 0)):
+        case = reshaped(sample(kernel, int(np.prod(lead)), 5, dtype), lead)
+        case.inputs = {name: _without_rows(x, lead) for name, x in case.inputs.items()}
+        subject.compare(case, subject.call(case))
+
+
+def _without_rows(x: Any, lead: tuple[int, ...]) -> Any:
+    return x[0] if not lead and isinstance(x, np.ndarray) and x.ndim and len(x) == 1 else x
+
+
+@check()
+def no_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """An empty batch: results of the right shapes, a loss of 0."""
+    case = sample(kernel, 0, 4, dtype)
+    subject.compare(case, subject.call(case))
+
+
+@check(dtypes=(FLOAT64,))
+def sequences_and_integers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Python sequences, integers and booleans become float64."""
+    case = sample(kernel, 3, 4, dtype)
+    whole = {n: np.ones_like(x, np.int16) if getattr(x, "dtype", None) == FLOAT64 else x for n, x in case.inputs.items()}
+    integers = Case(kernel, whole, about="integers in place of floating numbers")
+    doubles = {n: x.astype(dtype) if getattr(x, "dtype", None) == np.int16 else x for n, x in whole.items()}
+    subject.compare(Case(kernel, doubles, about=integers.about), subject.call(integers))
+    if subject.backend.arrays == "numpy":  # other libraries move no data by themselves
+        lists = [x.tolist() if isinstance(x, np.ndarray) else x for x in (case.inputs[n] for n in kernel.arguments)]
+        subject.compare(case, subject.call_on(kernel, lists, {}))
+
+
+@check(lambda kernel: len(kernel.arguments) > 1 and not cases.is_loss(kernel), dtypes=(FLOAT32,))
+def mixed_dtypes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Results have the dtype that NumPy's promotion gives; float16 with bfloat16 gives float32."""
+    for first in DTYPES:
+        for second in DTYPES:
+            case = sample(kernel, 6, 5, first)
+            names = [name for name in kernel.arguments if name in case.inputs]
+            inputs = {**case.inputs, names[1]: case.inputs[names[1]].astype(second)}
+            wanted = FLOAT32 if {first.itemsize, second.itemsize} == {2} and first != second else max(first, second, key=lambda d: d.itemsize)
+            promoted = Case(kernel, {n: inputs[n].astype(wanted) for n in names}, about=f"{first} with {second}")
+            got = subject.call(Case(kernel, inputs, about=promoted.about))
+            subject.compare(promoted, got)
+
+
+def _loss_options(form: str) -> Any:
+    def every_option(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+        for case in cases.options_of_losses(kernel, dtype, form):
+            subject.compare(case, subject.call(case))
+
+    every_option.__doc__ = f"Every combination of options, with {form}."
+    every_option.__name__ = f"options_with_{form.replace(' ', '_').replace('-', '_')}"
+    return every_option
+
+
+for _form in (cases.INDICES, cases.ONE_HOT, cases.SOFT):
+    check(cases.is_loss)(_loss_options(_form))
+
+
+@check(cases.is_loss, dtypes=(FLOAT32,))
+def labels_of_every_dtype(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Class indices of any integer dtype; labels per class of any real one, booleans included."""
+    case = sample(kernel, 40, 30, dtype)
+    for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"):
+        moved = Case(kernel, {**case.inputs, "t": case.inputs["t"].astype(name)}, about=f"labels {name}")
+        subject.compare(moved, subject.call(moved))
+    one_hot = np.eye(30)[case.inputs["t"]]
+    for name in ("bool", "int8", "uint64", "float16", "float32", "float64"):
+        moved = Case(kernel, {**case.inputs, "t": one_hot.astype(name)}, about=f"one-hot labels {name}")
+        subject.compare(moved, subject.call(moved))
+
+
+@check(lambda kernel: kernel.composed is not None)
+def fused_equals_composed(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """A kernel that does several things at once gives what the kernels for each of them give."""
+    for form in (cases.INDICES, cases.SOFT):
+        for case in cases.options_of_losses(kernel, dtype, form):
+            tame = {n: np.clip(x, -3, 3) if n == "x" else x for n, x in case.inputs.items()}  # no probability of 0
+            composed = Case(kernel, tame, case.options, about=f"{case.about}, against the kernels it is made of")
+            got = subject.call(composed)
+            parts = subject.composed(composed)
+            exact = tuple(np.asarray(subject.numpy(part)).astype(np.float64) for part in parts)
+            # Each side is rounded by itself, the composed one in between too.
+            subject.compare(composed, got, exact, slack=2 + 2 * _ulps_between(dtype))
+
+
+def _ulps_between(dtype: DType) -> float:
+    """Half an ulp of `dtype` in the epsilon of what is computed in."""
+    return 0.5 * epsilon(dtype) / epsilon(loss_dtype(dtype))
+
+
+@check()
+def rows_are_independent(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """A row computed alone gives what it gives in a batch."""
+    rows = 70
+    for classes in (5, 40):
+        case = sample(kernel, rows, classes, dtype)
+        if cases.is_loss(kernel):
+            inputs = {n: np.full(rows, 0.7, np.float32) if n == "dloss" else x for n, x in case.inputs.items()}
+            case = Case(kernel, inputs, {"reduction": "none"})
+        whole = subject.call(case)
+        for row in (0, 1, 63, 69):
+            alone = Case(kernel, {n: _row(x, row, rows, n) for n, x in case.inputs.items()}, case.options, f"row {row} alone")
+            got = subject.call(alone)
+            for name, one, all_rows in zip(kernel.results, got, whole, strict=True):
+                if all_rows.shape[:1] != (rows,) or name in ("dw", "db"):
+                    continue
+                a = np.asarray(subject.numpy(one)).astype(np.float64).reshape(-1)
+                b = np.asarray(subject.numpy(all_rows))[row].astype(np.float64).reshape(-1)
+                relative, absolute = subject.tolerance(kernel, name, dtype, slack=2)
+                largest = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+                assert np.allclose(a, b, rtol=0, atol=2 * relative * largest + absolute, equal_nan=True), (
+                    f"{kernel.name}: {name}: row {row} alone gives {a}, in a batch {b}"
+                )
+
+
+def _row(x: Any, row: int, rows: int, name: str) -> Any:
+    shared = not isinstance(x, np.ndarray) or not x.ndim or name in ("w", "b") or len(x) != rows
+    return x if shared else x[row : row + 1]
+
+
+@check(cases.is_loss)
+def mean_of_many_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """The sum over 300,000 rows is taken in a type that holds it."""
+    if "loss" not in kernel.results:
+        return
+    case = sample(kernel, 300_000, 2, dtype)
+    name = kernel.arguments[-2]
+    rows = np.tile(np.array([0.75, 0.25]).astype(dtype), (300_000, 1))
+    for reduction in ("mean", "sum"):
+        inputs = {**case.inputs, name: rows, "t": np.zeros(300_000, np.int64)}
+        many = Case(kernel, inputs, {"reduction": reduction}, about="300,000 equal rows")
+        one = Case(kernel, {name: rows[:1], "t": np.zeros(1, np.int64)}, {"reduction": reduction})
+        exact = float(one.expected()[0]) * (1 if reduction == "mean" else 300_000)
+        got = float(subject.numpy(subject.call(many)[0]))
+        assert abs(got - exact) <= 1e-5 * abs(exact), f"{kernel.name}: {reduction} of 300,000 rows: expected {exact}, got {got}"
+
+
+@check(lambda kernel: "dw" in kernel.results, dtypes=(FLOAT32, np.dtype(np.float16)))
+def gradients_of_parameters_over_many_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Sums over a million rows keep their accuracy: float32 added up one by one would drift."""
+    rows = 1_000_000
+    dy = np.full((rows, 1), 0.1).astype(dtype)
+    scale = 1.0 if dtype == FLOAT32 else 2.0**-6  # what float16 can hold
+    dy = (dy.astype(np.float64) * scale).astype(dtype)
+    inputs = {"dy": dy, "x": np.ones((rows, 1), dtype), "w": np.ones((1, 1), dtype)}
+    case = Case(kernel, inputs, about="a million equal rows")
+    _, dw, db = subject.call(case)
+    exact = rows * float(dy[0, 0])
+    for name, got in (("dw", dw), ("db", db)):
+        value = float(np.asarray(subject.numpy(got)).astype(np.float64).reshape(-1)[0])
+        limit = 4e-6 if dtype == FLOAT32 else 1e-3
+        assert abs(value - exact) <= limit * exact, f"{name}: expected {exact}, got {value}"

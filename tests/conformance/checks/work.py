@@ -1,0 +1,77 @@
+"""Who does the work, and whether it comes out the same each time."""
+
+import functools
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from plugrad import backends
+from plugrad.backends import registry
+from plugrad.kernels import Kernel
+from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.cases import Case, sample
+from plugrad.tests.conformance.checks._check import FLOAT32, check
+from plugrad.tests.conformance.checks.memory import bits
+from plugrad.tests.conformance.subject import Subject, environment, witness
+
+DType = np.dtype[Any]
+
+
+@check()
+def the_backend_does_the_work(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Its own function is called, once for each call, and no other backend's computes behind it."""
+    for rows, classes in ((1, 1), (5, 4), (300, 40), (5, 1025)):
+        for options in _options(kernel):
+            case = Case(kernel, sample(kernel, rows, classes, dtype).inputs, options)
+            with backends.use(subject.name):
+                chosen = backends.current().name
+                explained = backends.explain(kernel.function, *(subject.array(case.inputs[n]) for n in kernel.arguments))
+            assert chosen == subject.name, f"use({subject.name!r}) selected {chosen!r}"
+            assert explained.backend == subject.name, f"explain tells of {explained.backend!r}, not of {subject.name!r}"
+            with witness(subject) as calls:
+                subject.call(case)
+            assert calls == {kernel.name: 1}, f"{kernel.name}: the calls of the backend's own functions were {calls}"
+
+
+def _options(kernel: Kernel) -> tuple[dict[str, Any], ...]:
+    return ({}, {"ignore_index": 0}, {"label_smoothing": 0.1, "reduction": "sum"}) if cases.is_loss(kernel) else ({},)
+
+
+@check()
+def the_same_bits_each_time(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """The same call gives the same results, bit for bit."""
+    for rows, classes in ((7, 10), (300, 257), (5000, 10)):
+        case = sample(kernel, rows, classes, dtype)
+        first = subject.call(case)
+        for _ in range(2):
+            for name, one, other in zip(kernel.results, first, subject.call(case), strict=True):
+                assert bits(subject, one) == bits(subject, other), f"{kernel.name}: {name} differs from call to call"
+
+
+THREADS = (1, 2, 3)
+
+
+@check(dtypes=(np.dtype(np.float16), FLOAT32))
+def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """In processes with ``PLUGRAD_NUM_THREADS`` of 1, 2 and 3 the results are the same, bit for bit.
+
+    Products are exempt: their sums are as the BLAS in use makes them.
+    """
+    if cases.is_product(kernel):
+        return
+    digests = {threads: _digests(subject.name, threads)[f"{kernel.name} {dtype}"] for threads in THREADS}
+    assert len(set(digests.values())) == 1, f"{kernel.name}: results differ with the number of threads: {digests}"
+
+
+@functools.cache
+def _digests(name: str, threads: int) -> dict[str, str]:
+    """What results hash to in a process with so many threads."""
+    room = registry._registered.get(name)
+    command = [sys.executable, "-m", "plugrad.tests.conformance.digests", name, *([room] if isinstance(room, str) else [])]
+    done = subprocess.run(command, env=environment(threads), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"the process with {threads} threads failed:\n{done.stderr}"
+    digests: dict[str, str] = json.loads(done.stdout)
+    return digests

@@ -1,0 +1,37 @@
+"""Print what the results of a backend hash to: ``python -m plugrad.tests.conformance.digests NAME [MODULE]``.
+
+A check runs this in processes with different numbers of threads and compares. MODULE is the room of a backend that is
+registered by name only.
+"""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+
+from plugrad import backends
+from plugrad.kernels import KERNELS
+from plugrad.tests.conformance.cases import LARGE, is_product, sample
+from plugrad.tests.conformance.subject import Subject
+
+
+def digests(subject: Subject) -> dict[str, str]:
+    """Kernel and dtype -> the hash of its results for arrays that are worth sharing among threads, and some that are not."""
+    found = {}
+    for kernel in KERNELS.values():
+        if is_product(kernel) or not subject.has(kernel.name):
+            continue
+        for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
+            digest = hashlib.sha256()
+            for rows, classes in ((300, 257), *LARGE):
+                for result in subject.call(sample(kernel, rows, classes, dtype)):
+                    digest.update(np.ascontiguousarray(subject.numpy(result)).tobytes())
+            found[f"{kernel.name} {dtype}"] = digest.hexdigest()[:16]
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        backends.register(sys.argv[1], sys.argv[2], replace=True)
+    print(json.dumps(digests(Subject(sys.argv[1]))))

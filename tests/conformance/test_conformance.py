@@ -1,0 +1,56 @@
+"""Every check for every kernel and dtype of the backends under test; ``--backend NAME`` chooses them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.conformance.checks import CHECKS, Check
+from plugrad.tests.conformance.selection import Absent, under_test
+from plugrad.tests.conformance.subject import Subject
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per backend, kernel, check and dtype."""
+    found = under_test(metafunc.config)
+    kernels = metafunc.config.getoption("kernel") or list(KERNELS)
+    if metafunc.function is test_the_backend_can_run_here:
+        metafunc.parametrize("found", [pytest.param(entry, id=entry.name) for entry in found])
+        return
+    subjects = [entry for entry in found if isinstance(entry, Subject)]
+    if metafunc.function is test_the_backend_has_the_kernel:
+        metafunc.parametrize("subject", [pytest.param(subject, id=subject.name) for subject in subjects])
+        metafunc.parametrize("kernel", [pytest.param(KERNELS[name], id=name) for name in kernels])
+        return
+    metafunc.parametrize(
+        ("subject", "kernel", "check", "dtype"),
+        [
+            pytest.param(subject, kernel, check, dtype, id=f"{subject.name}-{kernel.name}-{check.name}-{dtype}")
+            for subject in subjects
+            for check in CHECKS.values()
+            for kernel in check.kernels
+            if kernel.name in kernels and subject.has(kernel.name)
+            for dtype in check.dtypes
+        ],
+    )
+
+
+def test_the_backend_can_run_here(found: Subject | Absent) -> None:
+    """Backends that cannot run here are listed with the reason; it is a failure only if one was asked for."""
+    if isinstance(found, Absent):
+        if found.wanted:
+            pytest.fail(found.reason, pytrace=False)
+        pytest.skip(found.reason)
+    assert found.backend == found.name
+
+
+def test_the_backend_has_the_kernel(subject: Subject, kernel: Kernel) -> None:
+    """A kernel is the backend's own, or another one is declared to stand in for it, which is told."""
+    if stand_in := subject.stand_in(kernel.name):
+        pytest.skip(f"{stand_in!r} is declared to stand in for {kernel.name}, and computes it: run the suite on that")
+    assert subject.has(kernel.name), f"backend {subject.name!r} has no kernel {kernel.name!r}, and declares no stand-in"
+
+
+def test_conformance(subject: Subject, kernel: Kernel, check: Check, dtype: np.dtype[Any]) -> None:
+    check(subject, kernel, dtype)
