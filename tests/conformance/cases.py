@@ -77,10 +77,14 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
             continue
         case = reshaped(plain, lead, axis)
         inputs = dict(case.inputs)
-        t = np.array(inputs["t"]).astype(rng.choice([np.int8, np.uint16, np.int32, np.int64] if ignored != -100 else [np.int16]))
+        t = np.array(inputs["t"]).astype(
+            rng.choice([np.int8, np.uint16, np.int32, np.int64] if ignored != -100 else [np.int16])
+        )
         if ignored is not None:
             t[0, 1] = t[1, 2] = ignored
-        inputs["t"] = label_forms(kernel, t if ignored is None else t, classes, axis, rng)[form] if form != INDICES else t
+        inputs["t"] = (
+            label_forms(kernel, t if ignored is None else t, classes, axis, rng)[form] if form != INDICES else t
+        )
         if "dloss" in inputs and reduction == "none":
             inputs["dloss"] = rng.normal(size=lead).astype(np.float32)
         options = {
@@ -90,7 +94,12 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
             "label_smoothing": smoothing,
             "reduction": reduction,
         }
-        yield Case(kernel, inputs, options, about=f"{form}, {', '.join(f'{k}={v}' for k, v in options.items() if k != 'weight')}, weight {'given' if weighted else 'None'}")
+        yield Case(
+            kernel,
+            inputs,
+            options,
+            about=f"{form}, {', '.join(f'{k}={v}' for k, v in options.items() if k != 'weight')}, weight {'given' if weighted else 'None'}",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

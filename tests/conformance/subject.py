@@ -149,7 +149,9 @@ class Subject:
             arrays = [self.array(case.inputs[name]) for name in case.kernel.arguments]
             return case.kernel.composed(*arrays, **{name: self.array(value) for name, value in case.options.items()})
 
-    def compare(self, case: Case, got: tuple[Any, ...], expected: tuple[Any, ...] | None = None, slack: float = 1.0) -> None:
+    def compare(
+        self, case: Case, got: tuple[Any, ...], expected: tuple[Any, ...] | None = None, slack: float = 1.0
+    ) -> None:
         """Assert type, shape, dtype and device of the results of a case first, then their values.
 
         `slack` multiplies the tolerance of the record, for cases that lose accuracy by their nature.
@@ -193,7 +195,9 @@ def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> 
         wrong = finite & ~(np.abs(got - exact) <= allowed)
     if wrong.any():
         distance = np.where(wrong, np.abs(got - np.where(finite, exact, 0.0)), -1.0)
-        where = tuple(int(i) for i in np.unravel_index(np.nanargmax(np.where(np.isnan(distance), np.inf, distance)), got.shape))
+        where = tuple(
+            int(i) for i in np.unravel_index(np.nanargmax(np.where(np.isnan(distance), np.inf, distance)), got.shape)
+        )
         raise AssertionError(
             f"{name}{list(where)}: expected {exact[where]!r}, got {got[where]!r}: off by {abs(got[where] - exact[where]):.3g}, "
             f"allowed {allowed:.3g}; {int(wrong.sum())} of {got.size} elements are off"
@@ -206,7 +210,9 @@ def told(subject: Subject, case: Case) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        note = f"in {case.kernel.name} on backend {subject.name!r}{', ' + case.about if case.about else ''}; to repeat:\n"
+        note = (
+            f"in {case.kernel.name} on backend {subject.name!r}{', ' + case.about if case.about else ''}; to repeat:\n"
+        )
         if not any(n.startswith("in ") for n in getattr(error, "__notes__", ())):
             error.add_note(note + case.snippet(subject.name))
         raise

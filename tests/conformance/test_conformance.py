@@ -20,8 +20,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     subjects = [entry for entry in found if isinstance(entry, Subject)]
     if metafunc.function is test_the_backend_has_the_kernel:
-        metafunc.parametrize("subject", [pytest.param(subject, id=subject.name) for subject in subjects])
-        metafunc.parametrize("kernel", [pytest.param(KERNELS[name], id=name) for name in kernels])
+        metafunc.parametrize(
+            ("subject", "kernel"),
+            [pytest.param(s, KERNELS[name], id=f"{s.name}-{name}") for s in subjects for name in kernels],
+        )
         return
     metafunc.parametrize(
         ("subject", "kernel", "check", "dtype"),

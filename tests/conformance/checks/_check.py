@@ -29,6 +29,11 @@ class Check:
         return self.function.__name__
 
     @property
+    def area(self) -> str:
+        """The name of the module it stands in."""
+        return self.function.__module__.rpartition(".")[2]
+
+    @property
     def kernels(self) -> list[Kernel]:
         """The kernels that it is made for."""
         return [kernel for kernel in KERNELS.values() if self.applies(kernel)]

@@ -39,11 +39,15 @@ def mistakes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
             if takes_out(kernel) and "out" not in options and len(kernel.results) == 1:
                 (result,) = subject.call(plain)
                 out = options["out"] = subject.full(result.shape, result.dtype, 7)
-            error = raised(subject, case, {**{n: subject.array(x) for n, x in plain.inputs.items()}, **changed}, options)
+            error = raised(
+                subject, case, {**{n: subject.array(x) for n, x in plain.inputs.items()}, **changed}, options
+            )
             assert isinstance(error, mistake.error), f"expected {mistake.error.__name__}, got {error!r}"
             stayed = all(_same_kind(value, moved[name]) for name, value in mistake.changed.items())
             if stayed:
-                assert re.search(mistake.message, str(error)), f"expected a message like {mistake.message!r}, got {error}"
+                assert re.search(mistake.message, str(error)), (
+                    f"expected a message like {mistake.message!r}, got {error}"
+                )
             if out is not None:
                 assert (np.asarray(subject.numpy(out)) == 7).all(), "refused, but something was written to out"
 
@@ -75,7 +79,9 @@ def labels_that_name_no_class(subject: Subject, kernel: Kernel, dtype: DType) ->
                 t = case.inputs["t"].astype(name)
                 t[[7, rows - 1]] = bad
                 t[rows - 2] = 6
-                wrong = Case(kernel, {**case.inputs, "t": t}, {"label_smoothing": smoothing}, about=f"label {bad} {name}")
+                wrong = Case(
+                    kernel, {**case.inputs, "t": t}, {"label_smoothing": smoothing}, about=f"label {bad} {name}"
+                )
                 arrays = {n: subject.array(x) for n, x in wrong.inputs.items()}
                 with told(subject, wrong):
                     error = raised(subject, wrong, arrays, dict(wrong.options))

@@ -28,9 +28,15 @@ def gradients(subject: Subject, case: Case, weights: dict[str, Any]) -> dict[str
     if kernel.backward is None:
         return {n[1:]: subject.numpy(v) for n, v in results.items() if n.startswith("d")}
     backward = KERNELS[kernel.backward]
-    known = {**case.inputs, **{n: subject.numpy(v) for n, v in results.items()}, **{f"d{n}": w for n, w in weights.items()}}
+    known = {
+        **case.inputs,
+        **{n: subject.numpy(v) for n, v in results.items()},
+        **{f"d{n}": w for n, w in weights.items()},
+    }
     inputs = {name: known[name] for name in backward.arguments}
-    got = subject.call(Case(backward, inputs, {n: v for n, v in case.options.items() if n in backward.options}, case.about))
+    got = subject.call(
+        Case(backward, inputs, {n: v for n, v in case.options.items() if n in backward.options}, case.about)
+    )
     return {name[1:]: subject.numpy(value) for name, value in zip(backward.results, got, strict=True)}
 
 
@@ -129,4 +135,6 @@ def jacobians_by_sympy(subject: Subject, kernel: Kernel, dtype: DType) -> None:
             weight[0, i] = 1.0
             got = gradients(subject, case, {"y": weight})["x"][0]
             with told(subject, case):
-                assert np.allclose(got, row, rtol=1e-13, atol=1e-15), f"row {i} of the Jacobian: expected {row}, got {got}"
+                assert np.allclose(got, row, rtol=1e-13, atol=1e-15), (
+                    f"row {i} of the Jacobian: expected {row}, got {got}"
+                )

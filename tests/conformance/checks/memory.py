@@ -48,7 +48,9 @@ def same(subject: Subject, kernel: Kernel, name: str, one: Any, other: Any) -> N
 def _first_difference(a: Any, b: Any) -> str:
     x, y = a.astype(float), b.astype(float)
     where = np.argwhere(~((x == y) | (np.isnan(x) & np.isnan(y))))
-    return "equal" if not len(where) else f"at {where[0].tolist()} {x[tuple(where[0])]!r}, expected {y[tuple(where[0])]!r}"
+    return (
+        "equal" if not len(where) else f"at {where[0].tolist()} {x[tuple(where[0])]!r}, expected {y[tuple(where[0])]!r}"
+    )
 
 
 @check(takes_out)
@@ -192,7 +194,9 @@ def broadcast_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
         x = case.inputs[name]
         if not getattr(x, "ndim", 0):
             continue
-        repeated = Case(kernel, {**case.inputs, name: np.repeat(x[:1], len(x), axis=0)}, about=f"{name} with strides of 0")
+        repeated = Case(
+            kernel, {**case.inputs, name: np.repeat(x[:1], len(x), axis=0)}, about=f"{name} with strides of 0"
+        )
         arrays = [subject.array(repeated.inputs[n]) for n in kernel.arguments]
         row = subject.array(x[:1])
         arrays[place] = np.broadcast_to(row, x.shape) if subject.backend.arrays == "numpy" else _broadcast(row, x.shape)
@@ -225,9 +229,7 @@ def arguments_are_not_written(subject: Subject, kernel: Kernel, dtype: DType) ->
 
 
 @check(dtypes=(np.dtype(np.float16), FLOAT32))
-def new_results_are_written_whole(
-    subject: Subject, kernel: Kernel, dtype: DType
-) -> None:
+def new_results_are_written_whole(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """Results do not depend on what the memory of new arrays held before."""
     backend = subject.backend
     empty = backend.empty
@@ -247,5 +249,7 @@ def new_results_are_written_whole(
                     patch.setattr(backend, "empty", stale)
                     results.append(subject.call(case))
             for name, one, other in zip(kernel.results, *results, strict=True):
-                assert bits(subject, one) == bits(subject, other), f"{kernel.name}: {name} depends on the memory it is in"
+                assert bits(subject, one) == bits(subject, other), (
+                    f"{kernel.name}: {name} depends on the memory it is in"
+                )
             subject.compare(case, results[0])

@@ -85,7 +85,15 @@ def special_numbers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     most, normal, tiny = extremes(dtype)
     numbers = [0.0, -0.0, 1.0, -1.0, 0.3, -17.0, 17.0, -88.0, -95.0, -104.0, 89.0, -700.0, -746.0, 710.0]
     numbers += [most, -most, normal, -normal, tiny, -tiny, INF, -INF, NAN]
-    bounded = [0.0, 1.0, 0.5, normal, tiny, float(np.nextafter(np.float32(1), np.float32(0))), NAN]  # values of a sigmoid
+    bounded = [
+        0.0,
+        1.0,
+        0.5,
+        normal,
+        tiny,
+        float(np.nextafter(np.float32(1), np.float32(0))),
+        NAN,
+    ]  # values of a sigmoid
     roles = {"x": numbers, "dy": numbers, "y": bounded if kernel.name.startswith("sigmoid") else numbers}
     grid = np.array(list(itertools.product(*(roles[name] for name in kernel.arguments)))).astype(dtype)
     for repeats in (1, 3000 // len(grid) + 1):
@@ -122,7 +130,9 @@ def nan_stays_in_its_row(subject: Subject, kernel: Kernel, dtype: DType) -> None
                 continue
             poisoned = x.copy()
             poisoned[(place, *[2] * (x.ndim - 1))] = bad
-            case = Case(kernel, {**plain.inputs, name: poisoned}, plain.options, about=f"{bad} in row {place} of {name}")
+            case = Case(
+                kernel, {**plain.inputs, name: poisoned}, plain.options, about=f"{bad} in row {place} of {name}"
+            )
             with told(subject, case):
                 for result, value, before in zip(kernel.results, subject.call(case), clean, strict=True):
                     a, b = (np.asarray(subject.numpy(v)).astype(np.float64) for v in (value, before))
@@ -190,7 +200,11 @@ def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None
 def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """A label of 0 adds 0 even where the logarithm of the probability is ``-inf``; any other is infinite."""
     first = kernel.arguments[-2]
-    x = np.array([[0.0, 0.0, -INF], [0.0, -INF, 1.0]]) if first == "x" else np.array([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]])
+    x = (
+        np.array([[0.0, 0.0, -INF], [0.0, -INF, 1.0]])
+        if first == "x"
+        else np.array([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]])
+    )
     labels = (
         np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]),
         np.array([[0.5, 0.25, 0.25], [1.0, 1.0, 0.0]]),
@@ -207,7 +221,14 @@ def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Kernel, dtype
 def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """The loss of a row predicted with confidence, tiny as it is, is right to 8 ulp of itself."""
     work = loss_dtype(dtype)
-    logits = ([20.0, 0.0, 0.0], [30.7, 0.3, -1.9, 4.4], [1000.5, 980.25, 970.0], [85.2, 0.1, -3.3], [8.0, 0.0], [60.0, 0.0])
+    logits = (
+        [20.0, 0.0, 0.0],
+        [30.7, 0.3, -1.9, 4.4],
+        [1000.5, 980.25, 970.0],
+        [85.2, 0.1, -3.3],
+        [8.0, 0.0],
+        [60.0, 0.0],
+    )
     for values, rows, classes in itertools.product(logits, (1, 70), (None, 40)):
         x = np.full((rows, classes or len(values)), -1e4)
         x[:, : len(values)] = values
@@ -233,7 +254,9 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: 
 
 def _within(name: str, got: Any, exact: float, relative: float, absolute: float = 0.0) -> None:
     worst = np.abs(got - exact).max()
-    assert worst <= relative * abs(exact) + absolute, f"{name}: expected {exact}, got {got[np.abs(got - exact).argmax()]}"
+    assert worst <= relative * abs(exact) + absolute, (
+        f"{name}: expected {exact}, got {got[np.abs(got - exact).argmax()]}"
+    )
 
 
 @check(cases.is_loss, dtypes=(FLOAT32, FLOAT64))
@@ -241,6 +264,11 @@ def tiny_weights(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """Weights so small that their reciprocals overflow weigh like any others where the mean divides them out."""
     case = sample(kernel, 6, 3, dtype)
     one = Case(kernel, case.inputs, {"weight": np.array([1.0, 2.0, 4.0], np.float32)})
-    tiny = Case(kernel, case.inputs, {"weight": np.array([1.0, 2.0, 4.0], np.float32) * np.float32(2.0**-128)}, about="tiny weights")
+    tiny = Case(
+        kernel,
+        case.inputs,
+        {"weight": np.array([1.0, 2.0, 4.0], np.float32) * np.float32(2.0**-140)},
+        about="tiny weights",
+    )
     exact = tuple(np.asarray(subject.numpy(v)).astype(np.float64) for v in subject.call(one))
     subject.compare(tiny, subject.call(tiny), exact, slack=2)

@@ -28,7 +28,9 @@ def the_backend_does_the_work(subject: Subject, kernel: Kernel, dtype: DType) ->
             case = Case(kernel, sample(kernel, rows, classes, dtype).inputs, options)
             with backends.use(subject.name):
                 chosen = backends.current().name
-                explained = backends.explain(kernel.function, *(subject.array(case.inputs[n]) for n in kernel.arguments))
+                explained = backends.explain(
+                    kernel.function, *(subject.array(case.inputs[n]) for n in kernel.arguments)
+                )
             assert chosen == subject.name, f"use({subject.name!r}) selected {chosen!r}"
             assert explained.backend == subject.name, f"explain tells of {explained.backend!r}, not of {subject.name!r}"
             with witness(subject) as calls:
@@ -70,7 +72,13 @@ def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Kernel, dt
 def _digests(name: str, threads: int) -> dict[str, str]:
     """What results hash to in a process with so many threads."""
     room = registry._registered.get(name)
-    command = [sys.executable, "-m", "plugrad.tests.conformance.digests", name, *([room] if isinstance(room, str) else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "plugrad.tests.conformance.digests",
+        name,
+        *([room] if isinstance(room, str) else []),
+    ]
     done = subprocess.run(command, env=environment(threads), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the process with {threads} threads failed:\n{done.stderr}"
     digests: dict[str, str] = json.loads(done.stdout)

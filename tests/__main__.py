@@ -1,0 +1,30 @@
+"""``python -m plugrad.tests``: the conformance suite on any backend, and the report of its accuracy."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from plugrad.kernels import KERNELS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suite or the report; the exit status is 0 where all is well."""
+    parser = argparse.ArgumentParser(prog="python -m plugrad.tests", description="Run the conformance suite.")
+    parser.add_argument("--backend", action="append", metavar="NAME", help="the backend to test; may be repeated")
+    parser.add_argument("--kernel", action="append", choices=KERNELS, metavar="NAME", help="test this kernel only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every result to this file")
+    parser.add_argument("--long", action="store_true", help="search for failing calls for minutes instead of seconds")
+    parser.add_argument(
+        "--accuracy", action="store_true", help="report errors in ulp, beside NumPy and other libraries"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        from plugrad.tests.conformance import accuracy, report
+    except ModuleNotFoundError as error:
+        parser.exit(2, f"The tests need {error.name}: python -m pip install 'plugrad[test]'\n")
+    run = accuracy.report if chosen.accuracy else report.run
+    return run(chosen.backend, chosen.kernel, json=chosen.json, long=chosen.long)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

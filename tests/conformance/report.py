@@ -1,0 +1,118 @@
+"""Run the suite under pytest, and tell what came out: a table in the terminal, every result as JSON."""
+
+import datetime
+import json as json_format
+import platform
+from collections.abc import Generator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugrad.kernels import KERNELS
+from plugrad.tests.conformance.checks import CHECKS
+from plugrad.tests.conformance.subject import Subject
+
+AREAS = tuple(dict.fromkeys(check.area for check in CHECKS.values()))
+
+
+class Matrix:
+    """A pytest plug-in that takes down what becomes of every check."""
+
+    def __init__(self) -> None:
+        self.results: list[dict[str, Any]] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Take down the outcome of a test, with what it was run on."""
+        report = yield
+        if report.when == "call" or not report.passed:
+            parameters = getattr(item, "callspec").params  # noqa: B009  (only parametrised tests have it)
+            subject = parameters.get("subject") or parameters["found"]
+            self.results.append(
+                {
+                    "backend": subject.name,
+                    "kernel": getattr(parameters.get("kernel"), "name", None),
+                    "check": getattr(
+                        parameters.get("check"), "name", item.name.partition("[")[0].removeprefix("test_")
+                    ),
+                    "dtype": str(parameters["dtype"]) if "dtype" in parameters else None,
+                    "outcome": report.outcome,
+                    "seconds": round(report.duration, 4),
+                    "message": _message(report),
+                }
+            )
+        return report
+
+    def count(self, backend: str, kernel: str, area: str) -> tuple[int, int]:
+        """How many checks of an area passed, and how many there were."""
+        outcomes = [
+            result["outcome"] == "passed"
+            for result in self.results
+            if result["backend"] == backend
+            and result["kernel"] == kernel
+            and result["check"] in CHECKS
+            and CHECKS[result["check"]].area == area
+        ]
+        return sum(outcomes), len(outcomes)
+
+    def table(self, backend: str) -> str:
+        """Kernels by areas: how many checks passed, of how many."""
+        width = max(map(len, KERNELS))
+        lines = [f"{backend:{width}}  " + "".join(f"{area:>11}" for area in AREAS)]
+        for kernel in KERNELS:
+            if not any(r["backend"] == backend and r["kernel"] == kernel for r in self.results):
+                continue
+            cells = [self.count(backend, kernel, area) for area in AREAS]
+            told = [f"{passed}/{total}" if total else "-" for passed, total in cells]
+            note = next((r["message"] for r in self.results if r["kernel"] == kernel and r["outcome"] == "skipped"), "")
+            lines.append(
+                f"{kernel:{width}}  " + "".join(f"{cell:>11}" for cell in told) + (f"  {note}" if note else "")
+            )
+        return "\n".join(lines)
+
+
+def _message(report: pytest.TestReport) -> str | None:
+    if report.passed:
+        return None
+    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message if crash is not None else str(report.longrepr)
+
+
+def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None = None, long: bool = False) -> int:
+    """Run the suite; the exit status is that of pytest."""
+    folder = Path(__file__).parent
+    matrix = Matrix()
+    arguments = [str(path) for path in sorted(folder.glob("test_*.py"))]
+    arguments += ["--rootdir", str(folder.parent), "--confcutdir", str(folder.parent), "-c", str(folder / "pytest.ini")]
+    arguments += [f"--backend={name}" for name in backends or ()] + [f"--kernel={name}" for name in kernels or ()]
+    status = int(pytest.main([*arguments, *(["--long"] if long else [])], plugins=[matrix]))
+    tested = [name for name in dict.fromkeys(r["backend"] for r in matrix.results if r["kernel"])]
+    for backend in tested:
+        print(f"\n{matrix.table(backend)}")
+    if json is not None:
+        json.write_text(json_format.dumps(_document(matrix, tested), indent=1) + "\n")
+        print(f"\nwritten: {json}")
+    return status
+
+
+def _document(matrix: Matrix, tested: list[str]) -> dict[str, Any]:
+    outcomes = [result["outcome"] for result in matrix.results]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "versions": {"plugrad": version("plugrad"), "numpy": np.__version__},
+        "backends": {name: dict(Subject(name).backend.describe()) for name in tested},
+        "counts": {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")},
+        "results": matrix.results,
+    }

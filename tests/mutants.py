@@ -1,0 +1,568 @@
+"""Backends that are broken on purpose, in one way each: what the conformance suite must notice.
+
+A mutant starts as a room with all functions of the numpy backend; its function here then breaks one thing. The table
+says by which check it must be caught, and on which kernel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from plugrad import backends
+from plugrad.backends import host, threads
+from plugrad.backends.options import LossOptions
+from plugrad.kernels import KERNELS
+
+Room: TypeAlias = Any
+Array: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A way to break a backend: how, and who must notice."""
+
+    spoil: Callable[[Room], None]
+    kernel: str
+    caught_by: str
+
+    @property
+    def name(self) -> str:
+        """The name of the function that does it."""
+        return self.spoil.__name__
+
+    def room(self) -> Room:
+        """A room that is broken so."""
+        room = sound_room()
+        self.spoil(room)
+        return room
+
+
+MUTANTS: list[Mutant] = []
+
+
+def sound_room() -> Room:
+    """A room with every function of the numpy backend, by ways of its own."""
+    numpy_room = backends.get("numpy").room
+
+    def own(name: str) -> Callable[..., None]:
+        function = getattr(numpy_room, name)
+        return lambda *arguments: function(*arguments)
+
+    return SimpleNamespace(**{name: own(name) for name in KERNELS})
+
+
+def mutant(kernel: str, caught_by: str) -> Callable[[Callable[[Room], None]], Callable[[Room], None]]:
+    """Enter a function that spoils a room into the table."""
+
+    def enter(spoil: Callable[[Room], None]) -> Callable[[Room], None]:
+        MUTANTS.append(Mutant(spoil, kernel, caught_by))
+        return spoil
+
+    return enter
+
+
+def afterwards(room: Room, kernel: str, change: Callable[..., None]) -> None:
+    """Let `kernel` compute what is right, and `change` the result then; it gets all arguments."""
+    sound = getattr(room, kernel)
+
+    def broken(*arguments: Any) -> None:
+        sound(*arguments)
+        change(*arguments)
+
+    setattr(room, kernel, broken)
+
+
+def with_options(room: Room, kernel: str, change: Callable[[LossOptions], LossOptions]) -> None:
+    """Let `kernel` compute with other options than it was given."""
+    sound = getattr(room, kernel)
+    setattr(
+        room,
+        kernel,
+        lambda *arguments: sound(*(change(a) if isinstance(a, LossOptions) else a for a in arguments)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formulas
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("softmax_cross_entropy", "gradients_along_directions")
+def gradient_of_the_wrong_sign(room: Room) -> None:
+    afterwards(room, "softmax_cross_entropy_backward", lambda dloss, y, t, options, dx: np.negative(dx, out=dx))
+
+
+@mutant("sigmoid", "jacobians_by_sympy")
+def slope_of_the_input_for_that_of_the_output(room: Room) -> None:
+    def broken(dy: Array, y: Array, out: Array) -> None:
+        out[...] = dy * np.exp(-y) / (1 + np.exp(-y)) ** 2
+
+    room.sigmoid_backward = broken
+
+
+@mutant("softmax_backward", "shapes")
+def diagonal_of_the_jacobian_only(room: Room) -> None:
+    def broken(dy: Array, y: Array, axis: int, out: Array) -> None:
+        out[...] = dy * y * (1 - y)
+
+    room.softmax_backward = broken
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "shapes")
+def mean_not_divided_by_the_rows(room: Room) -> None:
+    with_options(room, "softmax_cross_entropy_value_and_grad", lambda o: o._replace(reduction="sum"))
+
+
+@mutant("cross_entropy", "options_with_class_indices")
+def label_smoothing_ignored(room: Room) -> None:
+    with_options(room, "cross_entropy", lambda o: o._replace(label_smoothing=0.0))
+
+
+@mutant("softmax_cross_entropy", "options_with_one_hot_labels")
+def weight_applied_twice(room: Room) -> None:
+    with_options(room, "softmax_cross_entropy", lambda o: o if o.weight is None else o._replace(weight=o.weight**2))
+
+
+@mutant("softmax_cross_entropy_backward", "options_with_soft_labels")
+def labels_taken_to_sum_to_one(room: Room) -> None:
+    sound = room.softmax_cross_entropy_backward
+
+    def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        if t.ndim == y.ndim:
+            t = t / np.maximum(t.astype(float).sum(axis=options.axis, keepdims=True), 1e-9)
+        sound(dloss, y, t, options, dx)
+
+    room.softmax_cross_entropy_backward = broken
+
+
+@mutant("cross_entropy_backward", "shapes")
+def upstream_gradient_ignored(room: Room) -> None:
+    sound = room.cross_entropy_backward
+    room.cross_entropy_backward = lambda dloss, *rest: sound(1.0, *rest)
+
+
+@mutant("softmax", "any_axis")
+def always_along_the_first_axis(room: Room) -> None:
+    sound = room.softmax
+    room.softmax = lambda x, axis, out: sound(x, 0, out)
+
+
+@mutant("affine", "leading_axes")
+def bias_forgotten_for_a_single_row(room: Room) -> None:
+    sound = room.affine
+    room.affine = lambda x, w, b, out: sound(x, w, b if x.ndim > 1 else None, out)
+
+
+@mutant("affine_backward", "shapes")
+def gradient_of_the_bias_averaged(room: Room) -> None:
+    def change(dy: Array, x: Array, w: Array, dx: Array, dw: Array, db: Array) -> None:
+        if db is not None:
+            db /= max(1, len(dy))
+
+    afterwards(room, "affine_backward", change)
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "fused_equals_composed")
+def fused_gradient_of_smoothed_labels_not_smoothed(room: Room) -> None:
+    sound, plain = room.softmax_cross_entropy_value_and_grad, room.softmax_cross_entropy
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        kept = x.copy()
+        sound(x, t, options._replace(label_smoothing=0.0), loss, dx)
+        plain(kept, t, options, loss, np.empty_like(kept))
+
+    room.softmax_cross_entropy_value_and_grad = broken
+
+
+@mutant("log_softmax", "rows_are_independent")
+def rows_shifted_by_the_largest_logit_of_all(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def broken(x: Array, axis: int, out: Array) -> None:
+        z = x.astype(np.float64)
+        z -= z.max()
+        z = z.astype(x.dtype)
+        out[...] = z - np.log(np.exp(z.astype(np.float32)).sum(axis=axis, keepdims=True))
+
+    room.log_softmax = broken
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes and dtypes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("softmax_backward", "numbers_of_classes")
+def off_by_one_behind_a_whole_vector(room: Room) -> None:
+    def change(dy: Array, y: Array, axis: int, out: Array) -> None:
+        if out.shape[-1] > 16 and out.shape[-1] % 16 == 1:
+            out[..., -1] = 0
+
+    afterwards(room, "softmax_backward", change)
+
+
+@mutant("sigmoid_backward", "large_arrays")
+def last_block_forgotten(room: Room) -> None:
+    def change(dy: Array, y: Array, out: Array) -> None:
+        if out.size > 2**19:
+            out.reshape(-1)[2**19 :] = 0
+
+    afterwards(room, "sigmoid_backward", change)
+
+
+@mutant("relu", "no_rows")
+def empty_results_are_float64(room: Room) -> None:
+    room.empty = lambda shape, dtype: np.empty(shape, dtype if 0 not in shape else np.float64)
+
+
+@mutant("softmax", "shapes")
+def results_silently_widened(room: Room) -> None:
+    room.empty = lambda shape, dtype: np.empty(shape, np.float64)
+
+
+@mutant("relu", "shapes")
+def results_of_another_library(room: Room) -> None:
+    room.empty = lambda shape, dtype: np.ma.empty(shape, dtype)
+
+
+@mutant("affine", "sequences_and_integers")
+def integers_become_float32(room: Room) -> None:
+    def take(what: str, x: Any) -> Array:
+        array = host.take(what, x)
+        return array.astype(np.float32) if array.dtype.kind in "iub" else array
+
+    room.take = take
+
+
+@mutant("sigmoid_backward", "mixed_dtypes")
+def promotion_goes_down(room: Room) -> None:
+    def take(what: str, x: Any) -> Array:
+        array = host.take(what, x)
+        return array.astype(np.float32) if array.dtype == np.float64 and what.endswith(": y") else array
+
+    room.take, room.NATIVE = take, None
+
+
+@mutant("softmax_cross_entropy", "mean_of_many_rows")
+def losses_summed_in_float16(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if x.dtype == np.float16 and not loss.ndim:
+            with np.errstate(all="ignore"):
+                total = loss * (1 if options.reduction == "sum" else len(x))
+                loss[...] = np.float16(total) / np.float16(1 if options.reduction == "sum" else len(x))
+
+    afterwards(room, "softmax_cross_entropy", change)
+
+
+@mutant("affine_backward", "gradients_of_parameters_over_many_rows")
+def rows_added_one_by_one_in_float32(room: Room) -> None:
+    def change(dy: Array, x: Array, w: Array, dx: Array, dw: Array, db: Array) -> None:
+        if db is not None and dy.ndim == 2:
+            db[...] = np.add.accumulate(dy.astype(np.float32), axis=0)[-1]
+
+    afterwards(room, "affine_backward", change)
+
+
+@mutant("softmax_cross_entropy", "labels_of_every_dtype")
+def unsigned_labels_read_as_signed(room: Room) -> None:
+    sound = room.softmax_cross_entropy
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        t = t.view(np.int8).astype(int) % x.shape[options.axis] if t.dtype == np.uint8 else t
+        sound(x, t, options, loss, y)
+
+    room.softmax_cross_entropy = broken
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("relu", "results_go_to_out")
+def result_returned_and_not_written(room: Room) -> None:
+    room.relu = lambda x, out: np.maximum(x, 0)
+
+
+@mutant("softmax_cross_entropy", "some_results_go_to_out")
+def loss_written_to_the_array_of_the_call_before(room: Room) -> None:
+    sound = room.softmax_cross_entropy
+    kept: list[Array] = []
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        kept.append(loss)
+        sound(x, t, options, kept[0], y)
+
+    room.softmax_cross_entropy = broken
+
+
+@mutant("sigmoid", "nothing_beside_out_is_written")
+def whole_vectors_written(room: Room) -> None:
+    def change(x: Array, out: Array) -> None:
+        if out.base is not None and out.base.size >= out.size + 16:
+            out.base.reshape(-1)[-16:] = 0
+
+    afterwards(room, "sigmoid", change)
+
+
+@mutant("softmax_backward", "in_place")
+def result_written_before_the_argument_is_read(room: Room) -> None:
+    def broken(dy: Array, y: Array, axis: int, out: Array) -> None:
+        compute = np.float64 if out.dtype == np.float64 else np.float32
+        product = dy.astype(compute) * y.astype(compute)
+        out[...] = product
+        out[...] = product - y.astype(compute) * product.sum(axis=axis, keepdims=True)
+
+    room.softmax_backward = broken
+
+
+@mutant("sigmoid_backward", "overlapping_out")
+def overlaps_not_looked_for(room: Room) -> None:
+    sound = room.sigmoid_backward
+
+    def broken(dy: Array, y: Array, out: Array) -> None:
+        for i in np.ndindex(out.shape[:1]):  # row by row, so that what is written is read again
+            sound(dy[i], y[i], out[i])
+
+    room.sigmoid_backward = broken
+    room.overlap = lambda a, b: "none"
+
+
+@mutant("relu_backward", "layouts_of_arguments")
+def strides_ignored(room: Room) -> None:
+    sound = room.relu_backward
+
+    def broken(dy: Array, y: Array, out: Array) -> None:
+        sound(dy, y.ravel(order="K").reshape(y.shape), out)
+
+    room.relu_backward = broken
+
+
+@mutant("softmax", "broadcast_arguments")
+def strides_of_zero_taken_for_contiguous(room: Room) -> None:
+    def change(x: Array, axis: int, out: Array) -> None:
+        if 0 in x.strides:
+            out[1:] = 0
+
+    afterwards(room, "softmax", change)
+
+
+@mutant("log_softmax", "arguments_are_not_written")
+def maximum_subtracted_from_the_argument(room: Room) -> None:
+    sound = room.log_softmax
+
+    def broken(x: Array, axis: int, out: Array) -> None:
+        sound(x, axis, out)
+        if x.flags.writeable and out is not x:
+            x -= x.max(axis=axis, keepdims=True)
+
+    room.log_softmax = broken
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "new_results_are_written_whole")
+def gradient_of_ignored_rows_left_as_it_was(room: Room) -> None:
+    sound = room.softmax_cross_entropy_value_and_grad
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        held = dx.copy()
+        sound(x, t, options, loss, dx)
+        if options.ignore_index is not None and t.ndim == 1:
+            dx[t == options.ignore_index] = held[t == options.ignore_index]
+
+    room.softmax_cross_entropy_value_and_grad = broken
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Special values
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("softmax", "special_logits")
+def exponentials_of_the_logits_themselves(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def broken(x: Array, axis: int, out: Array) -> None:
+        e = np.exp(x.astype(np.float64))
+        out[...] = e / e.sum(axis=axis, keepdims=True)
+
+    room.softmax = broken
+
+
+@mutant("log_softmax", "special_logits")
+def logarithm_of_the_softmax(room: Room) -> None:
+    softmax = room.softmax
+
+    @np.errstate(all="ignore")
+    def broken(x: Array, axis: int, out: Array) -> None:
+        y = np.empty(x.shape, np.float64)
+        softmax(x.astype(np.float64), axis, y)
+        out[...] = np.log(y)
+
+    room.log_softmax = broken
+
+
+@mutant("sigmoid", "special_numbers")
+def sigmoid_of_the_textbook(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def broken(x: Array, out: Array) -> None:
+        compute = np.float64 if x.dtype == np.float64 else np.float32
+        out[...] = 1 / (1 + np.exp(-x.astype(compute)))
+
+    room.sigmoid = broken
+
+
+@mutant("relu_backward", "special_numbers")
+def gradient_passed_at_zero(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def broken(dy: Array, y: Array, out: Array) -> None:
+        out[...] = np.where(y >= 0, dy, np.zeros_like(dy))
+
+    room.relu_backward = broken
+
+
+@mutant("relu_backward", "special_numbers")
+def infinite_gradient_times_zero(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def broken(dy: Array, y: Array, out: Array) -> None:
+        out[...] = dy * (y > 0).astype(dy.dtype)
+
+    room.relu_backward = broken
+
+
+@mutant("relu", "special_numbers")
+def nan_swallowed(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def broken(x: Array, out: Array) -> None:
+        out[...] = np.where(x > 0, x, np.zeros_like(x))
+
+    room.relu = broken
+
+
+@mutant("softmax", "nan_stays_in_its_row")
+def nan_leaks_to_the_next_row(room: Room) -> None:
+    def change(x: Array, axis: int, out: Array) -> None:
+        if out.ndim == 2:
+            poisoned = np.isnan(out.astype(np.float32)).any(axis=1).nonzero()[0]
+            out[np.minimum(poisoned + 1, len(out) - 1)] = np.nan
+
+    afterwards(room, "softmax", change)
+
+
+@mutant("softmax_cross_entropy", "ignored_rows_count_for_nothing")
+def ignored_rows_counted_in_the_mean(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if options.reduction == "mean" and options.ignore_index is not None and t.size:
+            loss *= np.count_nonzero(t != options.ignore_index) / t.size
+
+    afterwards(room, "softmax_cross_entropy", change)
+
+
+@mutant("softmax_cross_entropy_backward", "ignored_rows_count_for_nothing")
+def ignored_rows_multiplied_by_zero(room: Room) -> None:
+    def change(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        if options.ignore_index is not None:
+            with np.errstate(all="ignore"):
+                dx += (y * np.zeros_like(y)).astype(dx.dtype)
+
+    afterwards(room, "softmax_cross_entropy_backward", change)
+
+
+@mutant("cross_entropy", "where_nothing_counts")
+def mean_over_nothing(room: Room) -> None:
+    def change(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        if options.reduction == "mean" and options.ignore_index is not None and (t == options.ignore_index).all():
+            loss[...] = np.nan
+
+    afterwards(room, "cross_entropy", change)
+
+
+@mutant("softmax_cross_entropy", "labels_of_zero_on_impossible_classes")
+def zero_times_infinity(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if t.ndim == x.ndim and loss.ndim:
+            loss[((t == 0) & np.isneginf(x)).any(axis=options.axis)] = np.nan
+
+    afterwards(room, "softmax_cross_entropy", change)
+
+
+@mutant("softmax_cross_entropy", "confident_rows_keep_their_accuracy")
+def loss_as_a_difference_of_large_numbers(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if loss.ndim == 1 and t.ndim == 1:
+            with np.errstate(all="ignore"):
+                label = y[np.arange(len(t)), t].astype(loss.dtype)
+                loss[...] = -np.log(label)
+
+    afterwards(room, "softmax_cross_entropy", change)
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "tiny_weights")
+def weights_divided_by_their_float32_sum(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        if options.weight is not None:
+            with np.errstate(all="ignore"):
+                loss *= np.float32(1) / options.weight.sum(dtype=np.float32) * options.weight.sum(dtype=np.float32)
+
+    afterwards(room, "softmax_cross_entropy_value_and_grad", change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors, and who does the work
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("softmax", "mistakes")
+def complex_numbers_cut_to_their_real_parts(room: Room) -> None:
+    room.take = lambda what, x: host.take(what, x).real
+
+
+@mutant("cross_entropy", "labels_that_name_no_class")
+def negative_labels_wrapped(room: Room) -> None:
+    sound = room.cross_entropy
+
+    def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        if t.ndim < p.ndim and t.dtype.kind == "i":
+            t = np.where(t < 0, t.astype(np.int64) % p.shape[options.axis], t)
+        sound(p, t, options, loss)
+
+    room.cross_entropy = broken
+
+
+@mutant("softmax", "arrays_that_are_elsewhere")
+def arrays_moved_in_silence(room: Room) -> None:
+    room.take = lambda what, x: np.zeros((3, 4), np.float32) if host.on_device(x) else host.take(what, x)
+
+
+@mutant("softmax", "the_backend_does_the_work")
+def silent_fallback(room: Room) -> None:
+    """What every sound room here does, through ways of its own: the numpy backend computes."""
+
+
+@mutant("softmax_cross_entropy", "the_same_bits_each_time")
+def sums_in_an_order_of_their_own(room: Room) -> None:
+    calls = iter(range(10**9))
+
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if next(calls) % 2:
+            loss[...] = np.nextafter(loss, np.inf)
+
+    afterwards(room, "softmax_cross_entropy", change)
+
+
+def sums_that_depend_on_the_threads(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        if threads.count() > 2:
+            loss[...] = np.nextafter(loss, np.inf)
+
+    afterwards(room, "cross_entropy", change)
+
+
+THREADED = Mutant(sums_that_depend_on_the_threads, "cross_entropy", "the_same_bits_for_any_number_of_threads")
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `THREADED`: this module is its room, which processes of their own can import by its name."""
+    if name in KERNELS:
+        return getattr(THREADED.room(), name)
+    raise AttributeError(name)
