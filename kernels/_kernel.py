@@ -1,7 +1,7 @@
 """The table of kernels: one record per kernel, which drives its tests, its benchmarks and its row in the README."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,23 @@ class Mistake:
     changed: Mapping[str, Any]
     error: type[Exception]
     message: str  # a regular expression that the message matches
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The largest error that a kernel may make, for any number of classes and span of logits.
+
+    Attributes
+    ----------
+    ulp : float
+        In units in the last place of what `of` names.
+    of : {"result", "logits", "formula"}
+        The exact result itself; ``max(1, |logits|, |log of the sum of exponentials|)``; or the result again, beyond the
+        largest error that the textbook's formula makes in float32.
+    """
+
+    ulp: float
+    of: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,6 +69,8 @@ class Kernel:
     tolerance : float
         The largest error allowed, relative to the largest magnitude of the exact result, in units of the
         machine epsilon of the dtype.
+    budget : Budget or None
+        What its errors are held to against 50 digits, element by element.
     """
 
     function: Callable[..., Any]
@@ -62,14 +81,18 @@ class Kernel:
     backward: str | None = None
     composed: Callable[..., tuple[Any, ...]] | None = None
     sample: "Callable[[np.random.Generator, int, int, np.dtype[Any]], Inputs]"
-    mistakes: tuple[Mistake, ...] = field(default=(), repr=False)
+    mistakes: tuple[Mistake, ...] = ()
     passes: float
     tolerance: float
+    budget: Budget | None = None
 
     @property
     def name(self) -> str:
         """The kernel's name: its function's."""
         return self.function.__name__
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}>"
 
     def __post_init__(self) -> None:
         if not self.function.__doc__:

@@ -6,7 +6,7 @@ import numpy as np
 
 from plugrad.kernels._arguments import Array
 from plugrad.kernels._call import backward, forward
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
 from plugrad.kernels._softmax import sample_logits
 
 
@@ -105,6 +105,7 @@ KERNELS = (
         ),
         passes=2,
         tolerance=4,
+        budget=Budget(ulp=3.0, of="logits"),
     ),
     Kernel(
         function=log_softmax_backward,

@@ -6,7 +6,7 @@ import numpy as np
 
 from plugrad.kernels._arguments import Array
 from plugrad.kernels._call import backward, forward
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
 
 
 def sigmoid(x: Any, *, out: Any = None) -> Array:
@@ -104,6 +104,7 @@ KERNELS = (
         ),
         passes=2,
         tolerance=4,
+        budget=Budget(ulp=3.0, of="result"),
     ),
     Kernel(
         function=sigmoid_backward,

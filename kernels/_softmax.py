@@ -6,7 +6,7 @@ import numpy as np
 
 from plugrad.kernels._arguments import Array
 from plugrad.kernels._call import backward, forward
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
 
 
 def softmax(x: Any, *, axis: int = -1, out: Any = None) -> Array:
@@ -125,6 +125,7 @@ KERNELS = (
         ),
         passes=2,
         tolerance=8,
+        budget=Budget(ulp=1.0, of="formula"),
     ),
     Kernel(
         function=softmax_backward,

@@ -27,7 +27,7 @@ from plugrad.kernels._cross_entropy import (
     sample_labels,
     sample_probabilities,
 )
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
 from plugrad.kernels._softmax import sample_logits, softmax
 
 
@@ -293,6 +293,7 @@ KERNELS = (
         ),
         passes=2,
         tolerance=8,
+        budget=Budget(ulp=3.0, of="logits"),
     ),
     Kernel(
         function=softmax_cross_entropy_backward,
@@ -322,5 +323,6 @@ KERNELS = (
         ),
         passes=2,
         tolerance=8,
+        budget=Budget(ulp=3.0, of="logits"),
     ),
 )

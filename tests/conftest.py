@@ -4,6 +4,9 @@ import pytest
 
 from plugrad.backends import registry, selection
 from plugrad.kernels import KERNELS
+from plugrad.tests.conformance.checks import CHECKS
+from plugrad.tests.conformance.selection import under_test
+from plugrad.tests.conformance.subject import Subject
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,6 +15,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", action="append", metavar="NAME", help="run the conformance suite on this backend")
     group.addoption("--kernel", action="append", metavar="NAME", choices=list(KERNELS), help="and on this kernel only")
     group.addoption("--long", action="store_true", help="search for failing calls for minutes instead of seconds")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for all that it asks for by the names of its parameters."""
+    wanted = {"found", "subject", "check"} & set(metafunc.fixturenames)
+    if not wanted:
+        return
+    found = under_test(metafunc.config)
+    kernels = metafunc.config.getoption("kernel") or list(KERNELS)
+    subjects = [entry for entry in found if isinstance(entry, Subject)]
+    if "found" in wanted:
+        metafunc.parametrize("found", [pytest.param(entry, id=entry.name) for entry in found])
+    elif "check" in wanted:
+        metafunc.parametrize(
+            ("subject", "kernel", "check", "dtype"),
+            [
+                pytest.param(subject, kernel, check, dtype, id=f"{subject.name}-{kernel.name}-{check.name}-{dtype}")
+                for subject in subjects
+                for check in CHECKS.values()
+                for kernel in check.kernels
+                if kernel.name in kernels and subject.has(kernel.name)
+                for dtype in check.dtypes
+            ],
+        )
+    else:
+        metafunc.parametrize(
+            ("subject", "kernel"),
+            [pytest.param(s, KERNELS[name], id=f"{s.name}-{name}") for s in subjects for name in kernels],
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

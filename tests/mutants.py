@@ -507,6 +507,14 @@ def weights_divided_by_their_float32_sum(room: Room) -> None:
     afterwards(room, "softmax_cross_entropy_value_and_grad", change)
 
 
+@mutant("sigmoid", "errors_within_the_budget")
+def sigmoid_by_the_hyperbolic_tangent(room: Room) -> None:
+    def change(x: Array, out: Array) -> None:
+        out[...] = (0.5 * np.tanh(0.5 * x.astype(np.float64)) + 0.5).astype(out.dtype)
+
+    afterwards(room, "sigmoid", change)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Errors, and who does the work
 # ---------------------------------------------------------------------------------------------------------------------

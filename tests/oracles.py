@@ -225,3 +225,53 @@ ORACLES: dict[str, Callable[..., tuple[Array, ...]]] = {
         softmax_cross_entropy_value_and_grad,
     )
 }
+
+
+def _terms_of_affine(x: Any, w: Any, b: Any = None) -> tuple[Array, ...]:
+    return affine(abs(double(x)), abs(double(w)), None if b is None else abs(double(b)))
+
+
+def _terms_of_affine_backward(dy: Any, x: Any, w: Any) -> tuple[Array, ...]:
+    return affine_backward(abs(double(dy)), abs(double(x)), abs(double(w)))
+
+
+def _terms_of_softmax_backward(dy: Any, y: Any, axis: int = -1) -> tuple[Array, ...]:
+    dy, y = abs(double(dy)), abs(double(y))
+    return (y * (dy + (dy * y).sum(axis=axis, keepdims=True)),)
+
+
+def _terms_of_log_softmax_backward(dy: Any, y: Any, axis: int = -1) -> tuple[Array, ...]:
+    dy = abs(double(dy))
+    return (dy + np.exp(double(y)) * dy.sum(axis=axis, keepdims=True),)
+
+
+def _terms_of_softmax_cross_entropy_backward(
+    dloss: Any,
+    y: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    y = np.moveaxis(double(y), axis, -1)
+    q, divisor = _labels(t, np.moveaxis(y, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    terms = y * abs(q).sum(axis=-1, keepdims=True) + abs(q)
+    return (np.moveaxis(terms * _share(abs(double(dloss)), y.shape, reduction, divisor), -1, axis),)
+
+
+def _terms_of_softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:
+    loss, y = softmax_cross_entropy(x, t, **options)
+    return loss, _terms_of_softmax_cross_entropy_backward(np.ones(np.shape(loss)), y, t, **options)[0]
+
+
+# The sums of the magnitudes of the terms of results that are sums: where terms cancel, their rounding errors stay.
+TERMS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "affine": _terms_of_affine,
+    "affine_backward": _terms_of_affine_backward,
+    "softmax_backward": _terms_of_softmax_backward,
+    "log_softmax_backward": _terms_of_log_softmax_backward,
+    "softmax_cross_entropy_backward": _terms_of_softmax_cross_entropy_backward,
+    "softmax_cross_entropy_value_and_grad": _terms_of_softmax_cross_entropy_value_and_grad,
+}

@@ -1,2 +1,234 @@
-def report(*a, **k):
+"""Errors in ulp against 50 digits: a report beside other libraries, and what the budgets of the records are held to.
+
+An ulp is the distance between neighbouring numbers of a dtype at the exact value (Muller et al., "Handbook of
+Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import mpmath
+import numpy as np
+
+from plugrad import backends
+from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.conformance.cases import Case, is_loss
+from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, epsilon, loss_dtype
+
+DIGITS = 50
+SPANS = (1.0, 10.0, 40.0, 80.0, 170.0)  # between the smallest and the largest logit of a row
+CLASSES = (3, 10, 100, 1000)
+MANY_CLASSES = 50_257
+ELEMENTS = 3000  # about so many in each case
+
+DType = np.dtype[Any]
+Implementation = Callable[[Kernel, Any, Any], Any]  # of logits and class indices; None where it has no such function
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Logits whose exact results are known."""
+
+    kernel: Kernel
+    dtype: DType
+    classes: int
+    span: float
+    x: Any
+    t: Any
+    exact: list[Any]  # results as mpmath numbers, flat
+    scale: list[float]  # per result: what an ulp of the budget is an ulp of
+
+    def case(self) -> Case:
+        """The call that is judged."""
+        if is_loss(self.kernel):
+            return Case(self.kernel, {"x": self.x, "t": self.t}, {"reduction": "none"}, about=str(self))
+        return Case(self.kernel, {"x": self.x}, about=str(self))
+
+    @property
+    def wanted(self) -> DType:
+        """The dtype of the results."""
+        return loss_dtype(self.dtype) if is_loss(self.kernel) else self.dtype
+
+    def errors(self, results: Any) -> Any:
+        """The error of each result, in ulp of what the budget names."""
+        values = np.asarray(results).astype(np.float64).reshape(-1)
+        with mpmath.workdps(DIGITS):
+            return np.array(
+                [
+                    float(abs(mpmath.mpf(float(value)) - exact)) / ulp(scale, self.wanted)
+                    if np.isfinite(value)
+                    else np.inf
+                    for value, exact, scale in zip(values, self.exact, self.scale, strict=True)
+                ]
+            )
+
+    def __str__(self) -> str:
+        return f"{self.classes} classes with logits over a span of {self.span:g}"
+
+
+def ulp(value: float, dtype: DType) -> float:
+    """The distance between neighbouring numbers of `dtype` at `value`."""
+    of = ml_dtypes.finfo(dtype)
+    exponent = np.frexp(max(abs(value), float(of.smallest_normal)))[1] - 1
+    return float(np.ldexp(epsilon(dtype), int(exponent)))
+
+
+def sample(kernel: Kernel, dtype: DType, classes: int, span: float, elements: int = ELEMENTS) -> Sample:
+    """Random logits and what the kernel should make of them."""
+    rng = np.random.default_rng(7)
+    rows = max(1, elements // classes)
+    x = rng.uniform(-span / 2, span / 2, (rows, classes)).astype(dtype)
+    t = rng.integers(0, classes, rows)
+    if is_loss(kernel):
+        t[::2] = x[::2].astype(np.float64).argmax(axis=1)  # half of them are predicted rightly
+    exact: list[Any] = []
+    scale: list[float] = []
+    with mpmath.workdps(DIGITS):
+        for row, label in zip(x.astype(np.float64), t, strict=True):
+            results, size = _exact(kernel.name, [mpmath.mpf(float(v)) for v in row], int(label))
+            exact += results
+            of_logits = kernel.budget is not None and kernel.budget.of == "logits"
+            scale += [max(1.0, size)] * len(results) if of_logits else [float(value) for value in results]
+    return Sample(kernel, dtype, classes, span, x, t, exact, scale)
+
+
+def _exact(name: str, x: list[Any], label: int) -> tuple[list[Any], float]:
+    """The results for one row, and the largest of the magnitudes of the logits and of the logarithm of the sum."""
+    if name == "sigmoid":
+        return [1 / (1 + mpmath.exp(-v)) for v in x], 1.0
+    top = max(x)
+    e = [mpmath.exp(v - top) for v in x]
+    # One largest term is 1, and is left out of the sum where its logarithm is taken: 50 digits are not enough for all.
+    others = mpmath.fsum(e) - 1
+    log = mpmath.log1p(others)
+    size = float(max(abs(top + log), *(abs(v) for v in x)))
+    if name == "softmax":
+        return [v / (1 + others) for v in e], size
+    if name == "log_softmax":
+        return [v - top - log for v in x], size
+    return [log + top - x[label]], size
+
+
+def judged() -> list[Kernel]:
+    """The kernels that have a budget."""
+    return [kernel for kernel in KERNELS.values() if kernel.budget is not None]
+
+
+def textbook(kernel: Kernel, x: Any, t: Any) -> Any:
+    """The formulas as everyone writes them with NumPy, in the dtype of the logits."""
+    with np.errstate(all="ignore"):
+        if kernel.name == "sigmoid":
+            return 1 / (1 + np.exp(-x))
+        z = x - x.max(axis=1, keepdims=True)
+        e = np.exp(z)
+        y = e / e.sum(axis=1, keepdims=True)
+        if kernel.name == "softmax":
+            return y
+        log = z - np.log(e.sum(axis=1, keepdims=True))
+        return log if kernel.name == "log_softmax" else -log[np.arange(len(t)), t]
+
+
+def _scipy() -> Implementation | None:
+    try:
+        from scipy import special
+    except ModuleNotFoundError:
+        return None
+
+    def call(kernel: Kernel, x: Any, t: Any) -> Any:
+        if x.dtype.name == "bfloat16" or (x.dtype == np.float16 and kernel.name != "sigmoid"):
+            return None
+        if kernel.name == "sigmoid":
+            return special.expit(x)
+        if kernel.name == "softmax":
+            return special.softmax(x, axis=1)
+        log = special.log_softmax(x, axis=1)
+        return log if kernel.name == "log_softmax" else -log[np.arange(len(t)), t]
+
+    return call
+
+
+def _torch() -> Implementation | None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+
+    def call(kernel: Kernel, x: Any, t: Any) -> Any:
+        bits = (
+            torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+            if x.dtype.name == "bfloat16"
+            else torch.from_numpy(x)
+        )
+        if kernel.name == "sigmoid":
+            result = torch.sigmoid(bits)
+        elif kernel.name == "softmax":
+            result = torch.softmax(bits, 1)
+        elif kernel.name == "log_softmax":
+            result = torch.log_softmax(bits, 1)
+        else:
+            result = torch.nn.functional.cross_entropy(bits, torch.from_numpy(t), reduction="none")
+        return result.double().numpy()
+
+    return call
+
+
+def _ours(subject: Subject) -> Implementation:
+    def call(kernel: Kernel, x: Any, t: Any) -> Any:
+        if not subject.has(kernel.name):
+            return None
+        arguments = [subject.array(a) for a in (x, t)][: 2 if is_loss(kernel) else 1]
+        options = {"reduction": "none"} if is_loss(kernel) else {}
+        with backends.use(subject.name):
+            return subject.numpy(as_tuple(kernel.function(*arguments, **options))[0])
+
+    return call
+
+
+def implementations(names: list[str] | None) -> dict[str, Implementation]:
+    """The backends called `names`, or all that can run here, and what there is to compare them with."""
+    usable = names or [name for name, can in backends.available().items() if can]
+    found: dict[str, Implementation | None] = {name: _ours(Subject(name)) for name in usable}
+    found |= {"textbook": textbook, "SciPy": _scipy(), "PyTorch": _torch()}
+    return {name: implementation for name, implementation in found.items() if implementation is not None}
+
+
+def samples(kernels: list[str] | None, long: bool) -> Iterator[Sample]:
+    """Every case of the report."""
+    for kernel, dtype in itertools.product(judged(), DTYPES):
+        if kernels and kernel.name not in kernels:
+            continue
+        counts = (1,) if kernel.name == "sigmoid" else (*CLASSES, *([MANY_CLASSES] if long else []))
+        for classes, span in itertools.product(counts, SPANS):
+            yield sample(kernel, dtype, classes, span)
+
+
+def report(names: list[str] | None, kernels: list[str] | None, json: Path | None = None, long: bool = False) -> int:
+    """Print the largest error of every implementation in every case; ``long`` adds 50,257 classes."""
+    import json as json_format
+
+    compared = implementations(names)
+    print("Largest error in ulp: of the result, or (*) of max(1, |logits|, |log of the sum|).\n")
+    print(f"{'kernel':24}{'dtype':>9}{'classes':>9}{'span':>7}" + "".join(f"{name:>12}" for name in compared))
+    rows = []
+    for case in samples(kernels, long):
+        row: dict[str, Any] = {
+            "kernel": case.kernel.name,
+            "dtype": str(case.dtype),
+            "classes": case.classes,
+            "span": case.span,
+        }
+        for name, implementation in compared.items():
+            results = implementation(case.kernel, case.x, case.t)
+            row[name] = None if results is None else float(case.errors(results).max())
+        rows.append(row)
+        assert case.kernel.budget is not None
+        star = "*" if case.kernel.budget.of == "logits" else ""
+        cells = "".join(f"{'-' if row[name] is None else format(row[name], '.3g'):>12}" for name in compared)
+        print(f"{case.kernel.name + star:24}{row['dtype']:>9}{case.classes:>9}{case.span:>7g}{cells}", flush=True)
+    if json is not None:
+        json.write_text(json_format.dumps(rows, indent=1) + "\n")
     return 0

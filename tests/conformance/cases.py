@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.conformance.subject import Case, Subject
+from plugrad.tests.conformance.subject import Case, Subject, loss_dtype
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -59,7 +59,7 @@ def reshaped(case: Case, lead: tuple[int, ...], axis: int = -1) -> Case:
     return Case(case.kernel, inputs, options, about=f"shape {lead} and classes along axis {axis}")
 
 
-def label_forms(kernel: Kernel, t: Any, classes: int, axis: int, rng: np.random.Generator) -> dict[str, Any]:
+def label_forms(t: Any, classes: int, axis: int, rng: np.random.Generator) -> dict[str, Any]:
     """Labels given as indices, one-hot, and as numbers that need not sum to 1."""
     one_hot = np.moveaxis(np.eye(classes, dtype=np.int32)[t], -1, axis)
     return {INDICES: t, ONE_HOT: one_hot, SOFT: rng.random(one_hot.shape).astype(np.float32)}
@@ -82,9 +82,7 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
         )
         if ignored is not None:
             t[0, 1] = t[1, 2] = ignored
-        inputs["t"] = (
-            label_forms(kernel, t if ignored is None else t, classes, axis, rng)[form] if form != INDICES else t
-        )
+        inputs["t"] = t if form == INDICES else label_forms(t, classes, axis, rng)[form]
         if "dloss" in inputs and reduction == "none":
             inputs["dloss"] = rng.normal(size=lead).astype(np.float32)
         options = {
@@ -100,6 +98,17 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
             options,
             about=f"{form}, {', '.join(f'{k}={v}' for k, v in options.items() if k != 'weight')}, weight {'given' if weighted else 'None'}",
         )
+
+
+def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a result of a kernel of arrays of `dtype`."""
+    return loss_dtype(dtype) if result == "loss" else dtype
+
+
+def overflowed(x: Any, dtype: np.dtype[Any]) -> Any:
+    """`x`, exact results in float64, but infinite where they are too large for `dtype`."""
+    with np.errstate(all="ignore"):
+        return np.where(np.isinf(np.asarray(x).astype(dtype).astype(np.float64)), np.copysign(np.inf, x), x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

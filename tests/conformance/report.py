@@ -90,7 +90,14 @@ def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None
     folder = Path(__file__).parent
     matrix = Matrix()
     arguments = [str(path) for path in sorted(folder.glob("test_*.py"))]
-    arguments += ["--rootdir", str(folder.parent), "--confcutdir", str(folder.parent), "-c", str(folder / "pytest.ini")]
+    arguments += [
+        "--rootdir",
+        str(folder.parent),
+        "--confcutdir",
+        str(folder.parent),
+        "-c",
+        str(folder / "standalone.ini"),
+    ]
     arguments += [f"--backend={name}" for name in backends or ()] + [f"--kernel={name}" for name in kernels or ()]
     status = int(pytest.main([*arguments, *(["--long"] if long else [])], plugins=[matrix]))
     tested = [name for name in dict.fromkeys(r["backend"] for r in matrix.results if r["kernel"])]

@@ -16,7 +16,7 @@ from plugrad import backends
 from plugrad.backends import registry
 from plugrad.backends.registry import Backend
 from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.oracles import ORACLES
+from plugrad.tests.oracles import ORACLES, TERMS
 
 DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 SMALL = 40  # elements that a snippet still shows
@@ -37,7 +37,7 @@ def as_tuple(results: Any) -> tuple[Any, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     """One call: a kernel, its arguments as NumPy arrays by name, and options."""
 
@@ -52,9 +52,20 @@ class Case:
         name = next(n for n in self.kernel.arguments if n not in ("t", "dloss"))
         return np.dtype(np.asarray(self.inputs[name]).dtype)
 
+    def __repr__(self) -> str:
+        return f"<{self.kernel.name}: {self.about}>"
+
     def expected(self) -> tuple[Any, ...]:
         """The results by the oracle."""
-        return ORACLES[self.kernel.name](*(self.inputs.get(name) for name in self.kernel.arguments), **self.options)
+        with np.errstate(all="ignore"):
+            return ORACLES[self.kernel.name](*(self.inputs.get(name) for name in self.kernel.arguments), **self.options)
+
+    def largest(self, expected: tuple[Any, ...]) -> list[float]:
+        """The largest magnitude in each result, or in the terms that it is the sum of."""
+        terms = TERMS.get(self.kernel.name)
+        with np.errstate(all="ignore"):
+            sizes = terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
+        return [_largest(size) for size in sizes]
 
     def snippet(self, backend: str) -> str:
         """Python code that repeats the call."""
@@ -66,6 +77,12 @@ class Case:
         prelude.append("from plugrad import backends, kernels as K")
         call = f"K.{self.kernel.name}({', '.join(parts)})"
         return "\n".join([*prelude, f"with backends.use({backend!r}):", f"    print({call})"])
+
+
+def _largest(x: Any) -> float:
+    """The largest finite magnitude."""
+    magnitudes = np.abs(np.asarray(0.0 if x is None else x, np.float64))
+    return float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
 
 
 def _literal(value: Any) -> str:
@@ -159,20 +176,22 @@ class Subject:
         with told(self, case):
             exact = case.expected() if expected is None else expected
             assert len(got) == len(case.kernel.results), f"{len(got)} results, expected {case.kernel.results}"
-            for name, value, true in zip(case.kernel.results, got, exact, strict=True):
+            largest = case.largest(exact)
+            for name, value, true, size in zip(case.kernel.results, got, exact, largest, strict=True):
                 if true is None:
                     assert value is None, f"{name}: expected None, got {type(value)}"
                     continue
-                self._compare(case, name, value, np.asarray(true), slack)
+                self._compare(case, name, value, np.asarray(true), size, slack)
 
-    def _compare(self, case: Case, name: str, value: Any, exact: Any, slack: float) -> None:
+    def _compare(self, case: Case, name: str, value: Any, exact: Any, size: float, slack: float) -> None:
         wanted = loss_dtype(case.dtype) if name == "loss" else case.dtype
         is_own = self.backend.owns(type(value)) or (not exact.ndim and isinstance(value, np.generic))
         assert is_own, f"{name}: expected an array of {self.name!r}, got {type(value)}"
         assert value.shape == exact.shape, f"{name}: expected shape {exact.shape}, got {value.shape}"
         assert value.dtype == wanted, f"{name}: expected dtype {wanted}, got {value.dtype}"
         got = np.asarray(self.numpy(value)).astype(np.float64)
-        close(name, got, exact, *self.tolerance(case.kernel, name, case.dtype, slack))
+        relative, absolute = self.tolerance(case.kernel, name, case.dtype, slack)
+        close(name, got, exact, relative, relative * size + absolute)
 
     @staticmethod
     def tolerance(kernel: Kernel, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:

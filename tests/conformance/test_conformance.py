@@ -5,37 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.conformance.checks import CHECKS, Check
-from plugrad.tests.conformance.selection import Absent, under_test
+from plugrad.kernels import Kernel
+from plugrad.tests.conformance.checks import Check
+from plugrad.tests.conformance.selection import Absent
 from plugrad.tests.conformance.subject import Subject
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per backend, kernel, check and dtype."""
-    found = under_test(metafunc.config)
-    kernels = metafunc.config.getoption("kernel") or list(KERNELS)
-    if metafunc.function is test_the_backend_can_run_here:
-        metafunc.parametrize("found", [pytest.param(entry, id=entry.name) for entry in found])
-        return
-    subjects = [entry for entry in found if isinstance(entry, Subject)]
-    if metafunc.function is test_the_backend_has_the_kernel:
-        metafunc.parametrize(
-            ("subject", "kernel"),
-            [pytest.param(s, KERNELS[name], id=f"{s.name}-{name}") for s in subjects for name in kernels],
-        )
-        return
-    metafunc.parametrize(
-        ("subject", "kernel", "check", "dtype"),
-        [
-            pytest.param(subject, kernel, check, dtype, id=f"{subject.name}-{kernel.name}-{check.name}-{dtype}")
-            for subject in subjects
-            for check in CHECKS.values()
-            for kernel in check.kernels
-            if kernel.name in kernels and subject.has(kernel.name)
-            for dtype in check.dtypes
-        ],
-    )
 
 
 def test_the_backend_can_run_here(found: Subject | Absent) -> None:

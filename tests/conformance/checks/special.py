@@ -9,7 +9,7 @@ import numpy as np
 
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case, sample
+from plugrad.tests.conformance.cases import Case, overflowed, result_dtype, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
 from plugrad.tests.conformance.subject import Subject, close, epsilon, loss_dtype, told
 
@@ -31,12 +31,6 @@ def extremes(dtype: DType) -> tuple[float, float, float]:
     """The largest finite number, the smallest normal and the smallest subnormal one."""
     of = ml_dtypes.finfo(dtype)
     return float(of.max), float(of.smallest_normal), float(of.smallest_subnormal)
-
-
-def rounded(x: Any, dtype: DType) -> Any:
-    """`x`, exact results in float64, as `dtype` can hold them: what is too large becomes infinite."""
-    with np.errstate(all="ignore"):
-        return np.asarray(x).astype(dtype).astype(np.float64)
 
 
 @check(takes_logits)
@@ -72,11 +66,11 @@ def special_logits(subject: Subject, kernel: Kernel, dtype: DType) -> None:
             exact = case.expected()
             with told(subject, case):
                 for name, value, true in zip(kernel.results, got, exact, strict=True):
-                    wanted = loss_dtype(dtype) if name == "loss" else dtype
+                    wanted = result_dtype(name, dtype)
                     values = np.asarray(subject.numpy(value)).astype(np.float64)
                     for row in range(len(x)):
                         tolerance = subject.tolerance(kernel, name, dtype)
-                        close(f"{name} of logits {x[row]}", values[row], rounded(true[row], wanted), *tolerance)
+                        close(f"{name} of logits {x[row]}", values[row], overflowed(true[row], wanted), *tolerance)
 
 
 @check(is_elementwise)
@@ -101,7 +95,7 @@ def special_numbers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
         case = Case(kernel, inputs, about="special numbers")
         (got,) = subject.call(case)
         with np.errstate(all="ignore"):
-            exact = rounded(case.expected()[0], dtype)
+            exact = overflowed(case.expected()[0], dtype)
         values = np.asarray(subject.numpy(got)).astype(np.float64)
         relative, absolute = subject.tolerance(kernel, kernel.results[0], dtype)
         with np.errstate(invalid="ignore"):

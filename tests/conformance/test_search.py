@@ -1,0 +1,16 @@
+"""A bounded search for calls that go wrong; ``--long`` searches fifty times as much, and elsewhere each time."""
+
+import pytest
+
+from plugrad.kernels import Kernel
+from plugrad.tests.conformance.search import search
+from plugrad.tests.conformance.subject import Subject
+
+EXAMPLES = 60
+
+
+def test_random_calls(subject: Subject, kernel: Kernel, pytestconfig: pytest.Config) -> None:
+    if not subject.has(kernel.name):
+        pytest.skip(f"{subject.stand_in(kernel.name)} stands in")
+    long = pytestconfig.getoption("long")
+    assert search(subject, kernel, EXAMPLES * (50 if long else 1), at_random=long) >= EXAMPLES // 2
