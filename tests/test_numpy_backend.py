@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad import backends
+from plugrad import backends, kernels
 from plugrad.backends.numpy import blocks
 from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.comparison import DTYPES, as_tuple, epsilon, loss_dtype
+from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -215,3 +215,16 @@ def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> N
                 if isinstance(x, np.ndarray) and x.shape == bad.shape:
                     kernel.function(*inputs[:position], bad, *inputs[position + 1 :])
             assert np.geterr()["over"] == "raise", name
+
+
+def test_affine_in_place_of_strided_weights_over_several_blocks() -> None:
+    rng = np.random.default_rng(0)
+    n = 1_000  # more rows than one block has of this width
+    x, plain = rng.normal(size=(n, n)), rng.normal(size=(n, n))
+    expected = x @ plain
+    w = np.empty((n, 2 * n))[:, ::2]
+    w[...] = plain
+    np.testing.assert_allclose(kernels.affine(x, w, out=w), expected, atol=1e-10)
+    w[...] = plain
+    dx, _, _ = kernels.affine_backward(x, x, w, needs="dx", out=(w, None, None))
+    np.testing.assert_allclose(dx, x @ plain.T, atol=1e-10)

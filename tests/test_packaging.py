@@ -33,7 +33,7 @@ def sources() -> set[str]:
         str(path.relative_to(ROOT))
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and (path.suffix == ".py" or path.name == "py.typed")
+        if path.suffix in (".py", ".typed", ".ini") and "plugin_example" not in path.parts
     }
 
 

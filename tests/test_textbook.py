@@ -10,7 +10,7 @@ import pytest
 from plugrad import backends
 from plugrad.bench import textbook
 from plugrad.kernels import KERNELS
-from plugrad.tests.comparison import as_tuple
+from plugrad.tests.conformance.subject import as_tuple
 
 
 @pytest.mark.parametrize("name", KERNELS)

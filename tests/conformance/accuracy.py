@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import mpmath
 import numpy as np
 
 from plugrad import backends
 from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.conformance.cases import Case, is_loss
-from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, epsilon, loss_dtype
+from plugrad.tests.conformance.cases import is_loss
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, as_tuple, epsilon, finfo, loss_dtype
 
 DIGITS = 50
 SPANS = (1.0, 10.0, 40.0, 80.0, 170.0)  # between the smallest and the largest logit of a row
@@ -72,7 +71,7 @@ class Sample:
 
 def ulp(value: float, dtype: DType) -> float:
     """The distance between neighbouring numbers of `dtype` at `value`."""
-    of = ml_dtypes.finfo(dtype)
+    of = finfo(dtype)
     exponent = np.frexp(max(abs(value), float(of.smallest_normal)))[1] - 1
     return float(np.ldexp(epsilon(dtype), int(exponent)))
 

@@ -77,9 +77,8 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
             continue
         case = reshaped(plain, lead, axis)
         inputs = dict(case.inputs)
-        t = np.array(inputs["t"]).astype(
-            rng.choice([np.int8, np.uint16, np.int32, np.int64] if ignored != -100 else [np.int16])
-        )
+        integers = "int16" if ignored == -100 else rng.choice(["int8", "uint16", "int32", "int64"])
+        t = np.array(inputs["t"]).astype(integers)
         if ignored is not None:
             t[0, 1] = t[1, 2] = ignored
         inputs["t"] = t if form == INDICES else label_forms(t, classes, axis, rng)[form]
@@ -92,12 +91,9 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
             "label_smoothing": smoothing,
             "reduction": reduction,
         }
-        yield Case(
-            kernel,
-            inputs,
-            options,
-            about=f"{form}, {', '.join(f'{k}={v}' for k, v in options.items() if k != 'weight')}, weight {'given' if weighted else 'None'}",
-        )
+        shown = [f"{name}={value}" for name, value in options.items() if name != "weight"]
+        about = f"{form}, {', '.join(shown)}, {'with' if weighted else 'without'} weights"
+        yield Case(kernel, inputs, options, about)
 
 
 def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:

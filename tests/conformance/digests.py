@@ -17,7 +17,7 @@ from plugrad.tests.conformance.subject import Subject
 
 
 def digests(subject: Subject) -> dict[str, str]:
-    """Kernel and dtype -> the hash of its results for arrays that are worth sharing among threads, and some that are not."""
+    """Kernel and dtype -> the hash of its results, for arrays that are worth sharing among threads and others."""
     found = {}
     for kernel in KERNELS.values():
         if is_product(kernel) or not subject.has(kernel.name):

@@ -100,7 +100,7 @@ def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None
     ]
     arguments += [f"--backend={name}" for name in backends or ()] + [f"--kernel={name}" for name in kernels or ()]
     status = int(pytest.main([*arguments, *(["--long"] if long else [])], plugins=[matrix]))
-    tested = [name for name in dict.fromkeys(r["backend"] for r in matrix.results if r["kernel"])]
+    tested = list(dict.fromkeys(r["backend"] for r in matrix.results if r["kernel"]))
     for backend in tested:
         print(f"\n{matrix.table(backend)}")
     if json is not None:

@@ -1,4 +1,4 @@
-"""Calls that nobody thought of: random shapes, dtypes, strides, options and values, and the simplest that goes wrong."""
+"""Calls that nobody thought of: random shapes, dtypes, strides, options and values; the simplest that goes wrong."""
 
 import itertools
 import math
@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case
 from plugrad.tests.conformance.checks.memory import packed, takes_out
 from plugrad.tests.conformance.checks.special import is_elementwise
-from plugrad.tests.conformance.subject import DTYPES, Subject, told
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, told
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 1e-7)
 LABELS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -48,7 +47,7 @@ def calls(draw: st.DrawFn, subject: Subject, kernel: Kernel) -> Call:
     case = Case(kernel, inputs, options)
     layouts = [draw(st.sampled_from((None, *cases.layouts(subject)))) for _ in kernel.arguments]
     arrays = [
-        layout(subject, x) if layout and getattr(x, "ndim", 0) else x
+        layout(subject, x) if layout is not None and np.ndim(x) else x
         for x, layout in zip((subject.array(inputs[n]) for n in kernel.arguments), layouts, strict=True)
     ]
     used = [f"{n} {layout.__name__}" for n, layout in zip(kernel.arguments, layouts, strict=True) if layout]

@@ -19,12 +19,13 @@ from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.oracles import ORACLES, TERMS
 
 DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+finfo: Any = ml_dtypes.finfo  # knows bfloat16 too
 SMALL = 40  # elements that a snippet still shows
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
     """The distance from 1 to the next larger number."""
-    return float(ml_dtypes.finfo(dtype).eps)
+    return float(finfo(dtype).eps)
 
 
 def loss_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -199,7 +200,7 @@ class Subject:
         wanted = loss_dtype(dtype) if result == "loss" else dtype
         # Half an ulp for the rounding of the result, and the record's tolerance in the dtype that is computed in.
         relative = 0.5 * epsilon(wanted) + slack * kernel.tolerance * epsilon(loss_dtype(dtype))
-        return relative, float(ml_dtypes.finfo(wanted).smallest_subnormal)
+        return relative, float(finfo(wanted).smallest_subnormal)
 
 
 def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> None:
@@ -213,13 +214,11 @@ def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> 
     with np.errstate(invalid="ignore"):
         wrong = finite & ~(np.abs(got - exact) <= allowed)
     if wrong.any():
-        distance = np.where(wrong, np.abs(got - np.where(finite, exact, 0.0)), -1.0)
-        where = tuple(
-            int(i) for i in np.unravel_index(np.nanargmax(np.where(np.isnan(distance), np.inf, distance)), got.shape)
-        )
+        distance = np.nan_to_num(np.abs(np.where(wrong, got - exact, 0.0)), nan=np.inf)
+        where = tuple(int(i) for i in np.unravel_index(distance.argmax(), got.shape))
         raise AssertionError(
-            f"{name}{list(where)}: expected {exact[where]!r}, got {got[where]!r}: off by {abs(got[where] - exact[where]):.3g}, "
-            f"allowed {allowed:.3g}; {int(wrong.sum())} of {got.size} elements are off"
+            f"{name}{list(where)}: expected {exact[where]!r}, got {got[where]!r}, off by "
+            f"{abs(got[where] - exact[where]):.3g}, allowed {allowed:.3g}; {int(wrong.sum())} of {got.size} are off"
         )
 
 

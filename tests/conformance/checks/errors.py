@@ -8,10 +8,10 @@ import numpy as np
 
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case, sample
+from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.checks.memory import takes_out
-from plugrad.tests.conformance.subject import Subject, told
+from plugrad.tests.conformance.subject import Case, Subject, told
 
 DType = np.dtype[Any]
 

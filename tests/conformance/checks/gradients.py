@@ -9,9 +9,9 @@ import sympy
 
 from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case, reshaped, sample
+from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT64, check
-from plugrad.tests.conformance.subject import Subject, told
+from plugrad.tests.conformance.subject import Case, Subject, told
 
 DType = np.dtype[Any]
 

@@ -3,15 +3,14 @@
 import itertools
 from typing import Any
 
-import ml_dtypes
 import mpmath
 import numpy as np
 
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case, overflowed, result_dtype, sample
+from plugrad.tests.conformance.cases import overflowed, result_dtype, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
-from plugrad.tests.conformance.subject import Subject, close, epsilon, loss_dtype, told
+from plugrad.tests.conformance.subject import Case, Subject, close, epsilon, finfo, loss_dtype, told
 
 DType = np.dtype[Any]
 NAN, INF = np.nan, np.inf
@@ -29,7 +28,7 @@ def is_elementwise(kernel: Kernel) -> bool:
 
 def extremes(dtype: DType) -> tuple[float, float, float]:
     """The largest finite number, the smallest normal and the smallest subnormal one."""
-    of = ml_dtypes.finfo(dtype)
+    of = finfo(dtype)
     return float(of.max), float(of.smallest_normal), float(of.smallest_subnormal)
 
 
@@ -223,7 +222,7 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: 
         [8.0, 0.0],
         [60.0, 0.0],
     )
-    for values, rows, classes in itertools.product(logits, (1, 70), (None, 40)):
+    for values, rows, classes, axis in itertools.product(logits, (1, 70, 3000), (None, 40), (-1, 0)):
         x = np.full((rows, classes or len(values)), -1e4)
         x[:, : len(values)] = values
         x = x.astype(dtype)
@@ -233,11 +232,17 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: 
             slope = float(-rest / (1 + rest))
         forms = {"indices": np.zeros(rows, np.int64), "one-hot": np.eye(x.shape[1])[np.zeros(rows, int)]}
         for form, t in forms.items() if cases.is_loss(kernel) else (("", None),):
-            options = {"reduction": "none"} if cases.is_loss(kernel) else {}
-            case = Case(kernel, {"x": x, "t": t}, options, about=f"confident rows {values}, {form}")
+            options = {"axis": axis, **({"reduction": "none"} if cases.is_loss(kernel) else {})}
+            inputs = (
+                {"x": x, "t": t}
+                if axis
+                else {n: np.ascontiguousarray(a.T) for n, a in (("x", x), ("t", t)) if a is not None}
+            )
+            case = Case(kernel, inputs, options, about=f"confident rows {values}, {form}, axis {axis}")
             with told(subject, case):
                 for name, value in zip(kernel.results, subject.call(case), strict=True):
                     got = np.asarray(subject.numpy(value)).astype(np.float64)
+                    got = got.T if axis == 0 else got
                     if name == "loss":
                         _within(name, got, loss, 8 * epsilon(work))
                     elif kernel.name == "log_softmax":

@@ -6,9 +6,9 @@ import numpy as np
 
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case, reshaped, sample
+from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
-from plugrad.tests.conformance.subject import DTYPES, Subject, epsilon, loss_dtype
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, epsilon, loss_dtype
 
 DType = np.dtype[Any]
 

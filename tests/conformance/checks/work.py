@@ -12,10 +12,10 @@ from plugrad import backends
 from plugrad.backends import registry
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import Case, sample
+from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.checks.memory import bits
-from plugrad.tests.conformance.subject import Subject, environment, witness
+from plugrad.tests.conformance.subject import Case, Subject, environment, witness
 
 DType = np.dtype[Any]
 
