@@ -217,7 +217,7 @@ def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> 
         distance = np.nan_to_num(np.abs(np.where(wrong, got - exact, 0.0)), nan=np.inf)
         where = tuple(int(i) for i in np.unravel_index(distance.argmax(), got.shape))
         raise AssertionError(
-            f"{name}{list(where)}: expected {exact[where]!r}, got {got[where]!r}, off by "
+            f"{name}{list(where)}: expected {exact[where]}, got {got[where]}, off by "
             f"{abs(got[where] - exact[where]):.3g}, allowed {allowed:.3g}; {int(wrong.sum())} of {got.size} are off"
         )
 
