@@ -1,0 +1,238 @@
+"""A backend for plugrad in terms of the array API standard.
+
+Every kernel is its formula in float64, whose results are rounded to the dtype wanted when they are written. As an
+array that is written to may be an argument as well, all results of a kernel are there before it writes the first.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+from array_api_compat import array_namespace
+
+from plugrad.backends.options import LossOptions, bad_label
+
+Array: TypeAlias = Any
+
+# NumPy's own, since the standard knows no warnings: NaN and infinities are results like any other.
+silently = np.errstate(all="ignore")
+
+
+def describe() -> Mapping[str, str]:
+    """What ``python -m plugrad.backends arrayapi`` shows."""
+    return {"version": f"array-api-compat {array_api_compat.__version__}", "devices": "CPU"}
+
+
+@silently
+def relu(x: Array, out: Array) -> None:
+    """``out = max(x, 0)``."""
+    xp, x = _in_float64(x)
+    _write(out, xp.where(x < 0, 0.0, x))
+
+
+@silently
+def relu_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy where y > 0, else 0``."""
+    xp, dy, y = _in_float64(dy, y)
+    _write(out, xp.where(y > 0, dy, 0.0))
+
+
+@silently
+def sigmoid(x: Array, out: Array) -> None:
+    """``out = 1 / (1 + exp(-x))``, with an exponential that cannot overflow."""
+    xp, x = _in_float64(x)
+    e = xp.exp(-xp.abs(x))
+    _write(out, xp.where(x < 0, e, 1.0) / (1 + e))
+
+
+@silently
+def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy y (1 - y)``."""
+    _, dy, y = _in_float64(dy, y)
+    _write(out, dy * y * (1 - y))
+
+
+@silently
+def softmax(x: Array, axis: int, out: Array) -> None:
+    """``out = exp(x) / sum(exp(x))``."""
+    y, _, _ = _softmax(x, axis)
+    _write(out, y)
+
+
+@silently
+def softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
+    """``out = y (dy - sum(dy y))``."""
+    xp, dy, y = _in_float64(dy, y)
+    _write(out, y * (dy - xp.sum(dy * y, axis=axis, keepdims=True)))
+
+
+@silently
+def log_softmax(x: Array, axis: int, out: Array) -> None:
+    """``out = x - log(sum(exp(x)))``."""
+    _, log_y, _ = _softmax(x, axis)
+    _write(out, log_y)
+
+
+@silently
+def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
+    """``out = dy - exp(y) sum(dy)``."""
+    xp, dy, y = _in_float64(dy, y)
+    _write(out, dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True))
+
+
+def _softmax(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """``y = softmax(x)``, ``log(y)`` and ``1 - y``, each of them accurate however small it is.
+
+    The largest exponential is 1. In a confident row it would swallow the others, which are summed without it.
+    """
+    xp, x = _in_float64(x)
+    top = xp.max(x, axis=axis, keepdims=True)
+    is_top = _class_numbers(x, axis) == xp.argmax(x, axis=axis, keepdims=True)
+    z = x - top
+    e = xp.exp(z)
+    # Between float64 logits z is rounded. Knuth's TwoSum gives the error, and exp(z + error) is about e (1 + error).
+    back = z - x
+    error = (x - (z - back)) - (top + back)
+    e = xp.where(e > 0, e + e * error, e)
+    rest = xp.sum(xp.where(is_top, z, e), axis=axis, keepdims=True)  # z of the largest is 0, or NaN if it is infinite
+    y = e / (1 + rest)
+    return y, z - xp.log1p(rest), xp.where(is_top, rest / (1 + rest), 1 - y)
+
+
+@silently
+def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
+    """``out = x w + b``."""
+    xp, x, w = _in_float64(x, w)
+    y = xp.matmul(x, w)
+    _write(out, y if b is None else y + xp.astype(b, xp.float64))
+
+
+@silently
+def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
+    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    xp, dy, x, w = _in_float64(dy, x, w)
+    dys = xp.reshape(dy, (-1, dy.shape[-1]))
+    results = []
+    if dx is not None:
+        results.append((dx, xp.matmul(dy, w.T)))
+    if dw is not None:
+        results.append((dw, xp.matmul(xp.reshape(x, (-1, x.shape[-1])).T, dys)))
+    if db is not None:
+        results.append((db, xp.sum(dys, axis=0)))
+    for out, gradient in results:
+        _write(out, gradient)
+
+
+@silently
+def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+    """``loss = -sum(q log(p))``."""
+    q = _targets(t, p, options)
+    xp, p = _in_float64(p)
+    _write(loss, _loss(q, xp.log(p), options))
+
+
+@silently
+def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
+    """``dp = -dloss q / p``."""
+    q = _targets(t, p, options)
+    xp, p = _in_float64(p)
+    _write(dp, xp.where(q == 0, 0.0, -_upstream(dloss, q, options) * q / p))
+
+
+@silently
+def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+    """``y = softmax(x)``, ``loss = -sum(q log(y))``."""
+    q = _targets(t, x, options)
+    probabilities, logs, _ = _softmax(x, options.axis)
+    _write(loss, _loss(q, logs, options))
+    _write(y, probabilities)
+
+
+@silently
+def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+    """``dx = dloss (y sum(q) - q)``."""
+    q = _targets(t, y, options)
+    xp, y = _in_float64(y)
+    slope = y * xp.sum(q, axis=options.axis, keepdims=True) - q
+    _write(dx, _where_rows_count(q, _upstream(dloss, q, options) * slope, options))
+
+
+@silently
+def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+    """``loss = -sum(q log(y))``, ``dx = y sum(q) - q`` with ``y = softmax(x)``."""
+    q = _targets(t, x, options)
+    xp = array_namespace(q)
+    y, logs, others = _softmax(x, options.axis)
+    # The same as y sum(q) - q, without the difference of like numbers where y is close to 1.
+    slope = y * (xp.sum(q, axis=options.axis, keepdims=True) - q) - q * others
+    _write(loss, _loss(q, logs, options))
+    _write(dx, _where_rows_count(q, slope, options))
+
+
+def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
+    """What the loss multiplies logarithms by: the labels, smoothed, weighted, and divided if the mean is wanted.
+
+    They are 0 in rows that do not count, and everywhere if nothing counts.
+    """
+    xp = array_namespace(rows)
+    numbers = _class_numbers(rows, options.axis)
+    classes = numbers.size
+    weight = xp.ones(numbers.shape, dtype=xp.float64)
+    if options.weight is not None:
+        weight = xp.reshape(xp.astype(options.weight, xp.float64), numbers.shape)
+    if t.ndim == rows.ndim:
+        counts = xp.ones(numbers.shape, dtype=xp.bool)
+        labels = xp.astype(t, xp.float64)
+        divisor = t.size / classes
+    else:
+        counts = xp.ones(t.shape, dtype=xp.bool) if options.ignore_index is None else t != options.ignore_index
+        wrong = counts & ((t < 0) | (t >= classes))
+        if xp.any(wrong):
+            first = tuple(int(i[0]) for i in xp.nonzero(wrong)) if t.ndim else ()
+            raise bad_label(int(t[first]), first, classes, options)
+        counts = xp.expand_dims(counts, axis=options.axis)
+        is_label = counts & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
+        labels = xp.astype(is_label, xp.float64)
+        divisor = float(xp.sum(xp.where(is_label, weight, 0.0)))
+    if options.reduction == "mean":
+        weight = weight / divisor if divisor else xp.zeros_like(weight)
+    smoothing = options.label_smoothing
+    return xp.where(counts, weight * ((1 - smoothing) * labels + smoothing / classes), 0.0)
+
+
+def _loss(q: Array, logs: Array, options: LossOptions) -> Array:
+    """The loss of each row, or the sum of them; a target of 0 adds 0 to it, whatever the logarithm."""
+    xp = array_namespace(q)
+    terms = xp.where(q == 0, 0.0, q * logs)
+    return 0 - xp.sum(terms, axis=options.axis if options.reduction == "none" else None)
+
+
+def _upstream(dloss: Any, q: Array, options: LossOptions) -> Array:
+    """The gradient of the loss, to multiply rows by; what the mean divides by is in the targets `q` already."""
+    xp = array_namespace(q)
+    dloss = xp.asarray(dloss, dtype=xp.float64)
+    return xp.expand_dims(dloss, axis=options.axis) if options.reduction == "none" else dloss
+
+
+def _where_rows_count(q: Array, gradient: Array, options: LossOptions) -> Array:
+    """The gradient in rows that have a target, and exact zeros in the others, whatever they hold."""
+    xp = array_namespace(q)
+    return xp.where(xp.any(q != 0, axis=options.axis, keepdims=True), gradient, 0.0)
+
+
+def _in_float64(*arrays: Array) -> tuple[Any, ...]:
+    """The namespace of the arrays, and the arrays in float64."""
+    xp = array_namespace(*arrays)
+    return xp, *(xp.astype(array, xp.float64, copy=False) for array in arrays)
+
+
+def _class_numbers(rows: Array, axis: int) -> Array:
+    """The numbers 0, 1, 2, ... along the axis of the classes, in a shape that broadcasts against the rows."""
+    xp = array_namespace(rows)
+    return xp.reshape(xp.arange(rows.shape[axis]), tuple(-1 if i == axis else 1 for i in range(rows.ndim)))
+
+
+def _write(out: Array, values: Array) -> None:
+    """Round results to the dtype of `out`, which may have any strides."""
+    out[...] = array_namespace(out).astype(values, out.dtype)
