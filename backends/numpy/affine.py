@@ -21,13 +21,19 @@ MATRIX_ROWS = 2**13
 SUMMED_ROWS = 64
 
 
-@quietly
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
-    _affine(x, w, b, out)
+    product(x, w, b, out)
 
 
-def _affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
+def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
+    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    gradients(dy, x, w, dx, dw, db)
+
+
+@quietly
+def product(x: Array, w: Array, b: Array | None, out: Array) -> None:
+    """What `affine` computes, for any backend on NumPy arrays."""
     compute = COMPUTE[out.dtype]
     if out is w:
         w = w.copy()
@@ -51,8 +57,8 @@ def _affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
 
 
 @quietly
-def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
-    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+def gradients(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
+    """What `affine_backward` computes, for any backend on NumPy arrays."""
     if _is_small_batch(dy, x) and all(out is not dy and out is not x and out is not w for out in (dx, dw, db)):
         if dx is not None:
             np.matmul(dy, w.T, out=dx)
@@ -68,7 +74,7 @@ def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array |
     if db is not None:
         parameters.append((db, _biases(dy, _aside(db, dy, x, w))))
     if dx is not None:
-        _affine(dy, w.T.copy() if dx is w else w.T, None, dx)
+        product(dy, w.T.copy() if dx is w else w.T, None, dx)
     for target, value in parameters:
         if value is not target:
             np.copyto(target, value, casting="same_kind")

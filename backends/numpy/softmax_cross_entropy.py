@@ -26,7 +26,7 @@ from plugrad.backends.options import LossOptions
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
     """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
     labels = Labels(t, x, options)
-    _over_rows(_loss_and_probabilities, labels, x, loss, y)
+    _over_rows(_loss_and_probabilities, labels, x, t, loss, y)
 
 
 @quietly
@@ -46,7 +46,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
         loss[...] = 0
         dx[...] = 0
         return
-    _over_rows(_loss_and_gradient, labels, x, loss, dx)
+    _over_rows(_loss_and_gradient, labels, x, t, loss, dx)
 
 
 @quietly
@@ -69,10 +69,10 @@ def _loss_and_gradient(
     return labels.collect(losses, ignored, loss)
 
 
-def _over_rows(task: Callable[..., float], labels: Labels, x: Array, loss: Array, out: Array) -> None:
+def _over_rows(task: Callable[..., float], labels: Labels, x: Array, t: Array, loss: Array, out: Array) -> None:
     """Run a task that writes to `out` over blocks of rows, and take the loss from it."""
     each = labels.rows_of(loss)
-    apart = out is not x
+    apart = out is not x and out is not t
     x, out = classes_last(x, labels.options.axis), classes_last(out, labels.options.axis)
     task = partial(task, labels, apart and may_hold_work(out))
     sums_of_blocks = run(task, (x, labels.t, each, out), x.shape[:-1], labels.classes)
