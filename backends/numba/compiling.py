@@ -1,0 +1,94 @@
+"""How functions are compiled, and where the compiled code is kept.
+
+Nothing is compiled before it is called, and then for the types it is called with. The code is kept on disk by numba:
+beside the source, or where that cannot be written to, in the user's cache folder (``NUMBA_CACHE_DIR`` moves it).
+"""
+
+import functools
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import event
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+# Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
+# assumes nothing of NaN and infinities. Functions with this flag do nothing but sum: in others it could undo what
+# compensates for rounding.
+SUM = frozenset({"reassoc"})
+
+
+def compiled() -> Callable[[Callable[..., Any]], Any]:
+    """Have a function compiled when it is first called with arguments of some types; it runs without Python's lock."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = inlined()(function)
+        try:
+            dispatcher._cache = _Cache(function)
+        except RuntimeError as error:  # there is no folder that can be written to
+            _warn_once(f"compiled code cannot be kept: {error}")
+        return dispatcher
+
+    return decorate
+
+
+def inlined(fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function as part of those that call it."""
+    # In Python's error model a division by zero would raise an exception.
+    return numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath) or False)
+
+
+@functools.cache
+def _stamp() -> bytes:
+    """What the sources of this room hash to: a function is compiled anew when one that it calls has changed."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]  (numba has no types)
+    """Numba's cache, but one that cannot be read or written only costs the time to compile."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _stamp())
+
+    def load_overload(self, *arguments: Any) -> Any:
+        return self._guarded(super().load_overload, arguments)
+
+    def save_overload(self, *arguments: Any) -> None:
+        self._guarded(super().save_overload, arguments)
+
+    def _guarded(self, access: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        try:
+            return access(*arguments)
+        except Exception as error:  # whatever can be wrong with a file
+            _warn_once(f"the compiled code in {self.cache_path} is of no use: {type(error).__name__}: {error}")
+            return None
+
+
+_told: set[str] = set()  # what has been said, once in a process
+
+
+def _warn_once(problem: str) -> None:
+    if "cache" not in _told:
+        _told.add("cache")
+        warnings.warn(f"plugrad: numba backend: {problem}; it is compiled again", RuntimeWarning, stacklevel=3)
+
+
+class _Progress(event.Listener):  # type: ignore[misc]
+    """Says that something is being compiled, since the first call then takes seconds."""
+
+    def on_start(self, event: Any) -> None:
+        if "compiling" not in _told and event.data["dispatcher"].py_func.__module__.startswith(__package__):
+            _told.add("compiling")
+            print("plugrad: compiling kernels for this machine; the code is kept for next time", file=sys.stderr)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Progress())

@@ -1,0 +1,156 @@
+"""The functions of the room."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.numba import elementwise, lanes, losses, rows, team
+from plugrad.backends.numba.labels import Labels
+from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, tiles, written
+from plugrad.backends.numpy.affine import gradients, product
+from plugrad.backends.options import LossOptions
+
+LABEL = 32  # the work on one label that is compared with one probability, in elements of softmax
+
+
+def relu(x: Array, out: Array) -> None:
+    """``out = max(x, 0)``."""
+    over_elements(elementwise.relu, LIGHT, x, out)
+
+
+def relu_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy where y > 0, else 0``."""
+    over_elements(elementwise.relu_backward, LIGHT, dy, y, out)
+
+
+def sigmoid(x: Array, out: Array) -> None:
+    """``out = 1 / (1 + exp(-x))``."""
+    over_elements(elementwise.sigmoid, 1, x, out)
+
+
+def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy y (1 - y)``."""
+    over_elements(elementwise.sigmoid_backward, LIGHT, dy, y, out)
+
+
+def softmax(x: Array, axis: int, out: Array) -> None:
+    """``out = exp(x) / sum(exp(x))``."""
+    over_rows(rows.softmax, lanes.softmax, axis, 1, x, out)
+
+
+def softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
+    """``out = y (dy - sum(dy y))``."""
+    over_rows(rows.softmax_backward, lanes.softmax_backward, axis, LIGHT, dy, y, out)
+
+
+def log_softmax(x: Array, axis: int, out: Array) -> None:
+    """``out = x - log(sum(exp(x)))``."""
+    over_rows(rows.log_softmax, lanes.log_softmax, axis, 1, x, out)
+
+
+def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
+    """``out = dy - exp(y) sum(dy)``."""
+    over_rows(rows.log_softmax_backward, lanes.log_softmax_backward, axis, 1, dy, y, out)
+
+
+def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+    """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
+    _softmax_with_loss(x, t, options, loss, y, gradient=False)
+
+
+def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+    """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
+    _softmax_with_loss(x, t, options, loss, dx, gradient=True)
+
+
+def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, gradient: bool) -> None:
+    labels = Labels(t, x, options)
+    factor = labels.compute.type(1 / labels.divisor if labels.divisor else 0)
+    if not labels.divisor and gradient:
+        loss[...] = out[...] = 0
+        return
+    each, classes = labels.losses(loss), x.shape[options.axis]
+    given = labels.t.reshape(-1), labels.weight, *labels.ignored
+    if by_lanes(x.shape, options.axis):
+        units, size, form = tiles(x.shape, options.axis)
+        sums, flat = np.empty(units), raw(x).reshape(-1)
+        more = (*given, *labels.shares, factor, gradient, each, sums, *form)
+        written(out, lambda y: team.run(losses.softmax_loss_of_lanes, units, size, flat, *more, y.reshape(-1)))
+    else:
+        block, sums = labels.blocks(classes)
+        rows = raw(x).reshape(-1, classes)
+        kernel = losses.softmax_loss_of_classes if labels.one_class else losses.softmax_loss_of_labels
+        shares = () if labels.one_class else labels.shares
+        ends = (*shares, factor, gradient, each, sums)
+        written(
+            out,
+            lambda y: team.run(kernel, sums.size, block * classes, block, rows, *given, *ends, y.reshape(-1, classes)),
+        )
+    labels.collect(each, sums, loss)
+
+
+def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+    """``dx = dloss * (y - t)``."""
+    _gradient(losses.softmax_gradient, dloss, y, t, options, dx)
+
+
+def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+    """``loss = -sum(t log(p))``."""
+    labels = Labels(t, p, options)
+    each = labels.losses(loss)
+    given = labels.weight, *labels.ignored
+    if labels.one_class:
+        block, sums = labels.blocks(LABEL)
+        classes, inner = p.shape[options.axis], math.prod(p.shape[options.axis + 1 :])
+        flat = raw(p).reshape(-1)
+        team.run(
+            losses.loss_of_classes,
+            sums.size,
+            block * LABEL,
+            block,
+            flat,
+            classes,
+            inner,
+            labels.t.reshape(-1),
+            *given,
+            each,
+            sums,
+        )
+    else:
+        rows, t = raw(labels.by_rows(p)), labels.by_rows(labels.t).reshape(-1)
+        block, sums = labels.blocks(rows.shape[1])
+        work = block * rows.shape[1]
+        team.run(losses.loss_of_labels, sums.size, work, block, rows, t, *given, *labels.shares, each, sums)
+    labels.collect(each, sums, loss)
+
+
+def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
+    """``dp = -dloss * t / p``."""
+    _gradient(losses.loss_gradient, dloss, p, t, options, dp)
+
+
+def _gradient(kernel: Callable[..., None], dloss: Any, x: Array, t: Array, options: LossOptions, out: Array) -> None:
+    labels = Labels(t, x, options)
+    if not labels.divisor:
+        out[...] = 0
+        return
+    rows = raw(labels.by_rows(x))
+    t, upstream = labels.by_rows(labels.t).reshape(-1), labels.upstream(dloss)
+    given = t, labels.weight, *labels.ignored, *labels.shares, *upstream
+    target = np.moveaxis(out, options.axis, -1)
+    written(
+        target,
+        lambda y: team.run(kernel, len(rows), rows.shape[1], rows, *given, y.reshape(rows.shape)),
+    )
+
+
+def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
+    """``out = x w + b``."""
+    product(x, w, b, out)
+
+
+def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
+    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    gradients(dy, x, w, dx, dw, db)

@@ -1,0 +1,79 @@
+"""How arrays of any strides become the few forms that compiled code is made for."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from plugrad.backends.numba import elementwise, team
+
+Array: TypeAlias = npt.NDArray[Any]
+
+# Up to this many classes side by side, several rows are computed at once, one in each lane of the vector registers.
+FEW_CLASSES = 24
+
+LIGHT = 0.25  # the work on an element of a kernel without exponentials, to that of softmax
+
+
+def raw(x: Array) -> Array:
+    """`x`, C-contiguous, 16-bit numbers as the integers that stand for them in compiled code."""
+    if not x.flags.c_contiguous:
+        x = x.copy(order="C")
+    if x.itemsize == 2:
+        return x.view(np.int16 if x.dtype == np.float16 else np.uint16)
+    return x
+
+
+def written(out: Array, compute: Callable[[Array], None]) -> None:
+    """Call `compute` with `out`, or, if it is not contiguous, with an array that is then copied to it."""
+    if out.flags.c_contiguous:
+        compute(raw(out))
+    else:
+        result = np.empty(out.shape, out.dtype)
+        compute(raw(result))
+        out[...] = result
+
+
+def over_elements(kernel: Callable[..., None], work: float, *arrays: Array) -> None:
+    """Run a kernel of `elementwise` on arrays of one shape, the last one for the result."""
+    *reads, out = arrays
+    flat = [raw(array).reshape(-1) for array in reads]
+    units = -(-out.size // elementwise.ELEMENTS)
+    written(out, lambda y: team.run(kernel, units, work * elementwise.ELEMENTS, *flat, y.reshape(-1)))
+
+
+def by_lanes(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether rows along `axis` are for the kernels of `lanes`."""
+    return axis != len(shape) - 1 or shape[axis] <= FEW_CLASSES
+
+
+def over_rows(
+    row_kernel: Callable[..., None], lane_kernel: Callable[..., None], axis: int, work: float, *arrays: Array
+) -> None:
+    """Run a kernel of `rows` or of `lanes` on arrays of one shape, the last one for the result."""
+    *reads, out = arrays
+    if by_lanes(out.shape, axis):
+        units, size, form = tiles(out.shape, axis)
+        flat = [raw(array).reshape(-1) for array in reads]
+        written(out, lambda y: team.run(lane_kernel, units, work * size, *flat, *form, y.reshape(-1)))
+    else:
+        classes = out.shape[axis]
+        matrices = [raw(array).reshape(-1, classes) for array in reads]
+        written(
+            out,
+            lambda y: team.run(row_kernel, out.size // classes, work * classes, *matrices, y.reshape(-1, classes)),
+        )
+
+
+def tiles(shape: tuple[int, ...], axis: int) -> tuple[int, int, tuple[int, int, int]]:
+    """How many tiles, of how many elements each, and ``classes, inner, lanes``, which tell the kernels of `lanes`.
+
+    A tile has 16 to 256 lanes, so that it stays in the first-level cache with what goes with it.
+    """
+    classes, inner = shape[axis], math.prod(shape[axis + 1 :])
+    lanes = max(16, min(256, 2**12 // classes // 16 * 16))
+    outer = math.prod(shape[:axis])
+    units = -(-outer // lanes) if inner == 1 else outer * -(-inner // lanes)
+    return units, classes * lanes, (classes, inner, lanes)

@@ -1,0 +1,440 @@
+"""Cross-entropy and its gradients, over rows that lie side by side and over tiles of short rows.
+
+Labels are class indices, or numbers for each class in the format that is computed in. The rows come in blocks of a
+size that depends on the shape alone; the losses of each are added up in float64, so that their sum is the same for any
+number of threads.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from plugrad.backends.numba.compiling import SUM, compiled, inlined
+from plugrad.backends.numba.lanes import gather, largest_of_lanes, place, rest_of_lanes, scatter, tile_like
+from plugrad.backends.numba.rows import CONFIDENT, exponentials, fill, opened, rest, scratch, store, total_of
+from plugrad.backends.numba.vector import largest, log, log1p, narrow, scaled_exp, widen
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def count(t: Any, weight: Any, ignore: int, ignoring: bool) -> float:
+    """How many class indices count, or what their classes weigh in all."""
+    total = 0.0
+    for i in range(t.size):
+        if not (ignoring and t[i] == ignore):
+            total += np.float64(weight[t[i]]) if weight.size else 1.0
+    return total
+
+
+def is_ignored(t: Any, i: int, ignore: int, ignoring: bool) -> bool:
+    """Whether row `i` does not count."""
+    raise NotImplementedError
+
+
+@overload(is_ignored, strict=False)
+def _is_ignored(t: Any, i: int, ignore: int, ignoring: bool) -> Any:
+    if isinstance(t.dtype, types.Integer):
+        return lambda t, i, ignore, ignoring: ignoring and t[i] == ignore
+    return lambda t, i, ignore, ignoring: False
+
+
+def targets(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> None:
+    """``q``: the labels of row `i`, smoothed and weighted."""
+    raise NotImplementedError
+
+
+@overload(targets, strict=False)
+def _targets(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> Any:
+    if isinstance(t.dtype, types.Integer):
+
+        def of_class(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> None:
+            q[:] = spread
+            q[t[i]] += keep
+            if weight.size:
+                q *= weight
+
+        return of_class
+
+    def of_each_class(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> None:
+        labels = t[i * q.size : (i + 1) * q.size]
+        for j in range(q.size):
+            q[j] = labels[j] * keep + spread
+        if weight.size:
+            q *= weight
+
+    return of_each_class
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax with loss, over rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def softmax_loss_of_classes(
+    start: int,
+    stop: int,
+    block: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    factor: Any,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    y: Any,
+) -> None:
+    """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
+    room, e = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    zero, one = e.dtype.type(0), e.dtype.type(1)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, len(x))):
+            label = t[i]
+            counts = not (ignoring and label == ignore)
+            loss = zero
+            if counts or not gradient:
+                row = opened(x[i], room)
+                top = largest(row)
+                total = exponentials(row, top, e)
+                each = one / total
+            if counts:
+                scale = weight[label] if weight.size else one
+                beside = rest(row, top, total)
+                loss = (top - row[label]) + log1p(beside)
+                slope = -beside / (one + beside) if row[label] == top else e[label] * each - one
+                loss = zero if scale == zero and loss == np.inf else loss * scale
+            if not gradient:
+                store(e, each, y[i])
+            elif counts:
+                store(e, factor * scale * each, y[i])
+                y[i, label] = narrow(factor * scale * slope, y[i, label])
+            else:
+                fill(y[i], zero)
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+@inlined(SUM)
+def inner_with_logs(q: Any, x: Any, top: Any, log_of_sum: Any) -> Any:
+    """``-sum(q log(softmax(x)))``; a target of 0 adds 0, even to an infinite logarithm."""
+    zero = q.dtype.type(0)
+    total = zero
+    for j in range(q.size):
+        total += zero if q[j] == zero else q[j] * ((top - x[j]) + log_of_sum)
+    return total
+
+
+@compiled()
+def softmax_loss_of_labels(
+    start: int,
+    stop: int,
+    block: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    factor: Any,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    y: Any,
+) -> None:
+    """For a target for each class: ``loss = -sum(q log(softmax(x)))``, and in `y` the softmax or the gradient."""
+    room, e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    zero, one = e.dtype.type(0), e.dtype.type(1)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, len(x))):
+            counts = not is_ignored(t, i, ignore, ignoring)
+            loss = zero
+            if counts or not gradient:
+                row = opened(x[i], room)
+                top = largest(row)
+                total = exponentials(row, top, e)
+                each = one / total
+            if counts:
+                targets(t, i, weight, keep, spread, q)
+                beside = rest(row, top, total)
+                loss = inner_with_logs(q, row, top, log1p(beside))
+            if counts and gradient:
+                together = total_of(q)
+                place = 0
+                if beside < CONFIDENT:
+                    while row[place] != top:
+                        place += 1
+                # The same as together * y - q, but no difference of like numbers where y is near 1.
+                at_top = (together - q[place]) - together * (beside / (one + beside))
+                for j in range(q.size):
+                    e[j] = e[j] * each * together - q[j]
+                if beside < CONFIDENT:
+                    e[place] = at_top
+                store(e, factor, y[i])
+            elif gradient:
+                fill(y[i], zero)
+            else:
+                store(e, each, y[i])
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax with loss, over tiles
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def lane_targets(
+    t: Any, first: int, at: int, class_step: int, lane_step: int, rows: int, weight: Any, keep: Any, spread: Any, q: Any
+) -> None:
+    """``q``: the labels of the rows of a tile, smoothed and weighted."""
+    raise NotImplementedError
+
+
+@overload(lane_targets, strict=False)
+def _lane_targets(
+    t: Any, first: int, at: int, class_step: int, lane_step: int, rows: int, weight: Any, keep: Any, spread: Any, q: Any
+) -> Any:
+    if isinstance(t.dtype, types.Integer):
+
+        def of_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, q):  # type: ignore[no-untyped-def]
+            for k in range(len(q)):
+                q[k, :] = weight[k] * spread if weight.size else spread
+            for lane in range(rows):
+                label = t[first + lane]
+                if 0 <= label < len(q):  # else it is ignored
+                    q[label, lane] += weight[label] * keep if weight.size else keep
+
+        return of_class
+
+    def of_each_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, q):  # type: ignore[no-untyped-def]
+        gather(t, at, class_step, lane_step, rows, q)
+        for k in range(len(q)):
+            row = q[k]
+            for lane in range(row.size):
+                row[lane] = row[lane] * keep + spread
+            if weight.size:
+                row *= weight[k]
+
+    return of_each_class
+
+
+@compiled()
+def softmax_loss_of_lanes(
+    start: int,
+    stop: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    factor: Any,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    classes: int,
+    inner: int,
+    lanes: int,
+    y: Any,
+) -> None:
+    """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row, and in `y` the softmax or the gradient."""
+    tile, e, q = tile_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
+    top, beside, total = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+    together, each_loss = scratch(x, lanes), scratch(x, lanes)
+    zero, one = top.dtype.type(0), top.dtype.type(1)
+    for unit in range(start, stop):
+        at, class_step, lane_step, rows, first = place(unit, x.size, classes, inner, lanes)
+        gather(x, at, class_step, lane_step, rows, tile)
+        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, q)
+        largest_of_lanes(tile, top)
+        rest_of_lanes(tile, top, e, beside)
+        each_loss[:] = zero
+        together[:] = zero
+        for lane in range(lanes):
+            total[lane] = log1p(beside[lane])
+        for k in range(classes):
+            row, target = tile[k], q[k]
+            for lane in range(lanes):
+                together[lane] += target[lane]
+                term = target[lane] * ((top[lane] - row[lane]) + total[lane])
+                each_loss[lane] += zero if target[lane] == zero else term
+        unscaled_one = one / scaled_exp(zero)
+        for lane in range(lanes):
+            total[lane] = one / (one + beside[lane])
+        for k in range(classes):
+            row, target, values = tile[k], q[k], e[k]
+            if gradient:
+                for lane in range(lanes):
+                    slope = values[lane] * unscaled_one * total[lane] * together[lane] - target[lane]
+                    # The same, but no difference of like numbers where the softmax is near 1.
+                    at_top = (together[lane] - target[lane]) - together[lane] * (beside[lane] * total[lane])
+                    is_top = row[lane] == top[lane] and beside[lane] < one
+                    values[lane] = factor * (at_top if is_top else slope)
+            else:
+                for lane in range(lanes):
+                    values[lane] = values[lane] * unscaled_one * total[lane]
+        total_loss = 0.0
+        for lane in range(rows):
+            if is_ignored(t, first + lane, ignore, ignoring):
+                each_loss[lane] = zero
+                if gradient:
+                    e[:, lane] = zero
+            total_loss += np.float64(each_loss[lane])
+        sums[unit] = total_loss
+        if losses.size:
+            losses[first : first + rows] = each_loss[:rows]
+        scatter(e, at, class_step, lane_step, rows, y)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients and losses by themselves
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def softmax_gradient(
+    start: int,
+    stop: int,
+    y: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    upstream: Any,
+    upstream_step: int,
+    dx: Any,
+) -> None:
+    """``dx = upstream (y sum(q) - q)``."""
+    room, q, values = scratch(y, y.shape[1]), scratch(y, y.shape[1]), scratch(y, y.shape[1])
+    zero, one = q.dtype.type(0), q.dtype.type(1)
+    for i in range(start, stop):
+        if is_ignored(t, i, ignore, ignoring):
+            fill(dx[i], zero)
+            continue
+        row = opened(y[i], room)
+        targets(t, i, weight, keep, spread, q)
+        together = total_of(q)
+        factor = upstream[i * upstream_step]
+        for j in range(q.size):
+            values[j] = factor * (row[j] * together - q[j])
+        store(values, one, dx[i])
+
+
+@compiled()
+def loss_of_classes(
+    start: int,
+    stop: int,
+    block: int,
+    p: Any,
+    classes: int,
+    inner: int,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    losses: Any,
+    sums: Any,
+) -> None:
+    """``loss = -weight log(p)`` of one class per row, where only that one is read."""
+    zero = losses.dtype.type(0)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, t.size)):
+            loss = zero
+            if not (ignoring and t[i] == ignore):
+                at = (i // inner * classes + t[i]) * inner + i % inner
+                loss = -log(widen(p[at]))
+                scale = weight[t[i]] if weight.size else losses.dtype.type(1)
+                loss = zero if scale == zero and loss == np.inf else loss * scale
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+@inlined(SUM)
+def inner_with_log(q: Any, p: Any) -> Any:
+    """``-sum(q log(p))``; a target of 0 adds 0, even to an infinite logarithm."""
+    zero = q.dtype.type(0)
+    total = zero
+    for j in range(q.size):
+        total -= zero if q[j] == zero else q[j] * log(p[j])
+    return total
+
+
+@compiled()
+def loss_of_labels(
+    start: int,
+    stop: int,
+    block: int,
+    p: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    losses: Any,
+    sums: Any,
+) -> None:
+    """``loss = -sum(q log(p))``."""
+    room, q = scratch(p, p.shape[1]), scratch(p, p.shape[1])
+    zero = q.dtype.type(0)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, len(p))):
+            loss = zero
+            if not is_ignored(t, i, ignore, ignoring):
+                targets(t, i, weight, keep, spread, q)
+                loss = inner_with_log(q, opened(p[i], room))
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+@compiled()
+def loss_gradient(
+    start: int,
+    stop: int,
+    p: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    upstream: Any,
+    upstream_step: int,
+    dp: Any,
+) -> None:
+    """``dp = -upstream q / p``."""
+    room, q, values = scratch(p, p.shape[1]), scratch(p, p.shape[1]), scratch(p, p.shape[1])
+    zero, one = q.dtype.type(0), q.dtype.type(1)
+    for i in range(start, stop):
+        if is_ignored(t, i, ignore, ignoring):
+            fill(dp[i], zero)
+            continue
+        row = opened(p[i], room)
+        targets(t, i, weight, keep, spread, q)
+        factor = upstream[i * upstream_step]
+        for j in range(q.size):
+            values[j] = zero if q[j] == zero else -factor * q[j] / row[j]
+        store(values, one, dp[i])

@@ -1,0 +1,351 @@
+"""Exponential, logarithm and maximum of single numbers, written so that a loop over them is done in vector registers.
+
+Library functions are called for one number after another. These are a few dozen instructions without branches, so
+that the compiler does four to sixteen numbers at once, in whatever vector registers the machine has. They exist for
+float32 and for float64, and keep NaN and infinities as they are. 16-bit numbers are kept as the integers of the same
+bits, int16 for float16 and uint16 for bfloat16, and are widened to float32 to be computed with.
+
+Sources: J.-M. Muller, "Elementary Functions", 3rd edition, sections 11.1 (reduction of the argument) and 4.3
+(polynomials), and for the logarithm P. T. P. Tang, "Table-driven implementation of the logarithm function" (1990),
+whose series in ``s = f / (2 + f)`` this is, without the table.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from plugrad.backends.numba.compiling import inlined
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the functions need to know of float32 or float64."""
+
+    float: Any
+    integer: Any
+    mantissa: int  # bits after the point
+    bias: int  # of the exponent
+    ln2: tuple[float, float]  # log(2) in two parts, the first of which has so few digits that its multiples are exact
+    lowest: float  # below this, exp is 0 even when it is scaled
+    highest: float  # above this, it is infinite
+    scale: int  # by which power of 2 `exp` scales
+    exp: tuple[float, ...]  # coefficients of the polynomial for exp, that of the highest power first
+    log: tuple[float, ...]  # the same for the series of log in s**2
+
+
+# The polynomial of degree 6 that differs least from exp on [-log(2)/2, log(2)/2], relative to it: by 3.1e-9, which is a
+# twentieth of a unit in the last place. By Remez' algorithm in 50 digits, with the first two coefficients kept at 1.
+# Taylor's series would take a term more.
+EXP6 = (0.00138145986467, 0.00836871687973, 0.0416683880453, 0.166665206317, 0.499999934478, 1.0, 1.0)
+
+SINGLE = Format(
+    float=np.float32,
+    integer=np.int32,
+    mantissa=23,
+    bias=127,
+    ln2=(0.693359375, -2.12194440e-4),
+    lowest=-130.0,
+    highest=100.0,
+    scale=64,
+    exp=EXP6,
+    log=tuple(2 / (2 * k + 1) for k in range(5, 0, -1)),  # the next term is 3e-9 of the sum
+)
+DOUBLE = Format(
+    float=np.float64,
+    integer=np.int64,
+    mantissa=52,
+    bias=1023,
+    ln2=(6.93147180369123816490e-01, 1.90821492927058770002e-10),
+    lowest=-1000.0,
+    highest=800.0,
+    scale=512,
+    exp=tuple(1 / math.factorial(k) for k in range(13, -1, -1)),  # Taylor's: the next term is 4e-18
+    log=tuple(2 / (2 * k + 1) for k in range(11, 0, -1)),
+)
+FORMATS = {types.float32: SINGLE, types.float64: DOUBLE}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers and their bits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _conversion(kinds: dict[Any, Any], emit: Callable[[Any, Any, Any], Any]) -> Any:
+    """A function of one number, by the type that it makes of each type, that is one instruction of LLVM."""
+
+    def typed(typing_context: Any, x: Any) -> Any:
+        to = kinds.get(x)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return emit(builder, arguments[0], context.get_value_type(to))
+
+        return None if to is None else (to(x), generate)
+
+    return intrinsic(typed)
+
+
+def _bitcast(builder: Any, x: Any, to: Any) -> Any:
+    return builder.bitcast(x, to)
+
+
+bits = _conversion({types.float32: types.int32, types.float64: types.int64}, _bitcast)
+number = _conversion({types.int32: types.float32, types.int64: types.float64}, _bitcast)
+_of_half = _conversion(
+    {types.int16: types.float32}, lambda builder, x, to: builder.fpext(builder.bitcast(x, ir.HalfType()), to)
+)
+_to_half = _conversion(
+    {types.float32: types.int16}, lambda builder, x, to: builder.bitcast(builder.fptrunc(x, ir.HalfType()), to)
+)
+
+
+@intrinsic
+def muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """``x y + z`` in one instruction, rounded once, where the machine has it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = arguments[0].type
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return builder.call(function, arguments)
+
+    return x(x, y, z), generate
+
+
+def widen(x: Any) -> Any:
+    """A number as it lies in memory, in the format to compute in."""
+    raise NotImplementedError
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """A number in the format that `like` has in memory, rounded to the nearest."""
+    raise NotImplementedError
+
+
+@overload(widen, strict=False)
+def _widen(x: Any) -> Any:
+    if x == types.int16:
+        return lambda x: _of_half(x)
+    if x == types.uint16:
+        return lambda x: number(np.int32(np.int32(x) << np.int32(16)))
+    return lambda x: x
+
+
+@overload(narrow, strict=False)
+def _narrow(x: Any, like: Any) -> Any:
+    if like == types.int16:
+        return lambda x, like: _to_half(x)
+    if like == types.uint16:
+        return lambda x, like: _to_bfloat16(x)
+    return lambda x, like: x
+
+
+@inlined()
+def _to_bfloat16(x: Any) -> Any:
+    b = bits(x)
+    rounded = np.int32(b + np.int32(0x7FFF) + ((b >> np.int32(16)) & np.int32(1)))
+    kept = rounded if x == x else np.int32(b | np.int32(0x400000))  # NaN, which rounding could make an infinity
+    return np.uint16(kept >> np.int32(16))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions of numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
+    """A function of numbers, or of an array, that is made for float32 and for float64."""
+    made = {kind: make(of) for kind, of in FORMATS.items()}
+
+    def stub(x: Any, *more: Any) -> Any:
+        raise NotImplementedError(f"{name} is for compiled code")
+
+    @overload(stub, strict=False)
+    def chosen(x: Any, *more: Any) -> Any:
+        function = made.get(getattr(x, "dtype", x))
+        return None if function is None else lambda x, *more: function(x, *more)
+
+    return stub
+
+
+def _scaled_exp(of: Format) -> Any:
+    """``exp(z) * 2**scale`` for ``z <= 0``, to 1 ulp, NaN for NaN.
+
+    With ``k`` the integer nearest to ``z / log(2)`` and ``r = z - k log(2)``, ``exp(z) = 2**k exp(r)``. To add a number
+    as large as 1.5 * 2**mantissa rounds to an integer, which then stands in the lowest bits; that number is chosen so
+    that they are ``k`` plus bias and scale, which shifted to the place of the exponent are ``2**(k + scale)``.
+    The scale keeps results that would be subnormal whole, and costs nothing: it cancels where sums of
+    exponentials are divided by.
+    """
+    float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
+    lowest, log2e = float_(of.lowest), float_(1 / math.log(2))
+    magic = float_(1.5 * 2.0**of.mantissa + of.bias + of.scale)
+    high, low = float_(of.ln2[0]), float_(of.ln2[1])
+    first, rest = float_(of.exp[0]), tuple(map(float_, of.exp[1:]))
+
+    @inlined()
+    def exp(z: Any) -> Any:
+        z = lowest if z < lowest else z  # so written, NaN stays
+        shifted = muladd(z, log2e, magic)
+        k = shifted - magic
+        r = muladd(k, -low, muladd(k, -high, z))
+        p = first
+        for coefficient in rest:
+            p = muladd(p, r, coefficient)
+        return p * number(integer(bits(shifted) << shift))
+
+    return exp
+
+
+def _exp_of_difference(of: Format) -> Any:
+    """``exp(x - top) * 2**scale`` for ``x <= top``, to 1 ulp, without the error that rounding the difference makes.
+
+    That error is half a unit of the difference, and so 32 ulp of the result where the numbers are 87 apart. With
+    ``z = fl(x - top)`` and ``d`` the error of that subtraction (Knuth's TwoSum, "The Art of Computer Programming",
+    volume 2, section 4.2.2), it is ``exp(z) (1 + d)`` but for terms in ``d**2``.
+    """
+    scaled_exp, lost = _scaled_exp(of), of.float(-1)
+
+    @inlined()
+    def exp_of_difference(x: Any, top: Any) -> Any:
+        z = x - top
+        back = z - x
+        error = (x - (z - back)) - (top + back)
+        e = scaled_exp(z)
+        return muladd(e, error if error > lost else lost, e)  # where x is -inf, the error is NaN, and e is 0
+
+    return exp_of_difference
+
+
+def _exp(of: Format) -> Any:
+    """``exp(z)`` for every ``z``, to 1 ulp: as `scaled_exp`, but the power of 2 is multiplied with in two steps."""
+    float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
+    lowest, highest, log2e = float_(of.lowest), float_(of.highest), float_(1 / math.log(2))
+    magic = float_(1.5 * 2.0**of.mantissa)
+    high, low = float_(of.ln2[0]), float_(of.ln2[1])
+    first, rest = float_(of.exp[0]), tuple(map(float_, of.exp[1:]))
+    bias, one = integer(of.bias), integer(1)
+
+    @inlined()
+    def exp(z: Any) -> Any:
+        z = lowest if z < lowest else z
+        z = highest if z > highest else z
+        shifted = muladd(z, log2e, magic)
+        k = shifted - magic
+        r = muladd(k, -low, muladd(k, -high, z))
+        p = first
+        for coefficient in rest:
+            p = muladd(p, r, coefficient)
+        power = integer(bits(shifted) - bits(magic))
+        half = integer(power >> one)
+        p = p * number(integer(integer(half + bias) << shift))
+        return p * number(integer(integer(integer(power - half) + bias) << shift))
+
+    return exp
+
+
+def _log(of: Format) -> Any:
+    """``log(x)`` for every ``x``, to 1 ulp; -inf for 0 and NaN for less.
+
+    With ``x = 2**k (1 + f)`` and ``1 + f`` between the root of 1/2 and that of 2, ``log(x) = k log(2) + log(1 + f)``.
+    With ``s = f / (2 + f)`` the latter is ``2 (s + s**3 / 3 + s**5 / 5 + ...)``, here in the form ``f - s (f - R)``, in
+    which the rounding of `s` matters less.
+    """
+    float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
+    high, low = float_(of.ln2[0]), float_(of.ln2[1])
+    first, rest = float_(of.log[0]), tuple(map(float_, of.log[1:]))
+    zero, one, two, infinity = float_(0), float_(1), float_(2), float_(np.inf)
+    smallest, up, powers = float_(np.finfo(of.float).smallest_normal), float_(2.0 ** (of.mantissa + 2)), of.mantissa + 2
+    powers_up, no_powers = float_(powers), float_(0)
+    root = integer(np.array(math.sqrt(0.5), of.float).view(of.integer))
+
+    @inlined()
+    def log(x: Any) -> Any:
+        subnormal = x < smallest
+        b = bits(x * up if subnormal else x)
+        k = integer(integer(b - root) >> shift)
+        f = number(integer(b - integer(k << shift))) - one
+        k = float_(k) - (powers_up if subnormal else no_powers)
+        s = f / (two + f)
+        w = s * s
+        series = first
+        for coefficient in rest:
+            series = muladd(series, w, coefficient)
+        y = muladd(k, high, muladd(k, low, muladd(-s, muladd(-series, w, f), f)))
+        y = x if x == infinity else y
+        y = -infinity if x == zero else y
+        return y if x >= zero else zero / zero * x  # NaN for NaN
+
+    return log
+
+
+def _log1p(of: Format) -> Any:
+    """``log(1 + x)`` for ``x >= 0``, to 2 ulp: what ``1 + x`` loses is added to its logarithm, times its slope."""
+    log, one = _log(of), of.float(1)
+
+    @inlined()
+    def log1p(x: Any) -> Any:
+        u = one + x
+        return log(u) + (x - (u - one)) / u
+
+    return log1p
+
+
+def _unscaled(of: Format) -> Any:
+    """What `scaled_exp` returned, or a sum of such, without the scale."""
+    factor = of.float(2.0**-of.scale)
+
+    @inlined()
+    def unscaled(x: Any) -> Any:
+        return x * factor
+
+    return unscaled
+
+
+def _reciprocal(of: Format) -> Any:
+    """``1 / x``, and what its rounding left out: to multiply with both is as good as to divide, which takes longer."""
+    one = of.float(1)
+
+    @inlined()
+    def reciprocal(x: Any) -> Any:
+        inverse = one / x
+        return inverse, muladd(-x, inverse, one) * inverse
+
+    return reciprocal
+
+
+def _largest(of: Format) -> Any:
+    """The largest of an array; any number where there is a NaN, which then shows in what is computed with it.
+
+    A loop for the maximum of floats is vectorised only where the compiler may take it that there is no NaN, one for
+    integers always. Bits of numbers that are not negative are in the order of the numbers; where there are none, it is
+    the number whose bits without the sign are the least.
+    """
+    integer = of.integer
+    lowest, highest = of.integer(np.iinfo(of.integer).min), of.integer(np.iinfo(of.integer).max)
+    zero = of.integer(0)
+
+    @inlined()
+    def largest(x: Any) -> Any:
+        top, least = lowest, highest
+        for j in range(x.size):
+            b = bits(x[j])
+            top = max(top, b)
+            least = min(least, integer(b ^ lowest))
+        return number(integer(top if top >= zero else least ^ lowest))
+
+    return largest
+
+
+scaled_exp = _for_each_format("scaled_exp", _scaled_exp)
+exp_of_difference = _for_each_format("exp_of_difference", _exp_of_difference)
+exp = _for_each_format("exp", _exp)
+log = _for_each_format("log", _log)
+log1p = _for_each_format("log1p", _log1p)
+unscaled = _for_each_format("unscaled", _unscaled)
+reciprocal = _for_each_format("reciprocal", _reciprocal)
+largest = _for_each_format("largest", _largest)
