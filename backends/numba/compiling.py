@@ -49,7 +49,7 @@ def _stamp() -> bytes:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  (numba has no types)
+class _Cache(FunctionCache):
     """Numba's cache, but one that cannot be read or written only costs the time to compile."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -79,7 +79,7 @@ def _warn_once(problem: str) -> None:
         warnings.warn(f"plugrad: numba backend: {problem}; it is compiled again", RuntimeWarning, stacklevel=3)
 
 
-class _Progress(event.Listener):  # type: ignore[misc]
+class _Progress(event.Listener):
     """Says that something is being compiled, since the first call then takes seconds."""
 
     def on_start(self, event: Any) -> None:
