@@ -1,7 +1,7 @@
 """What every kernel should compute: its formula in float64, written apart from the backends and without their tricks.
 
-One function per kernel, with the kernel's name and arguments; it returns a tuple of results. A loss is worked out row
-by row from the definition, so that it shares nothing with the code it judges.
+One function per kernel, with the kernel's name and arguments; it returns a tuple of results. A loss is worked out from
+the definition, with a label for every class of every row, so that it shares nothing with the code it judges.
 """
 
 from collections.abc import Callable
@@ -71,31 +71,27 @@ def affine(x: Any, w: Any, b: Any = None) -> tuple[Array, ...]:
     return (y if b is None else y + double(b),)
 
 
-def affine_backward(dy: Any, x: Any, w: Any) -> tuple[Array, ...]:
+def affine_backward(dy: Any, x: Any, w: Any, needs: tuple[str, ...] = ("dx", "dw", "db")) -> tuple[Array, ...]:
     dy, x, w = double(dy), double(x), double(w)
     xs, dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return np.einsum("...o,io->...i", dy, w), np.einsum("ni,no->io", xs, dys), dys.sum(axis=0)
+    dx, dw, db = np.einsum("...o,io->...i", dy, w), np.einsum("ni,no->io", xs, dys), dys.sum(axis=0)
+    return dx if "dx" in needs else None, dw if "dw" in needs else None, db if "db" in needs else None
 
 
 def _labels(t: Any, shape: tuple[int, ...], axis: int, weight: Any, ignore_index: int | None, smoothing: float) -> Any:
     """The weighted, smoothed labels with the classes last, and what the mean divides by."""
     t = np.asarray(t)
-    rows = np.moveaxis(np.empty(shape), axis, -1).shape
-    classes = rows[-1]
+    classes = shape[axis]
     w = np.ones(classes) if weight is None else double(weight)
-    q = np.zeros(rows)
-    divisor = 0.0
-    for row in np.ndindex(*rows[:-1]):
-        if t.ndim == len(shape):
-            label = double(np.moveaxis(t, axis, -1)[row])
-            divisor += 1.0
-        else:
-            if t[row] == ignore_index:
-                continue
-            label = np.arange(classes) == t[row]
-            divisor += w[t[row]]
-        q[row] = w * ((1 - smoothing) * label + smoothing / classes)
-    return q, divisor
+    if t.ndim == len(shape):
+        labels = np.moveaxis(double(t), axis, -1)
+        counts = np.ones(labels.shape[:-1], bool)
+        divisor = float(counts.size)
+    else:
+        labels = np.arange(classes) == t[..., None]
+        counts = np.ones(t.shape, bool) if ignore_index is None else t != ignore_index
+        divisor = float(w[t[counts]].sum())
+    return np.where(counts[..., None], w * ((1 - smoothing) * labels + smoothing / classes), 0.0), divisor
 
 
 def _times_log(q: Array, logs: Array) -> Array:
@@ -148,8 +144,8 @@ def cross_entropy_backward(
     p = np.moveaxis(double(p), axis, -1)
     q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
     with np.errstate(all="ignore"):
-        slope = np.where(q == 0, 0.0, -q / p)
-    return (np.moveaxis(slope * _share(dloss, p.shape, reduction, divisor), -1, axis),)
+        slope = np.where(q == 0, 0.0, -q / p * _share(dloss, p.shape, reduction, divisor))
+    return (np.moveaxis(slope, -1, axis),)
 
 
 def softmax_cross_entropy(
@@ -231,8 +227,8 @@ def _terms_of_affine(x: Any, w: Any, b: Any = None) -> tuple[Array, ...]:
     return affine(abs(double(x)), abs(double(w)), None if b is None else abs(double(b)))
 
 
-def _terms_of_affine_backward(dy: Any, x: Any, w: Any) -> tuple[Array, ...]:
-    return affine_backward(abs(double(dy)), abs(double(x)), abs(double(w)))
+def _terms_of_affine_backward(dy: Any, x: Any, w: Any, **options: Any) -> tuple[Array, ...]:
+    return affine_backward(abs(double(dy)), abs(double(x)), abs(double(w)), **options)
 
 
 def _terms_of_softmax_backward(dy: Any, y: Any, axis: int = -1) -> tuple[Array, ...]:
