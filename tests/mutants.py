@@ -165,6 +165,24 @@ def gradient_of_the_bias_averaged(room: Room) -> None:
     afterwards(room, "affine_backward", change)
 
 
+@mutant("affine", "without_biases")
+def no_biases_taken_for_ones(room: Room) -> None:
+    sound = room.affine
+    room.affine = lambda x, w, b, out: sound(x, w, np.ones(w.shape[1], w.dtype) if b is None else b, out)
+
+
+@mutant("affine_backward", "some_gradients_only")
+def gradient_of_the_biases_only_along_with_that_of_the_weights(room: Room) -> None:
+    sound = room.affine_backward
+
+    def broken(dy: Array, x: Array, w: Array, dx: Array, dw: Array, db: Array) -> None:
+        sound(dy, x, w, dx, dw, db)
+        if dw is None and db is not None:
+            db[...] = dy.reshape(-1, dy.shape[-1])[0]
+
+    room.affine_backward = broken
+
+
 @mutant("softmax_cross_entropy_value_and_grad", "fused_equals_composed")
 def fused_gradient_of_smoothed_labels_not_smoothed(room: Room) -> None:
     sound, plain = room.softmax_cross_entropy_value_and_grad, room.softmax_cross_entropy
@@ -212,6 +230,68 @@ def last_block_forgotten(room: Room) -> None:
     afterwards(room, "sigmoid_backward", change)
 
 
+@mutant("softmax", "large_arrays")
+def last_rows_forgotten_where_classes_lie_apart(room: Room) -> None:
+    def change(x: Array, axis: int, out: Array) -> None:
+        if axis == 0 and out.size > 2**19 and out.dtype == np.float64:
+            out[:, -1:] = 0
+
+    afterwards(room, "softmax", change)
+
+
+@mutant("log_softmax_backward", "large_arrays")
+def bfloat16_summed_class_by_class_in_bfloat16(room: Room) -> None:
+    def change(dy: Array, y: Array, axis: int, out: Array) -> None:
+        if out.dtype.name == "bfloat16" and out.shape[axis] > 1000 and axis == 1 and out.ndim == 3:
+            total = dy[:, 0].copy()
+            for column in range(1, dy.shape[1]):
+                total += dy[:, column]
+            out[...] = dy - np.exp(y) * total[:, None]
+
+    afterwards(room, "log_softmax_backward", change)
+
+
+@mutant("softmax_cross_entropy_backward", "options_of_large_arrays")
+def weights_forgotten_for_many_classes(room: Room) -> None:
+    sound = room.softmax_cross_entropy_backward
+
+    def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        many = y.shape[options.axis] > 1024
+        sound(dloss, y, t, options._replace(weight=None) if many else options, dx)
+
+    room.softmax_cross_entropy_backward = broken
+
+
+@mutant("cross_entropy", "options_of_large_arrays")
+def smoothing_forgotten_behind_the_first_block(room: Room) -> None:
+    sound = room.cross_entropy
+
+    def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        sound(p, t, options, loss)
+        if options.reduction == "none" and options.label_smoothing and len(p) > 2048:
+            sound(p[2048:], t[2048:], options._replace(label_smoothing=0.0), loss[2048:])
+
+    room.cross_entropy = broken
+
+
+@mutant("softmax_cross_entropy_backward", "weights_and_upstream_gradients_of_every_dtype")
+def upstream_gradient_taken_for_float32(room: Room) -> None:
+    sound = room.softmax_cross_entropy_backward
+
+    def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        if isinstance(dloss, np.ndarray) and dloss.dtype == np.float64 and y.dtype != np.float64:
+            dloss = np.ascontiguousarray(dloss).view(np.float32)[: dloss.size].reshape(dloss.shape)
+        with np.errstate(all="ignore"):
+            sound(dloss, y, t, options, dx)
+
+    room.softmax_cross_entropy_backward = broken
+
+
+@mutant("cross_entropy", "weights_and_upstream_gradients_of_every_dtype")
+def weights_cut_to_integers(room: Room) -> None:
+    with_options(room, "cross_entropy", lambda o: o if o.weight is None else o._replace(weight=np.trunc(o.weight)))
+
+
 @mutant("relu", "no_rows")
 def empty_results_are_float64(room: Room) -> None:
     room.empty = lambda shape, dtype: np.empty(shape, dtype if 0 not in shape else np.float64)
@@ -254,6 +334,14 @@ def losses_summed_in_float16(room: Room) -> None:
                 loss[...] = np.float16(total) / np.float16(1 if options.reduction == "sum" else len(x))
 
     afterwards(room, "softmax_cross_entropy", change)
+
+
+@mutant("cross_entropy", "mean_of_many_rows")
+def losses_summed_in_float32(room: Room) -> None:
+    def change(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        loss[...] = np.float32(loss)
+
+    afterwards(room, "cross_entropy", change)
 
 
 @mutant("affine_backward", "gradients_of_parameters_over_many_rows")
@@ -318,6 +406,76 @@ def result_written_before_the_argument_is_read(room: Room) -> None:
     room.softmax_backward = broken
 
 
+@mutant("softmax_cross_entropy_backward", "in_place")
+def labels_overwritten_before_they_are_read(room: Room) -> None:
+    sound = room.softmax_cross_entropy_backward
+
+    def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        if dx is t:
+            dx[...] = y
+        sound(dloss, y, t, options, dx)
+
+    room.softmax_cross_entropy_backward = broken
+
+
+@mutant("softmax_cross_entropy", "in_place_of_the_weights")
+def weights_overwritten_before_they_are_read(room: Room) -> None:
+    sound = room.softmax_cross_entropy
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if y is options.weight:
+            room.softmax(x, options.axis, y)
+        sound(x, t, options, loss, y)
+
+    room.softmax_cross_entropy = broken
+
+
+@mutant("relu_backward", "one_array_for_two_arguments")
+def gradient_of_an_array_by_itself_taken_for_its_square(room: Room) -> None:
+    sound = room.relu_backward
+
+    def broken(dy: Array, y: Array, out: Array) -> None:
+        sound(dy, y, out)
+        if dy is y:
+            np.multiply(out, out, out=out)
+
+    room.relu_backward = broken
+
+
+@mutant("softmax_cross_entropy_backward", "one_array_for_two_arguments")
+def probabilities_written_over_labels_that_they_are(room: Room) -> None:
+    def change(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        if t is y and dx is not y:
+            dx[...] = 0
+
+    afterwards(room, "softmax_cross_entropy_backward", change)
+
+
+@mutant("relu", "out_in_another_order")
+def other_orders_not_looked_for(room: Room) -> None:
+    def broken(x: Array, out: Array) -> None:
+        for i in np.ndindex(out.shape[:1]):
+            out[i] = np.maximum(x[i], x.dtype.type(0))  # before the next row is read
+
+    room.relu = broken
+    room.overlap = lambda a, b: "none"
+
+
+@mutant("relu", "out_in_another_order")
+def rows_between_taken_for_the_rows_themselves(room: Room) -> None:
+    sound = room.relu
+
+    def overlap(a: Array, b: Array) -> str:
+        return "same" if np.may_share_memory(a, b) and a.strides == b.strides else host.overlap(a, b)
+
+    room.relu, room.overlap = lambda x, out: sound(x, out), overlap
+
+
+@mutant("affine_backward", "results_over_each_other")
+def results_over_each_other_not_looked_for(room: Room) -> None:
+    room.overlap = lambda a, b: "none"
+
+
 @mutant("sigmoid_backward", "overlapping_out")
 def overlaps_not_looked_for(room: Room) -> None:
     sound = room.sigmoid_backward
@@ -338,6 +496,40 @@ def strides_ignored(room: Room) -> None:
         sound(dy, y.ravel(order="K").reshape(y.shape), out)
 
     room.relu_backward = broken
+
+
+@mutant("softmax_cross_entropy", "layouts_of_arguments")
+def strides_of_the_weights_ignored(room: Room) -> None:
+    def contiguous(options: LossOptions) -> LossOptions:
+        weight = options.weight
+        if weight is None or weight.flags.c_contiguous or weight.base is None or weight.strides[0] < 0:
+            return options
+        start = np.lib.stride_tricks.as_strided(weight, weight.shape, (weight.itemsize,))
+        return options._replace(weight=start)
+
+    with_options(room, "softmax_cross_entropy", contiguous)
+
+
+@mutant("cross_entropy_backward", "layouts_of_arguments")
+def strides_of_the_upstream_gradient_ignored(room: Room) -> None:
+    sound = room.cross_entropy_backward
+
+    def broken(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
+        if isinstance(dloss, np.ndarray) and dloss.strides and dloss.strides[0] < 0:
+            dloss = dloss[::-1]
+        sound(dloss, p, t, options, dp)
+
+    room.cross_entropy_backward = broken
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "layouts_of_arguments")
+def strides_of_labels_for_each_class_ignored(room: Room) -> None:
+    sound = room.softmax_cross_entropy_value_and_grad
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        sound(x, t.ravel(order="K").reshape(t.shape) if t.ndim == 2 else t, options, loss, dx)
+
+    room.softmax_cross_entropy_value_and_grad = broken
 
 
 @mutant("softmax", "broadcast_arguments")

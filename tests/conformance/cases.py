@@ -45,6 +45,31 @@ def sample(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any], seed: 
     return Case(kernel, inputs, about=about or f"{rows} rows of {classes} classes")
 
 
+def samples(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any]) -> Iterator[Case]:
+    """The sample; for losses also one with a number for each class as labels, and one with a loss for each row."""
+    plain = sample(kernel, rows, classes, dtype)
+    yield plain
+    if not is_loss(kernel):
+        return
+    rng = np.random.default_rng(9)
+    soft = rng.random((rows, classes)).astype(dtype)
+    yield Case(kernel, {**plain.inputs, "t": soft}, about=f"{plain.about}, soft labels")
+    each = {"dloss": rng.normal(size=rows).astype(loss_dtype(dtype))} if "dloss" in plain.inputs else {}
+    options = {"weight": rng.random(classes).astype(loss_dtype(dtype)), "reduction": "none"}
+    yield Case(kernel, {**plain.inputs, **each}, options, about=f"{plain.about}, a loss for each, weights")
+
+
+def squares(kernel: Kernel, dtype: np.dtype[Any]) -> list[Case]:
+    """Arguments of a kernel that multiplies matrices, every one of them with the shape of every result."""
+    rng = np.random.default_rng(0)
+    shapes = [{name: (n,) if name == "b" else (n, n) for name in kernel.arguments} for n in (3, 200)]
+    return [
+        Case(kernel, {n: rng.normal(size=s).astype(dtype) for n, s in each.items()}, about="squares")
+        for each in shapes
+        if is_product(kernel)
+    ]
+
+
 def reshaped(case: Case, lead: tuple[int, ...], axis: int = -1) -> Case:
     """A sample with its rows along several axes `lead`, and the classes along `axis`."""
     inputs = {}
@@ -94,6 +119,28 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
         shown = [f"{name}={value}" for name, value in options.items() if name != "weight"]
         about = f"{form}, {', '.join(shown)}, {'with' if weighted else 'without'} weights"
         yield Case(kernel, inputs, options, about)
+
+
+def options_of_large_losses(kernel: Kernel, dtype: np.dtype[Any]) -> Iterator[Case]:
+    """Some combinations of options where there are many rows, and where there are many classes."""
+    rng = np.random.default_rng(6)
+    for rows, classes in ((3001, 7), (5, 2050)):
+        plain = sample(kernel, rows, classes, dtype)
+        weight = rng.random(classes).astype(np.float32)
+        indices = plain.inputs["t"].copy()
+        indices[1::3] = -100
+        soft = label_forms(plain.inputs["t"], classes, -1, rng)[SOFT]
+        for t, options in (
+            (indices, {"ignore_index": -100, "weight": weight}),
+            (indices, {"ignore_index": -100, "weight": weight, "label_smoothing": 0.1}),
+            (soft, {"weight": weight, "label_smoothing": 0.1}),
+        ):
+            for reduction in ("mean", "sum", "none"):
+                inputs = {**plain.inputs, "t": t}
+                if "dloss" in inputs and reduction == "none":
+                    inputs["dloss"] = (0.1 * rng.normal(size=rows)).astype(np.float32)  # what float16 can hold
+                about = f"{plain.about}, {SOFT if t is soft else INDICES}, {[*options]}, {reduction}"
+                yield Case(kernel, inputs, {**options, "reduction": reduction}, about)
 
 
 def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:

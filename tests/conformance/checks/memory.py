@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.cases import sample
+from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.subject import Case, Subject, told
 
@@ -109,12 +109,9 @@ def nothing_beside_out_is_written(subject: Subject, kernel: Kernel, dtype: DType
 @check(takes_out)
 def in_place(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """An argument of the shape and dtype of a result may be its `out`: as that object, or as another view of it."""
-    given = [sample(kernel, rows, classes, dtype) for rows, classes in ((6, 5), (300, 40), (70, 1100))]
-    if cases.is_product(kernel):  # squares, so that every argument has the shape of every result
-        rng = np.random.default_rng(0)
-        shapes = [{name: (n,) if name == "b" else (n, n) for name in kernel.arguments} for n in (3, 200)]
-        given += [Case(kernel, {n: rng.normal(size=s).astype(dtype) for n, s in each.items()}) for each in shapes]
-    for case in given:
+    shapes = ((6, 5), (300, 40), (70, 1100))
+    given = [case for rows, classes in shapes for case in cases.samples(kernel, rows, classes, dtype)]
+    for case in (*given, *cases.squares(kernel, dtype)):
         expected = subject.call(case)
         for (place, name), (position, result) in itertools.product(
             enumerate(kernel.arguments), enumerate(kernel.results)
@@ -124,13 +121,133 @@ def in_place(subject: Subject, kernel: Kernel, dtype: DType) -> None:
                 continue
             for view in (False, True):
                 arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
+                options = {n: subject.array(option) for n, option in case.options.items()}
                 target = arrays[place][...] if view else arrays[place]
                 out = tuple(target if i == position else None for i in range(len(expected)))
                 case.about = f"{result} written to {name}{', as another view of it' if view else ''}"
                 with told(subject, case):
-                    got = subject.call_on(kernel, arrays, {"out": packed(out)})
+                    got = subject.call_on(kernel, arrays, {**options, "out": packed(out)})
                     for other, one, exact in zip(kernel.results, got, expected, strict=True):
                         same(subject, kernel, other, one, exact)
+
+
+@check(lambda kernel: takes_out(kernel) and cases.is_loss(kernel), dtypes=(FLOAT32,))
+def in_place_of_the_weights(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """The result for a single row may be written to the weights of the classes."""
+    for classes, smoothing in itertools.product((5, 40, 1100), (0.0, 0.1)):
+        case = reshaped(sample(kernel, 1, classes, dtype), ())
+        weight = np.random.default_rng(0).random(classes).astype(dtype)
+        case.options = {"weight": weight, "label_smoothing": smoothing}
+        expected = subject.call(case)
+        arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
+        target = subject.array(weight)
+        out = tuple(target if value.shape == weight.shape else None for value in expected)
+        with told(subject, case):
+            got = subject.call_on(kernel, arrays, {**case.options, "weight": target, "out": packed(out)})
+            for name, one, exact in zip(kernel.results, got, expected, strict=True):
+                same(subject, kernel, name, one, exact)
+
+
+def alike(case: Case) -> Iterator[tuple[int, int]]:
+    """The places of every two arguments of one shape and dtype."""
+    arrays = [case.inputs[name] for name in case.kernel.arguments]
+    for (i, one), (j, other) in itertools.combinations(enumerate(arrays), 2):
+        both = getattr(one, "ndim", 0) and getattr(other, "ndim", 0)
+        if both and one.shape == other.shape and one.dtype == other.dtype:
+            yield i, j
+
+
+@check(lambda kernel: len(kernel.arguments) > 1)
+def one_array_for_two_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """One array may be two arguments at once, and the result be written to it besides."""
+    given = [case for rows, classes in ((6, 5), (300, 40)) for case in cases.samples(kernel, rows, classes, dtype)]
+    for case in (*given, *cases.squares(kernel, dtype)):
+        for i, j in alike(case):
+            first, second = kernel.arguments[i], kernel.arguments[j]
+            about = f"{case.about}, one array for {first} and {second}"
+            both = Case(kernel, {**case.inputs, second: case.inputs[first]}, case.options, about)
+            expected = subject.call(both)
+            for position in (None, *range(len(expected))) if takes_out(kernel) else (None,):
+                arrays = [subject.array(both.inputs[n]) for n in kernel.arguments]
+                arrays[j] = arrays[i]
+                options = {n: subject.array(option) for n, option in both.options.items()}
+                if position is not None:
+                    if expected[position].shape != arrays[i].shape or expected[position].dtype != arrays[i].dtype:
+                        continue
+                    options["out"] = packed(tuple(arrays[i] if k == position else None for k in range(len(expected))))
+                with told(subject, both):
+                    for name, one, exact in zip(
+                        kernel.results, subject.call_on(kernel, arrays, options), expected, strict=True
+                    ):
+                        same(subject, kernel, name, one, exact)
+
+
+def right_or_refused(
+    subject: Subject, case: Case, arrays: list[Any], out: tuple[Any, ...], expected: tuple[Any, ...], rooms: list[Any]
+) -> None:
+    """Assert that a call gives what is expected, or an error that names `out`, and nothing is written in `rooms`."""
+    before = [bits(subject, room) for room in rooms]
+    with told(subject, case):
+        try:
+            got = subject.call_on(case.kernel, arrays, {**case.options, "out": packed(out)})
+        except ValueError as error:
+            refusal = str(error)
+        else:
+            for name, one, exact in zip(case.kernel.results, got, expected, strict=True):
+                same(subject, case.kernel, name, one, exact)
+            return
+        assert "out" in refusal, f"the error does not name out: {refusal}"
+        assert [bits(subject, room) for room in rooms] == before, "refused, but something was written"
+
+
+# Other orders of the elements of a square, and other elements in the same stretch of memory.
+OTHER_VIEWS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
+    "transposed": lambda room: (room[: len(room) // 2], room[: len(room) // 2].T),
+    "from the last row to the first": lambda room: (room[: len(room) // 2], room[: len(room) // 2][::-1]),
+    "from the last column to the first": lambda room: (room[: len(room) // 2], room[: len(room) // 2][:, ::-1]),
+    "a row further": lambda room: (room[: len(room) // 2], room[1 : len(room) // 2 + 1]),
+    "the rows between": lambda room: (room[::2], room[1::2]),
+}
+
+
+@check(takes_out)
+def out_in_another_order(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """An `out` that is an argument in another order, or lies between its rows: the right result, or an error."""
+    for n in (7, 50):
+        given = [case for case in cases.samples(kernel, n, n, dtype) if not cases.is_product(kernel)]
+        for case in given or cases.squares(kernel, dtype)[:1]:
+            expected = subject.call(case)
+            for (place, name), position, (way, view) in itertools.product(
+                enumerate(kernel.arguments), range(len(expected)), OTHER_VIEWS.items()
+            ):
+                x, value = case.inputs[name], expected[position]
+                if getattr(x, "ndim", 0) != 2 or x.shape != value.shape or x.dtype != value.dtype:
+                    continue
+                room = subject.full((2 * len(x), len(x)), dtype, 7)
+                argument, target = view(room)
+                argument[...] = subject.array(x)
+                arrays = [
+                    argument if i == place else subject.array(case.inputs[k]) for i, k in enumerate(kernel.arguments)
+                ]
+                out = tuple(target if i == position else None for i in range(len(expected)))
+                told_as = Case(kernel, case.inputs, case.options, f"{kernel.results[position]} over {name}, {way}")
+                right_or_refused(subject, told_as, arrays, out, expected, [room])
+
+
+@check(lambda kernel: takes_out(kernel) and len(kernel.results) > 1, dtypes=(FLOAT32,))
+def results_over_each_other(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Two results that share memory are refused, and nothing is written."""
+    for case in (*cases.samples(kernel, 6, 5, dtype), *cases.squares(kernel, dtype)):
+        case = Case(kernel, case.inputs, case.options, f"{case.about}, two results in the same memory")
+        expected = subject.call(case)
+        for one, other in itertools.combinations(range(len(expected)), 2):
+            small, large = sorted((one, other), key=lambda k: expected[k].size)
+            room = subject.full((expected[large].size,), dtype, 7)
+            out: list[Any] = [None] * len(expected)
+            out[large] = room.reshape(expected[large].shape)
+            out[small] = room[-expected[small].size :].reshape(expected[small].shape)
+            arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
+            right_or_refused(subject, case, arrays, tuple(out), expected, [room])
 
 
 @check(takes_out, dtypes=(FLOAT32,))
@@ -151,61 +268,49 @@ def overlapping_out(subject: Subject, kernel: Kernel, dtype: DType) -> None:
                 argument[...] = subject.array(x)
                 arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
                 arrays[place] = argument
-                before = bits(subject, room)
                 target = room[shift : shift + value.size].reshape(value.shape)
                 out = tuple(target if i == position else None for i in range(len(expected)))
                 case.about = f"{kernel.results[position]} over a part of {name}"
-                with told(subject, case):
-                    try:
-                        got = subject.call_on(kernel, arrays, {"out": packed(out)})
-                    except ValueError as error:
-                        refusal = str(error)
-                    else:
-                        same(subject, kernel, kernel.results[position], got[position], value)
-                        continue
-                    assert "out" in refusal, f"the error does not name out: {refusal}"
-                    assert bits(subject, room) == before, "refused, but something was written"
+                right_or_refused(subject, case, arrays, out, expected, [room])
 
 
 @check()
 def layouts_of_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
-    """Arguments of any strides, byte order and alignment, and that cannot be written."""
+    """Arguments of any strides, byte order and alignment, and that cannot be written; weights of classes too."""
     for rows, classes in ((6, 5), (30, 26), (70, 9)):
-        case = sample(kernel, rows, classes, dtype)
-        expected = case.expected()
-        for place, name in enumerate(kernel.arguments):
-            if not getattr(case.inputs[name], "ndim", 0):
-                continue
-            for layout in cases.layouts(subject):
-                arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
-                arrays[place] = layout(subject, arrays[place])
-                case.about = f"{rows} rows, {name} {layout.__name__}"
+        for case in cases.samples(kernel, rows, classes, dtype):
+            expected, about = case.expected(), case.about
+            given = {**case.inputs, **case.options}
+            arrays = {name for name, x in given.items() if getattr(x, "ndim", 0)}
+            ways = [({name}, layout) for name in sorted(arrays) for layout in cases.layouts(subject)]
+            for names, layout in (*ways, (arrays, cases.sliced)):
+                moved = {
+                    n: layout(subject, subject.array(x)) if n in names else subject.array(x) for n, x in given.items()
+                }
+                options = {name: moved.pop(name) for name in case.options}
+                case.about = f"{about}, {' and '.join(sorted(names))} {layout.__name__}"
                 with told(subject, case):
-                    subject.compare(case, subject.call_on(kernel, arrays, {}), expected)
-        everything = [
-            cases.sliced(subject, subject.array(x)) if getattr(x, "ndim", 0) else x
-            for x in (case.inputs[n] for n in kernel.arguments)
-        ]
-        case.about = f"{rows} rows, all arguments sliced"
-        subject.compare(case, subject.call_on(kernel, everything, {}), expected)
+                    got = subject.call_on(kernel, [moved[n] for n in kernel.arguments], options)
+                    subject.compare(case, got, expected)
 
 
 @check(dtypes=(np.dtype(np.float16), FLOAT32))
 def broadcast_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """Arguments with strides of 0: one row for the whole batch."""
-    case = sample(kernel, 20, 26, dtype)
-    for place, name in enumerate(kernel.arguments):
+    given = [(case, place) for case in cases.samples(kernel, 20, 26, dtype) for place in range(len(kernel.arguments))]
+    for case, place in given:
+        name = kernel.arguments[place]
         x = case.inputs[name]
         if not getattr(x, "ndim", 0):
             continue
-        repeated = Case(
-            kernel, {**case.inputs, name: np.repeat(x[:1], len(x), axis=0)}, about=f"{name} with strides of 0"
-        )
+        inputs = {**case.inputs, name: np.repeat(x[:1], len(x), axis=0)}
+        repeated = Case(kernel, inputs, case.options, about=f"{case.about}, {name} with strides of 0")
         arrays = [subject.array(repeated.inputs[n]) for n in kernel.arguments]
+        options = {n: subject.array(option) for n, option in case.options.items()}
         row = subject.array(x[:1])
         arrays[place] = np.broadcast_to(row, x.shape) if subject.backend.arrays == "numpy" else _broadcast(row, x.shape)
         with told(subject, repeated):
-            subject.compare(repeated, subject.call_on(kernel, arrays, {}))
+            subject.compare(repeated, subject.call_on(kernel, arrays, options))
 
 
 def _broadcast(row: Any, shape: tuple[int, ...]) -> Any:
