@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 
 from plugrad import backends
@@ -18,6 +19,8 @@ from plugrad.kernels import KERNELS
 
 Room: TypeAlias = Any
 Array: TypeAlias = Any
+
+finfo: Any = ml_dtypes.finfo  # knows bfloat16 too
 
 
 @dataclass(frozen=True)
@@ -641,6 +644,79 @@ def nan_leaks_to_the_next_row(room: Room) -> None:
     afterwards(room, "softmax", change)
 
 
+@mutant("cross_entropy", "nan_stays_in_its_row")
+def undefined_probabilities_taken_for_certain(room: Room) -> None:
+    sound = room.cross_entropy
+    room.cross_entropy = lambda p, *rest: sound(np.where(np.isnan(p), p.dtype.type(1), p), *rest)
+
+
+@mutant("softmax_backward", "nan_stays_in_its_row")
+def undefined_probabilities_taken_for_impossible(room: Room) -> None:
+    sound = room.softmax_backward
+
+    def broken(dy: Array, y: Array, axis: int, out: Array) -> None:
+        sound(dy, np.where(np.isnan(y), y.dtype.type(0), y), axis, out)
+
+    room.softmax_backward = broken
+
+
+@mutant("affine", "nan_stays_in_its_row")
+def weights_that_are_not_finite_left_out(room: Room) -> None:
+    sound = room.affine
+    room.affine = lambda x, w, b, out: sound(x, np.where(np.isfinite(w), w, w.dtype.type(0)), b, out)
+
+
+@mutant("cross_entropy", "special_probabilities")
+def probabilities_kept_away_from_zero(room: Room) -> None:
+    sound = room.cross_entropy
+
+    def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        with np.errstate(all="ignore"):
+            sound(np.maximum(p, p.dtype.type(1e-12)), t, options, loss)
+
+    room.cross_entropy = broken
+
+
+@mutant("log_softmax_backward", "impossible_classes")
+def impossible_classes_give_nan(room: Room) -> None:
+    def change(dy: Array, y: Array, axis: int, out: Array) -> None:
+        with np.errstate(all="ignore"):
+            out += np.exp(y) * y * 0  # as p log p has it
+
+    afterwards(room, "log_softmax_backward", change)
+
+
+def flushed(out: Array) -> None:
+    """Set subnormal numbers to 0, as processors and compilers do that are told to."""
+    with np.errstate(all="ignore"):
+        out[np.abs(out) < finfo(out.dtype).smallest_normal] = 0
+
+
+@mutant("relu", "special_numbers")
+def subnormal_numbers_taken_for_zero(room: Room) -> None:
+    afterwards(room, "relu", lambda x, out: flushed(out))
+
+
+@mutant("relu_backward", "numbers_come_through_bit_for_bit")
+def subnormal_gradients_taken_for_zero(room: Room) -> None:
+    afterwards(room, "relu_backward", lambda dy, y, out: flushed(out))
+
+
+@mutant("softmax", "subnormal_rows")
+def subnormal_probabilities_flushed_to_zero(room: Room) -> None:
+    afterwards(room, "softmax", lambda x, axis, out: flushed(out))
+
+
+@mutant("softmax_backward", "subnormal_rows")
+def subnormal_gradients_flushed_to_zero(room: Room) -> None:
+    afterwards(room, "softmax_backward", lambda dy, y, axis, out: flushed(out))
+
+
+@mutant("log_softmax", "confident_rows_keep_their_accuracy")
+def subnormal_logarithms_flushed_to_zero(room: Room) -> None:
+    afterwards(room, "log_softmax", lambda x, axis, out: flushed(out))
+
+
 @mutant("softmax_cross_entropy", "ignored_rows_count_for_nothing")
 def ignored_rows_counted_in_the_mean(room: Room) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
@@ -669,6 +745,17 @@ def mean_over_nothing(room: Room) -> None:
     afterwards(room, "cross_entropy", change)
 
 
+@mutant("softmax_cross_entropy_backward", "where_nothing_counts")
+def nothing_written_where_all_labels_are_zero(room: Room) -> None:
+    sound = room.softmax_cross_entropy_backward
+
+    def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
+        if t.ndim < y.ndim or t.any():
+            sound(dloss, y, t, options, dx)
+
+    room.softmax_cross_entropy_backward = broken
+
+
 @mutant("softmax_cross_entropy", "labels_of_zero_on_impossible_classes")
 def zero_times_infinity(room: Room) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
@@ -689,6 +776,21 @@ def loss_as_a_difference_of_large_numbers(room: Room) -> None:
     afterwards(room, "softmax_cross_entropy", change)
 
 
+@mutant("softmax_cross_entropy_value_and_grad", "confident_rows_keep_their_accuracy")
+def gradient_at_the_label_as_the_difference_from_one(room: Room) -> None:
+    sound, softmax = room.softmax_cross_entropy_value_and_grad, room.softmax
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        y = np.empty_like(x)
+        softmax(x, options.axis, y)
+        sound(x, t, options, loss, dx)
+        if t.ndim == 1 and options.axis == 1 and options.reduction == "none":
+            rows = np.arange(len(t))
+            dx[rows, t] = y[rows, t] - y.dtype.type(1)
+
+    room.softmax_cross_entropy_value_and_grad = broken
+
+
 @mutant("softmax_cross_entropy_value_and_grad", "tiny_weights")
 def weights_divided_by_their_float32_sum(room: Room) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
@@ -705,6 +807,54 @@ def sigmoid_by_the_hyperbolic_tangent(room: Room) -> None:
         out[...] = (0.5 * np.tanh(0.5 * x.astype(np.float64)) + 0.5).astype(out.dtype)
 
     afterwards(room, "sigmoid", change)
+
+
+@mutant("sigmoid", "errors_within_the_budget")
+def sigmoid_of_float16_in_float16(room: Room) -> None:
+    @np.errstate(all="ignore")
+    def change(x: Array, out: Array) -> None:
+        if x.dtype == np.float16:
+            out[...] = 1 / (1 + np.exp(-x))
+
+    afterwards(room, "sigmoid", change)
+
+
+@mutant("softmax", "errors_beside_the_formula")
+def sums_that_lose_some_bits(room: Room) -> None:
+    def change(x: Array, axis: int, out: Array) -> None:
+        if out.dtype == np.float32:
+            out *= np.float32(1 + 2.0**-20)
+
+    afterwards(room, "softmax", change)
+
+
+@mutant("log_softmax", "errors_over_many_classes")
+def many_classes_added_up_one_by_one(room: Room) -> None:
+    def change(x: Array, axis: int, out: Array) -> None:
+        if x.shape[axis] > 10_000:
+            with np.errstate(all="ignore"):
+                z = (x - x.max(axis=axis, keepdims=True)).astype(np.float32)
+                total = np.add.accumulate(np.exp(z), axis=axis, dtype=np.float32).take([-1], axis=axis)
+                out[...] = z - np.log(total)
+
+    afterwards(room, "log_softmax", change)
+
+
+@mutant("softmax", "small_elements_keep_their_accuracy")
+def small_probabilities_cut_off(room: Room) -> None:
+    def change(x: Array, axis: int, out: Array) -> None:
+        if out.dtype == np.float64:
+            out[out < 1e-17] = 0
+
+    afterwards(room, "softmax", change)
+
+
+@mutant("softmax_cross_entropy", "small_elements_keep_their_accuracy")
+def probabilities_no_smaller_than_the_rounding_of_one(room: Room) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        y[y < finfo(y.dtype).eps] = 0
+
+    afterwards(room, "softmax_cross_entropy", change)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def cross_entropy(
     p = np.moveaxis(double(p), axis, -1)
     q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
     with np.errstate(all="ignore"):
-        return (_reduced(-_times_log(q, np.log(p)).sum(axis=-1), reduction, divisor),)
+        losses = np.where(q.any(axis=-1), -_times_log(q, np.log(p)).sum(axis=-1), 0.0)
+    return (_reduced(losses, reduction, divisor),)
 
 
 def cross_entropy_backward(
@@ -176,8 +177,8 @@ def softmax_cross_entropy_backward(
 ) -> tuple[Array, ...]:
     y = np.moveaxis(double(y), axis, -1)
     q, divisor = _labels(t, np.moveaxis(y, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
-    slope = y * q.sum(axis=-1, keepdims=True) - q
-    return (np.moveaxis(slope * _share(dloss, y.shape, reduction, divisor), -1, axis),)
+    slope = (y * q.sum(axis=-1, keepdims=True) - q) * _share(dloss, y.shape, reduction, divisor)
+    return (np.moveaxis(np.where(q.any(axis=-1, keepdims=True), slope, 0.0), -1, axis),)
 
 
 def softmax_cross_entropy_value_and_grad(x: Any, t: Any, axis: int = -1, **options: Any) -> tuple[Array, ...]:

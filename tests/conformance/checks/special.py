@@ -10,6 +10,7 @@ from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import overflowed, result_dtype, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
+from plugrad.tests.conformance.checks.memory import packed, takes_out
 from plugrad.tests.conformance.subject import Case, Subject, close, epsilon, finfo, loss_dtype, told
 
 DType = np.dtype[Any]
@@ -77,16 +78,10 @@ def special_numbers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """Every pair of huge, tiny, infinite and undefined numbers."""
     most, normal, tiny = extremes(dtype)
     numbers = [0.0, -0.0, 1.0, -1.0, 0.3, -17.0, 17.0, -88.0, -95.0, -104.0, 89.0, -700.0, -746.0, 710.0]
-    numbers += [most, -most, normal, -normal, tiny, -tiny, INF, -INF, NAN]
-    bounded = [
-        0.0,
-        1.0,
-        0.5,
-        normal,
-        tiny,
-        float(np.nextafter(np.float32(1), np.float32(0))),
-        NAN,
-    ]  # values of a sigmoid
+    small = [normal, normal / 2, 3 * tiny, tiny]
+    numbers += [most, -most, *small, *(-number for number in small), INF, -INF, NAN]
+    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
+    bounded = [0.0, 1.0, 0.5, *small, below_one, NAN]  # values of a sigmoid
     roles = {"x": numbers, "dy": numbers, "y": bounded if kernel.name.startswith("sigmoid") else numbers}
     grid = np.array(list(itertools.product(*(roles[name] for name in kernel.arguments)))).astype(dtype)
     for repeats in (1, 3000 // len(grid) + 1):
@@ -107,34 +102,132 @@ def special_numbers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
         )
 
 
+@check(lambda kernel: not kernel.tolerance)
+def numbers_come_through_bit_for_bit(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """What only chooses between numbers and 0 rounds nothing, subnormal numbers included; the 0 may have any sign."""
+    rng = np.random.default_rng(0)
+    bits = np.dtype(f"uint{8 * dtype.itemsize}")
+    every = np.arange(2**16) if dtype.itemsize == 2 else rng.integers(0, 2 ** (8 * dtype.itemsize), 2**16, np.uint64)
+    subnormal = rng.integers(0, np.array(extremes(dtype)[1], dtype).view(bits), 2**10, np.uint64)
+    for integers in (every, subnormal, subnormal[:40]):
+        x = integers.astype(bits).view(dtype)
+        other = rng.permutation(x)
+        for inputs in ({"x": x}, {"dy": x, "y": x}, {"dy": x, "y": other}, {"dy": other, "y": x}):
+            if set(inputs) != set(kernel.arguments):
+                continue
+            case = Case(kernel, inputs, about="patterns of bits")
+            (got,) = subject.call(case)
+            exact = case.expected()[0]
+            with np.errstate(invalid="ignore"):  # of NaN of the kind that signals
+                values = np.asarray(subject.numpy(got)).astype(np.float64)
+            wrong = np.argwhere(~((values == exact) | (np.isnan(values) & np.isnan(exact))))
+            assert not len(wrong), (
+                f"{kernel.name} of {[float(a[wrong[0][0]]) for a in inputs.values()]}: "
+                f"expected {exact[tuple(wrong[0])]}, got {values[tuple(wrong[0])]}"
+            )
+
+
+@check(lambda kernel: kernel.name in ("softmax", "softmax_backward", "log_softmax_backward"))
+def subnormal_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Results too small to be normal are not flushed to 0."""
+    _, normal, tiny = extremes(dtype)
+    depth = -np.log(normal) + 1.5  # of a logit whose exponential is subnormal
+    rows: dict[str, list[float]] = {
+        "softmax": [0.0, -depth, -depth - 0.7],
+        "softmax_backward": [normal / 2, normal / 4, 16 * tiny],
+        "log_softmax_backward": [-depth, -depth - 0.7, -1.0],
+    }
+    gradients = [normal, -normal / 2, 16 * tiny] if kernel.name == "log_softmax_backward" else [1.0, -1.0, 0.5]
+    for repeats, classes in itertools.product((1, 70, 3000), (3, 40)):
+        fill = -INF if kernel.name != "softmax_backward" else 0.0
+        row = np.array([*rows[kernel.name], *[fill] * (classes - 3)])
+        y = np.tile(row, (repeats, 1)).astype(dtype)
+        dy = np.tile(np.array([*gradients, *[0.0] * (classes - 3)]), (repeats, 1)).astype(dtype)
+        given = {"x": y, "y": y, "dy": dy}
+        case = Case(kernel, {n: given[n] for n in kernel.arguments}, about=f"{repeats} subnormal rows")
+        exact = case.expected()[0]
+        values = np.asarray(subject.numpy(subject.call(case)[0])).astype(np.float64)
+        # An ulp is the same for all of them; the exponential, the product and the sum are off by one at most.
+        relative = (2 * depth + 16) * epsilon(loss_dtype(dtype)) + epsilon(dtype)
+        with told(subject, case):
+            _each("result", values, exact, relative, 4 * tiny)
+
+
+def _each(name: str, got: Any, exact: Any, relative: float, absolute: float) -> None:
+    """Assert that every element is right relative to itself."""
+    wrong = ~(np.abs(got - exact) <= relative * np.abs(exact) + absolute)
+    if wrong.any():
+        where = tuple(np.argwhere(wrong)[0])
+        raise AssertionError(f"{name}{[int(i) for i in where]}: expected {exact[where]}, got {got[where]}")
+
+
 @check()
 def nan_stays_in_its_row(subject: Subject, kernel: Kernel, dtype: DType) -> None:
-    """NaN or infinity in a row of any argument poisons that row and no other."""
+    """NaN or infinity in a row of any argument poisons what is computed from it, and nothing else."""
     rows, place = 70, 33
     for classes in (5, 40):
         plain = sample(kernel, rows, classes, dtype)
         if cases.is_loss(kernel):
             inputs = {n: np.full(rows, 0.7, np.float32) if n == "dloss" else x for n, x in plain.inputs.items()}
+            inputs["t"][place] = 2  # the class that is poisoned
             plain = Case(kernel, inputs, {"reduction": "none"})
         clean = subject.call(plain)
         for name, bad in itertools.product(kernel.arguments, (NAN, INF)):
             x = plain.inputs[name]
-            if name in ("w", "b", "t") or not isinstance(x, np.ndarray):
+            if name == "t" or not isinstance(x, np.ndarray):
                 continue
             poisoned = x.copy()
-            poisoned[(place, *[2] * (x.ndim - 1))] = bad
+            poisoned[2 if name in ("w", "b") else place, *[2] * (x.ndim - 1)] = bad
             case = Case(
                 kernel, {**plain.inputs, name: poisoned}, plain.options, about=f"{bad} in row {place} of {name}"
             )
             with told(subject, case):
-                for result, value, before in zip(kernel.results, subject.call(case), clean, strict=True):
+                got, exact = subject.call(case), case.expected()
+                largest = case.largest(exact)
+                for result, value, before, true, size in zip(kernel.results, got, clean, exact, largest, strict=True):
                     a, b = (np.asarray(subject.numpy(v)).astype(np.float64) for v in (value, before))
-                    if a.shape[:1] != (rows,) or result in ("dw", "db"):
-                        continue
-                    others = np.arange(rows) != place
-                    assert np.array_equal(a[others], b[others]), f"{result}: another row than {place} changed"
-                    if kernel.arguments[0] == "x" and bad is NAN and not is_elementwise(kernel):
-                        assert np.isnan(a[place]).all(), f"{result}: expected a row of NaN, got {a[place]}"
+                    if name not in ("w", "b") and a.shape[:1] == (rows,) and result not in ("dw", "db"):
+                        others = np.arange(rows) != place
+                        assert np.array_equal(a[others], b[others]), f"{result}: another row than {place} changed"
+                    relative, absolute = subject.tolerance(kernel, result, dtype)
+                    if bad is INF:  # inf - inf or inf: it depends on how the formula is written
+                        a = np.where(np.isfinite(a) | np.isfinite(true), a, true)
+                    close(result, a, true, relative, relative * size + absolute)
+
+
+@check(lambda kernel: "p" in kernel.arguments)
+def special_probabilities(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Probabilities of 0, of the smallest numbers, 1, infinity and NaN: nothing is added to them, nothing cut off."""
+    _, normal, tiny = extremes(dtype)
+    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, INF, NAN])
+    for repeats, smoothing in itertools.product((1, 30), (0.0, 0.1)):
+        p = np.full((len(numbers) * repeats, 3), 0.25)
+        p[:, 1] = np.tile(numbers, repeats)
+        t = np.ones(len(p), np.int64)
+        for labels in (t, np.eye(3)[t]):
+            inputs = {"p": p.astype(dtype), "t": labels, "dloss": np.full(len(p), 1.0, loss_dtype(dtype))}
+            options = {"reduction": "none", "label_smoothing": smoothing}
+            case = Case(kernel, inputs, options, about="special probabilities")
+            (name,) = kernel.results
+            wanted = result_dtype(name, dtype)
+            values = np.asarray(subject.numpy(subject.call(case)[0])).astype(np.float64)
+            exact = overflowed(case.expected()[0], wanted)
+            # Every gradient is negative, but that at -0.0, where it may be: the sign of its infinity means nothing.
+            values, exact = (-np.abs(a) if name == "dp" else a for a in (values, exact))
+            with told(subject, case):
+                for row, got, true in zip(p, values, exact, strict=True):
+                    close(f"{name} of probabilities {row}", got, true, *subject.tolerance(kernel, name, dtype))
+
+
+@check(lambda kernel: kernel.name == "log_softmax_backward")
+def impossible_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    """Where the logarithm of a probability is ``-inf``, the gradient that arrives goes on as it is."""
+    for rows, classes in ((3, 4), (70, 40), (3000, 5)):
+        case = sample(kernel, rows, classes, dtype)
+        y = case.inputs["y"].copy()
+        y[:, 1] = -INF
+        impossible = Case(kernel, {**case.inputs, "y": y}, about=f"{case.about}, one of them impossible")
+        subject.compare(impossible, subject.call(impossible))
 
 
 @check(cases.is_loss)
@@ -170,21 +263,34 @@ def ignored_rows_count_for_nothing(subject: Subject, kernel: Kernel, dtype: DTyp
 
 @check(cases.is_loss)
 def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None:
-    """Loss and gradient are 0, not NaN: no rows, all ignored, or no weight."""
+    """Loss and gradient are 0, not NaN, whatever their arrays held: no rows, all ignored, no weight, labels of 0."""
     first = kernel.arguments[-2]
-    nothing: tuple[tuple[int, dict[str, Any]], ...] = (
-        (0, {}),
-        (0, {"reduction": "sum"}),
-        (3, {"ignore_index": 0}),
-        (3, {"ignore_index": 0, "label_smoothing": 0.1}),
-        (3, {"weight": np.array([0.0, 1.0], np.float32)}),
+    one_hot, unweighted = np.array([1.0, 0.0]), {"weight": np.array([0.0, 1.0], np.float32)}
+    nothing: tuple[tuple[int, Any, dict[str, Any]], ...] = (
+        (0, 0, {}),
+        (0, one_hot, {}),
+        (3, 0, {"ignore_index": 0}),
+        (3, 0, {"ignore_index": 0, "label_smoothing": 0.1}),
+        (2000, 0, {"ignore_index": 0}),
+        (3, 0, unweighted),
+        (3, one_hot, unweighted),
+        (3, 0 * one_hot, {}),
     )
-    for rows, options in nothing:
+    for (rows, label, others), reduction in itertools.product(nothing, ("mean", "sum", "none")):
+        options = {**others, "reduction": reduction}
         x = np.full((rows, 2), NAN if "ignore_index" in options else 0.5).astype(dtype)
-        inputs = {first: x, "t": np.zeros(rows, np.int64), "dloss": 1.0}
-        case = Case(kernel, inputs, options, about=f"{rows} rows, {options}")
+        dloss = np.ones(rows, np.float32) if reduction == "none" else 1.0
+        inputs = {first: x, "t": np.array([label] * rows).reshape(rows, *np.shape(label)), "dloss": dloss}
+        case = Case(kernel, inputs, options, about=f"{rows} rows, labels {label}, {options}")
+        if not rows:
+            inputs["t"] = inputs["t"].astype(np.int64 if not np.ndim(label) else np.float64)
+        got = subject.call(case)
+        if takes_out(kernel):
+            stale = tuple(subject.full(value.shape, value.dtype, NAN) for value in got)
+            got = subject.call(case, out=packed(stale))
+        subject.compare(case, subject.call(case))
         with told(subject, case):
-            for name, value in zip(kernel.results, subject.call(case), strict=True):
+            for name, value in zip(kernel.results, got, strict=True):
                 values = np.asarray(subject.numpy(value)).astype(np.float64)
                 assert name == "y" or (values == 0).all(), f"{name}: expected 0, got {values}"
 
@@ -212,9 +318,12 @@ def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Kernel, dtype
 
 @check(lambda kernel: takes_logits(kernel) and kernel.name != "softmax")
 def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: DType) -> None:
-    """The loss of a row predicted with confidence, tiny as it is, is right to 8 ulp of itself."""
+    """Loss and gradient at the label of a row predicted with confidence, tiny as they are, are right to 8 ulp."""
     work = loss_dtype(dtype)
+    depth = -np.log(extremes(work)[1])  # beyond it, what is left of the others is subnormal
     logits = (
+        [depth + 1.5, 0.0],
+        [depth + 6.25, 0.0, -2.0],
         [20.0, 0.0, 0.0],
         [30.7, 0.3, -1.9, 4.4],
         [1000.5, 980.25, 970.0],
@@ -244,11 +353,11 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: 
                     got = np.asarray(subject.numpy(value)).astype(np.float64)
                     got = got.T if axis == 0 else got
                     if name == "loss":
-                        _within(name, got, loss, 8 * epsilon(work))
+                        _within(name, got, loss, 8 * epsilon(work), 2 * extremes(work)[2])
                     elif kernel.name == "log_softmax":
-                        _within(name, got[:, 0], -loss, 8 * epsilon(work) + epsilon(dtype), extremes(dtype)[2])
+                        _within(name, got[:, 0], -loss, 8 * epsilon(work) + epsilon(dtype), 2 * extremes(dtype)[2])
                     elif name == "dx" and form == "indices":
-                        _within(name, got[:, 0], slope, 8 * epsilon(work) + epsilon(dtype), extremes(dtype)[2])
+                        _within(name, got[:, 0], slope, 8 * epsilon(work) + epsilon(dtype), 2 * extremes(dtype)[2])
 
 
 def _within(name: str, got: Any, exact: float, relative: float, absolute: float = 0.0) -> None:
