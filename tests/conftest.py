@@ -5,7 +5,7 @@ import pytest
 from plugrad.backends import registry, selection
 from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.checks import CHECKS
-from plugrad.tests.conformance.selection import under_test
+from plugrad.tests.conformance.selection import not_a_backend, under_test
 from plugrad.tests.conformance.subject import Subject
 
 
@@ -17,9 +17,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--long", action="store_true", help="search for failing calls for minutes instead of seconds")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse names that no backend has."""
+    for name in config.getoption("backend") or ():
+        if complaint := not_a_backend(name):
+            raise pytest.UsageError(complaint)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for all that it asks for by the names of its parameters."""
-    wanted = {"found", "subject", "check"} & set(metafunc.fixturenames)
+    wanted = {"found", "subject", "check", "stand_in"} & set(metafunc.fixturenames)
     if not wanted:
         return
     found = under_test(metafunc.config)
@@ -39,10 +46,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 for dtype in check.dtypes
             ],
         )
+    elif "stand_in" in wanted:
+        metafunc.parametrize(
+            ("subject", "kernel", "stand_in"),
+            [
+                pytest.param(s, KERNELS[name], s.stand_in(name), id=f"{s.name}-{name}")
+                for s in subjects
+                for name in kernels
+            ],
+        )
     else:
         metafunc.parametrize(
             ("subject", "kernel"),
-            [pytest.param(s, KERNELS[name], id=f"{s.name}-{name}") for s in subjects for name in kernels],
+            [pytest.param(s, KERNELS[n], id=f"{s.name}-{n}") for s in subjects for n in kernels if s.has(n)],
         )
 
 

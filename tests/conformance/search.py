@@ -35,7 +35,8 @@ def calls(draw: st.DrawFn, subject: Subject, kernel: Kernel) -> Call:
     classes = draw(st.integers(1, 70))
     dtype = draw(st.sampled_from(DTYPES))
     axis = draw(st.integers(-len(lead) - 1, len(lead))) if cases.has_axis(kernel) else -1
-    plain = cases.sample(kernel, math.prod(lead), classes, dtype, seed=draw(st.integers(0, 1000)))
+    seed = draw(st.integers(0, 1000))
+    plain = cases.sample(kernel, math.prod(lead), classes, dtype, seed)
     case = cases.reshaped(plain, lead, axis)
     inputs = dict(case.inputs)
     for name in kernel.arguments:
@@ -44,7 +45,7 @@ def calls(draw: st.DrawFn, subject: Subject, kernel: Kernel) -> Call:
     options = dict(case.options)
     if cases.is_loss(kernel):
         options |= _options(draw, inputs, lead, classes, axis)
-    case = Case(kernel, inputs, options)
+    case = Case(kernel, inputs, options, seed=seed)
     layouts = [draw(st.sampled_from((None, *cases.layouts(subject)))) for _ in kernel.arguments]
     arrays = [
         layout(subject, x) if layout is not None and np.ndim(x) else x

@@ -1,5 +1,6 @@
 """Which backends are under test, and why others are not."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -30,8 +31,17 @@ def under_test(config: pytest.Config) -> list[Subject | Absent]:
     ]
 
 
+def not_a_backend(name: str) -> str | None:
+    """What is to be said where ``--backend`` names no backend."""
+    if registry.is_known(name):
+        return None
+    return f"argument --backend: unknown backend {name!r}; known backends: {', '.join(registry.names())}"
+
+
 def _found(name: str, wanted: bool) -> Subject | Absent:
     try:
-        return Subject(name)
+        with warnings.catch_warnings():  # warnings are errors in the calls, but not while a plug-in is imported
+            warnings.simplefilter("default")
+            return Subject(name)
     except (BackendUnavailableError, ValueError, TypeError) as error:
         return Absent(name, str(error), wanted)

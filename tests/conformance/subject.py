@@ -1,12 +1,12 @@
 """The backend under test, and calls on it."""
 
+import functools
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import unwrap
-from types import CodeType, FrameType
+from types import FunctionType
 from typing import Any
 
 import ml_dtypes
@@ -20,7 +20,6 @@ from plugrad.tests.oracles import ORACLES, TERMS
 
 DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 finfo: Any = ml_dtypes.finfo  # knows bfloat16 too
-SMALL = 40  # elements that a snippet still shows
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
@@ -46,6 +45,7 @@ class Case:
     inputs: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
+    seed: int = 0  # of the sample that the arguments were made of
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -68,17 +68,6 @@ class Case:
             sizes = terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
         return [_largest(size) for size in sizes]
 
-    def snippet(self, backend: str) -> str:
-        """Python code that repeats the call."""
-        parts = [_literal(self.inputs.get(name)) for name in self.kernel.arguments]
-        parts += [f"{name}={_literal(value)}" for name, value in self.options.items() if value is not None]
-        prelude = ["import numpy as np", "from numpy import array, inf, nan"]
-        if any("bfloat16" in part for part in parts):
-            prelude.append("from ml_dtypes import bfloat16")
-        prelude.append("from plugrad import backends, kernels as K")
-        call = f"K.{self.kernel.name}({', '.join(parts)})"
-        return "\n".join([*prelude, f"with backends.use({backend!r}):", f"    print({call})"])
-
 
 def _largest(x: Any) -> float:
     """The largest finite magnitude."""
@@ -86,17 +75,15 @@ def _largest(x: Any) -> float:
     return float(magnitudes[np.isfinite(magnitudes)].max(initial=0.0))
 
 
-def _literal(value: Any) -> str:
-    """`value` as Python code, or what it is if that would be too long to read."""
-    if not isinstance(value, np.ndarray | np.generic):
-        return repr(value)
-    array = np.asarray(value)
-    if array.size > SMALL:
-        return f"...  # {array.dtype}, shape {array.shape}\n    "
-    name = "bfloat16" if array.dtype.name == "bfloat16" else f"np.{array.dtype.name}"
-    numbers = array.tolist() if array.dtype.name != "bfloat16" else array.astype(np.float64).tolist()
-    layout = "" if array.flags.c_contiguous else f"  # strides {array.strides}\n    "
-    return f"array({numbers!r}, {name}{layout})"
+@dataclass(frozen=True)
+class Made:
+    """A call as it was made: what a case does not tell of it."""
+
+    kernel: Kernel
+    arrays: tuple[Any, ...]
+    out: tuple[Any, ...]  # the arrays given for the results
+    held: tuple[Any, ...]  # what these held before, as NumPy arrays
+    check: bool
 
 
 class Subject:
@@ -108,11 +95,14 @@ class Subject:
         The name it is selected by.
     backend : Backend
         The backend itself.
+    last : Made or None
+        The call that was made last.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.backend: Backend = backends.get(name)
+        self.last: Made | None = None
 
     def __repr__(self) -> str:
         return f"<backend {self.name!r} under test>"
@@ -148,22 +138,27 @@ class Subject:
         with backends.use(self.name):
             return backends.to_numpy(x)
 
-    def call(self, case: Case, **more: Any) -> tuple[Any, ...]:
+    def call(self, case: Case, check: bool = False, **more: Any) -> tuple[Any, ...]:
         """The results of a case, as arrays of the backend; `more` are options as they are, such as ``out``."""
         with told(self, case):
             arrays = [self.array(case.inputs.get(name)) for name in case.kernel.arguments]
             options = {name: self.array(value) for name, value in case.options.items()}
-            return self.call_on(case.kernel, arrays, {**options, **more})
+            return self.call_on(case.kernel, arrays, {**options, **more}, check)
 
-    def call_on(self, kernel: Kernel, arrays: list[Any], options: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The results for arguments that are arrays of the backend already."""
-        with backends.use(self.name, check=True):
+    def call_on(
+        self, kernel: Kernel, arrays: list[Any], options: Mapping[str, Any], check: bool = False
+    ) -> tuple[Any, ...]:
+        """The results for arguments that are arrays of the backend already, in the checking mode or not."""
+        out = as_tuple(options.get("out"))
+        held = tuple(np.array(self.numpy(x)) if self.backend.owns(type(x)) else x for x in out)
+        self.last = Made(kernel, tuple(arrays), out, held, check)
+        with backends.use(self.name, check=check):
             return as_tuple(kernel.function(*arrays, **options))
 
     def composed(self, case: Case) -> tuple[Any, ...]:
         """The results of a case by the kernels that its kernel is composed of."""
         assert case.kernel.composed is not None
-        with told(self, case), backends.use(self.name):
+        with told(self, case), backends.use(self.name, check=False):
             arrays = [self.array(case.inputs[name]) for name in case.kernel.arguments]
             return case.kernel.composed(*arrays, **{name: self.array(value) for name, value in case.options.items()})
 
@@ -192,7 +187,9 @@ class Subject:
         assert value.dtype == wanted, f"{name}: expected dtype {wanted}, got {value.dtype}"
         got = np.asarray(self.numpy(value)).astype(np.float64)
         relative, absolute = self.tolerance(case.kernel, name, case.dtype, slack)
-        close(name, got, exact, relative, relative * size + absolute)
+        # What is off may be as large as `relative` of the terms; `close` adds that of the result itself.
+        beyond = max(0.0, size - _largest(exact))
+        close(name, got, exact, relative, relative * beyond + absolute)
 
     @staticmethod
     def tolerance(kernel: Kernel, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:
@@ -228,58 +225,103 @@ def told(subject: Subject, case: Case) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        note = (
-            f"in {case.kernel.name} on backend {subject.name!r}{', ' + case.about if case.about else ''}; to repeat:\n"
-        )
         if not any(n.startswith("in ") for n in getattr(error, "__notes__", ())):
-            error.add_note(note + case.snippet(subject.name))
+            from plugrad.tests.conformance.snippets import snippet  # which needs this module
+
+            about = f", {case.about}" if case.about else ""
+            try:
+                code = snippet(subject, case)
+            except Exception as problem:  # what went wrong first is what is to be told
+                code = f"# no code, because of {problem!r}"
+            error.add_note(f"in {case.kernel.name} on backend {subject.name!r}{about}; to repeat:\n{code}")
         raise
 
 
-@contextmanager
-def witness(subject: Subject) -> Iterator[dict[str, int]]:
-    """Count the kernel functions of the backend that are called, and refuse those of any other backend.
+# ---------------------------------------------------------------------------------------------------------------------
+# Who does the work
+# ---------------------------------------------------------------------------------------------------------------------
 
-    Another backend's function is recognised by its code while it runs, however it was reached.
+_refused: list[str] = []
+
+
+@contextmanager
+def witness(subject: Subject, kernel: Kernel) -> Iterator[dict[str, int]]:
+    """Count the kernel functions of the backend that are called; let none of another backend run meanwhile.
+
+    The code of these is replaced, so that they are noticed in whatever thread and by whatever name they are called.
+    Functions beneath them, which backends may share, are left alone.
     """
     counts: dict[str, int] = {}
-    own = {id(_code(getattr(subject.backend.room, kernel, None))) for kernel in KERNELS}
-    foreign = {
-        id(code): f"{other}.{kernel}"
-        for other in registry.BUILTIN
-        if other != subject.name and isinstance(backend := registry.usable(other), Backend)
-        for kernel in KERNELS
-        if (code := _code(getattr(backend.room, kernel, None))) is not None and id(code) not in own
-    }
-    seen: list[str] = []
+    functions = subject.backend.functions
+    before = {name: functions[name] for name in KERNELS if subject.has(name)}
+    foreign = _functions_of_others(subject)
+    own = _python(before[kernel.name])
+    assert own not in foreign, f"{kernel.name} is the function {foreign[own]} itself: declare that in STAND_INS"
 
-    def watch(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and id(frame.f_code) in foreign:
-            seen.append(foreign[id(frame.f_code)])
-
-    def counted(kernel: str, function: Callable[..., None]) -> Callable[..., None]:
+    def counted(name: str, function: Callable[..., None]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
-            counts[kernel] = counts.get(kernel, 0) + 1
+            counts[name] = counts.get(name, 0) + 1
             function(*arguments)
 
         return call
 
-    functions = subject.backend.functions
-    before = {kernel: functions[kernel] for kernel in KERNELS if subject.has(kernel)}
-    profiler = sys.getprofile()
+    codes = {function: function.__code__ for function in foreign if function is not None}
+    _refused.clear()
     try:
-        for kernel, function in before.items():
-            functions[kernel] = counted(kernel, function)
-        sys.setprofile(watch)
+        functions.update({name: counted(name, function) for name, function in before.items()})
+        for function, code in codes.items():
+            function.__code__ = _refuse.__code__.replace(co_name=foreign[function], co_freevars=code.co_freevars)
         yield counts
+    except Exception:
+        if not _refused:
+            raise
     finally:
-        sys.setprofile(profiler)
+        for function, code in codes.items():
+            function.__code__ = code
         functions.update(before)
-    assert not seen, f"the work was done by {sorted(set(seen))}, not by {subject.name!r}, and not declared in STAND_INS"
+    others = ", ".join(sorted(set(_refused)))
+    assert not others, f"the work was done by {others}, not by {subject.name!r}, and not declared in STAND_INS"
 
 
-def _code(function: Any) -> CodeType | None:
-    return getattr(unwrap(function), "__code__", None) if callable(function) else None
+def _refuse(*arguments: Any, **named: Any) -> None:
+    """Its code takes the place of that of other backends' functions, under their names."""
+    import sys
+
+    from plugrad.tests.conformance import subject
+
+    name = sys._getframe().f_code.co_name
+    subject._refused.append(name)
+    raise RuntimeError(f"{name} was called")
+
+
+def _functions_of_others(subject: Subject) -> dict[FunctionType | None, str]:
+    """The functions of the kernels of other backends, as far as they are Python's, and their names."""
+    own = {_python(getattr(subject.backend.room, name, None)) for name in KERNELS}
+    found: dict[FunctionType | None, str] = {}
+    for other in dict.fromkeys((*registry.BUILTIN, *registry._loaded)):
+        backend = registry.usable(other)
+        if other == subject.name or not isinstance(backend, Backend):
+            continue
+        for name in KERNELS:
+            function = _python(getattr(backend.room, name, None))
+            # Which of two plug-ins has a function from the other is not to be told.
+            if function is not None and (function not in own or _is_from(other, function)):
+                found.setdefault(function, f"{other}.{name}")
+    return found
+
+
+def _is_from(backend: str, function: FunctionType) -> bool:
+    """Whether a function is defined in the package of a backend of plugrad."""
+    return function.__module__.startswith(registry.BUILTIN.get(backend, "nowhere"))
+
+
+def _python(function: Any) -> FunctionType | None:
+    """The Python function beneath wrappers."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = unwrap(function) if callable(function) else None
+    function = getattr(function, "__func__", function)
+    return function if isinstance(function, FunctionType) else None
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad.kernels import Kernel
+from plugrad.backends import registry
+from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks import Check
 from plugrad.tests.conformance.selection import Absent
 from plugrad.tests.conformance.subject import Subject
@@ -18,13 +20,22 @@ def test_the_backend_can_run_here(found: Subject | Absent) -> None:
             pytest.fail(found.reason, pytrace=False)
         pytest.skip(found.reason)
     assert found.backend == found.name
+    assert any(found.has(name) for name in KERNELS), f"backend {found.name!r} has not one kernel of its own"
 
 
-def test_the_backend_has_the_kernel(subject: Subject, kernel: Kernel) -> None:
-    """A kernel is the backend's own, or another one is declared to stand in for it, which is told."""
-    if stand_in := subject.stand_in(kernel.name):
-        pytest.skip(f"{stand_in!r} is declared to stand in for {kernel.name}, and computes it: run the suite on that")
-    assert subject.has(kernel.name), f"backend {subject.name!r} has no kernel {kernel.name!r}, and declares no stand-in"
+def test_the_backend_has_the_kernel(subject: Subject, kernel: Kernel, stand_in: str | None) -> None:
+    """A kernel is the backend's own, or another one is declared to stand in for it and can, which is told."""
+    if stand_in is None:
+        assert subject.has(kernel.name), (
+            f"backend {subject.name!r} has no kernel {kernel.name!r}, and declares no stand-in"
+        )
+        return
+    declared = f"{stand_in!r} is declared to stand in for {kernel.name}"
+    if not registry.is_known(stand_in):
+        pytest.fail(f"{declared}, and is no backend; known backends: {', '.join(registry.names())}", pytrace=False)
+    case = sample(kernel, 3, 4, np.dtype(np.float32), about=f"by {stand_in!r}")
+    subject.compare(case, subject.call(case))
+    pytest.skip(f"{declared}, and computes it: run the suite on that")
 
 
 def test_conformance(subject: Subject, kernel: Kernel, check: Check, dtype: np.dtype[Any]) -> None:

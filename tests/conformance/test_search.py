@@ -10,7 +10,5 @@ EXAMPLES = 60
 
 
 def test_random_calls(subject: Subject, kernel: Kernel, pytestconfig: pytest.Config) -> None:
-    if not subject.has(kernel.name):
-        pytest.skip(f"{subject.stand_in(kernel.name)} stands in")
     long = pytestconfig.getoption("long")
     assert search(subject, kernel, EXAMPLES * (50 if long else 1), at_random=long) >= EXAMPLES // 2

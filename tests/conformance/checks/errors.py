@@ -10,61 +10,86 @@ from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
-from plugrad.tests.conformance.checks.memory import takes_out
-from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.conformance.checks.memory import packed, takes_out
+from plugrad.tests.conformance.subject import Case, Subject, as_tuple, told
 
 DType = np.dtype[Any]
 
 
-def raised(subject: Subject, case: Case, arrays: dict[str, Any], options: dict[str, Any]) -> Exception | None:
+def raised(
+    subject: Subject, case: Case, arrays: dict[str, Any], options: dict[str, Any], check: bool = False
+) -> Exception | None:
     """What a call raises."""
     try:
-        subject.call_on(case.kernel, [arrays[n] for n in case.kernel.arguments if n in arrays], options)
+        subject.call_on(case.kernel, [arrays[n] for n in case.kernel.arguments if n in arrays], options, check)
     except Exception as error:
         return error
     return None
 
 
+def modes(subject: Subject, of_data: bool) -> tuple[bool, ...]:
+    """Whether an error is to be raised in the checking mode, and without: on the host errors of data always are."""
+    if not of_data:
+        return (False,)
+    return (True, False) if subject.backend.arrays == "numpy" else (True,)
+
+
+def untouched(subject: Subject, kernel: Kernel, results: tuple[Any, ...]) -> dict[str, Any]:
+    """The option ``out`` with an array of sevens for each result, if the kernel has it."""
+    if not takes_out(kernel):
+        return {}
+    return {"out": packed(tuple(subject.full(result.shape, result.dtype, 7) for result in results))}
+
+
+def assert_untouched(subject: Subject, options: dict[str, Any]) -> None:
+    """Assert that the sevens are still there."""
+    for out in as_tuple(options.get("out", ())):
+        assert (np.asarray(subject.numpy(out)) == 7).all(), "refused, but something was written to out"
+
+
 @check(dtypes=(FLOAT32,))
 def mistakes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """Every mistake of the record is refused with its message, and nothing is written."""
-    for mistake in kernel.mistakes:
-        plain = sample(kernel, 2, 3, dtype)
-        moved = {name: _moved(subject, value) for name, value in mistake.changed.items()}
-        changed = {name: value for name, value in moved.items() if name in kernel.arguments}
-        options = {name: value for name, value in moved.items() if name not in kernel.arguments}
-        case = Case(kernel, plain.inputs, about=f"with {mistake.changed}")
+    plain = sample(kernel, 2, 3, dtype)
+    results = subject.call(plain)
+    for mistake, mode in itertools.product(kernel.mistakes, (True, False)):
+        if mode not in modes(subject, of_data="expected labels in" in mistake.message):
+            continue
+        inputs = {n: x for n, x in mistake.changed.items() if n in kernel.arguments}
+        options = {n: x for n, x in mistake.changed.items() if n not in kernel.arguments}
+        case = Case(kernel, {**plain.inputs, **inputs}, options, about="a call that is to be refused")
+        moved = {name: _moved(subject, kernel, name, x) for name, x in {**case.inputs, **options}.items()}
+        arrays = {name: moved.pop(name) for name in case.inputs}
         with told(subject, case):
-            out = None
-            if takes_out(kernel) and "out" not in options and len(kernel.results) == 1:
-                (result,) = subject.call(plain)
-                out = options["out"] = subject.full(result.shape, result.dtype, 7)
-            error = raised(
-                subject, case, {**{n: subject.array(x) for n, x in plain.inputs.items()}, **changed}, options
-            )
+            sevens = {} if "out" in options else untouched(subject, kernel, results)
+            error = raised(subject, case, arrays, {**moved, **sevens}, mode)
             assert isinstance(error, mistake.error), f"expected {mistake.error.__name__}, got {error!r}"
-            stayed = all(_same_kind(value, moved[name]) for name, value in mistake.changed.items())
-            if stayed:
+            if all(_can_be_own(subject, kernel, name, x) for name, x in mistake.changed.items()):
                 assert re.search(mistake.message, str(error)), (
                     f"expected a message like {mistake.message!r}, got {error}"
                 )
-            if out is not None:
-                assert (np.asarray(subject.numpy(out)) == 7).all(), "refused, but something was written to out"
+            assert_untouched(subject, sevens)
 
 
-def _moved(subject: Subject, value: Any) -> Any:
-    """A value of a mistake as an array of the backend, where it can be one."""
-    if isinstance(value, tuple):
-        return tuple(_moved(subject, item) for item in value)
+def _moved(subject: Subject, kernel: Kernel, name: str, value: Any) -> Any:
+    """A value of a call as the user of a backend passes it: numbers for an array are moved to where it computes."""
+    if isinstance(value, tuple) and name == "out":
+        return tuple(_moved(subject, kernel, name, item) for item in value)
+    if subject.backend.arrays != "numpy" and name in (*kernel.arguments, "weight") and _is_numeric(value):
+        return value if isinstance(value, float) and name == "dloss" else subject.array(np.asarray(value))
+    return subject.array(value) if _is_numeric(value) else value
+
+
+def _can_be_own(subject: Subject, kernel: Kernel, name: str, value: Any) -> bool:
+    """Whether a value reaches the checks of the kernel: text and objects do not become arrays of a device."""
+    return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, "weight") or _is_numeric(value)
+
+
+def _is_numeric(value: Any) -> bool:
     try:
-        return subject.array(value)
-    except (TypeError, ValueError):
-        return value
-
-
-def _same_kind(before: Any, after: Any) -> bool:
-    """Whether a value could become an array of the backend, if it is one at all."""
-    return not isinstance(before, np.ndarray) or before.dtype.kind in "fiubc"
+        return np.asarray(value).dtype.kind in "fiubc"
+    except ValueError:  # lists of different lengths
+        return False
 
 
 @check(cases.is_loss, dtypes=(FLOAT32,))
@@ -74,6 +99,7 @@ def labels_that_name_no_class(subject: Subject, kernel: Kernel, dtype: DType) ->
         (12, 5000), ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"), (0.0, 0.1)
     ):
         case = sample(kernel, rows, 5, dtype)
+        results = subject.call(case)
         for bad in (5, np.iinfo(name).max, np.iinfo(name).min, -1):
             if not 0 <= bad < 5 and np.iinfo(name).min <= bad <= np.iinfo(name).max:
                 t = case.inputs["t"].astype(name)
@@ -84,14 +110,18 @@ def labels_that_name_no_class(subject: Subject, kernel: Kernel, dtype: DType) ->
                 )
                 arrays = {n: subject.array(x) for n, x in wrong.inputs.items()}
                 with told(subject, wrong):
-                    error = raised(subject, wrong, arrays, dict(wrong.options))
-                    assert isinstance(error, ValueError), f"expected ValueError, got {error!r}"
-                    expected = rf"^{kernel.name}: t: expected labels in \[0, 5\), got {bad} at row 7\b"
-                    assert re.search(expected, str(error)), f"expected a message like {expected!r}, got {error}"
+                    for mode in modes(subject, of_data=True):
+                        sevens = untouched(subject, kernel, results)
+                        error = raised(subject, wrong, arrays, {**wrong.options, **sevens}, mode)
+                        assert isinstance(error, ValueError), f"expected ValueError, got {error!r}"
+                        expected = rf"^{kernel.name}: t: expected labels in \[0, 5\), got {bad} at row 7\b"
+                        assert re.search(expected, str(error)), f"expected a message like {expected!r}, got {error}"
+                        assert_untouched(subject, sevens)
         t = case.inputs["t"].astype("int64")
         t[3] = -100
         ignoring = Case(kernel, {**case.inputs, "t": t}, {"ignore_index": -100, "label_smoothing": smoothing})
-        subject.compare(ignoring, subject.call(ignoring))
+        for mode in (True, False):
+            subject.compare(ignoring, subject.call(ignoring, mode))
 
 
 @check(dtypes=(FLOAT32,))

@@ -33,7 +33,7 @@ def the_backend_does_the_work(subject: Subject, kernel: Kernel, dtype: DType) ->
                 )
             assert chosen == subject.name, f"use({subject.name!r}) selected {chosen!r}"
             assert explained.backend == subject.name, f"explain tells of {explained.backend!r}, not of {subject.name!r}"
-            with witness(subject) as calls:
+            with witness(subject, kernel) as calls:
                 subject.call(case)
             assert calls == {kernel.name: 1}, f"{kernel.name}: the calls of the backend's own functions were {calls}"
 
@@ -44,13 +44,15 @@ def _options(kernel: Kernel) -> tuple[dict[str, Any], ...]:
 
 @check()
 def the_same_bits_each_time(subject: Subject, kernel: Kernel, dtype: DType) -> None:
-    """The same call gives the same results, bit for bit."""
+    """The same call gives the same results, bit for bit, in the checking mode too."""
     for rows, classes in ((7, 10), (300, 257), (5000, 10)):
         case = sample(kernel, rows, classes, dtype)
         first = subject.call(case)
-        for _ in range(2):
-            for name, one, other in zip(kernel.results, first, subject.call(case), strict=True):
-                assert bits(subject, one) == bits(subject, other), f"{kernel.name}: {name} differs from call to call"
+        for mode, where in ((False, ""), (True, ", in the checking mode")):
+            for name, one, other in zip(kernel.results, subject.call(case, mode), first, strict=True):
+                assert bits(subject, one) == bits(subject, other), (
+                    f"{kernel.name}: {name} differs from call to call{where}"
+                )
 
 
 THREADS = (1, 2, 3)
