@@ -1,6 +1,7 @@
 """``python -m plugrad.tests``: the conformance suite on any backend, and the report of its accuracy."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,10 +21,20 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         from plugrad.tests.conformance import accuracy, report
+        from plugrad.tests.conformance.selection import not_a_backend
     except ModuleNotFoundError as error:
         parser.exit(2, f"The tests need {error.name}: python -m pip install 'plugrad[test]'\n")
+    for complaint in filter(None, map(not_a_backend, chosen.backend or ())):
+        parser.error(complaint)
+    if chosen.json is not None and not _can_be_written(chosen.json):
+        parser.error(f"argument --json: cannot write to {chosen.json}")
     run = accuracy.report if chosen.accuracy else report.run
     return run(chosen.backend, chosen.kernel, json=chosen.json, long=chosen.long)
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether a file can be made or replaced there."""
+    return not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
 
 
 if __name__ == "__main__":

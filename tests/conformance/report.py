@@ -3,6 +3,7 @@
 import datetime
 import json as json_format
 import platform
+import tempfile
 from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.subject import Subject
 
-AREAS = tuple(dict.fromkeys(check.area for check in CHECKS.values()))
+AREAS = (*dict.fromkeys(check.area for check in CHECKS.values()), "search")
+WIDTH = 160  # of a line that tells of a failure
 
 
 class Matrix:
@@ -33,6 +35,7 @@ class Matrix:
         if report.when == "call" or not report.passed:
             parameters = getattr(item, "callspec").params  # noqa: B009  (only parametrised tests have it)
             subject = parameters.get("subject") or parameters["found"]
+            message = _message(report)
             self.results.append(
                 {
                     "backend": subject.name,
@@ -43,20 +46,37 @@ class Matrix:
                     "dtype": str(parameters["dtype"]) if "dtype" in parameters else None,
                     "outcome": report.outcome,
                     "seconds": round(report.duration, 4),
-                    "message": _message(report),
+                    "message": message,
                 }
             )
+            if report.failed and len(self.failures(subject.name)[_group(self.results[-1])]) > 1:
+                report.longrepr = _first_line(message)  # what failed in another dtype already is told in short
         return report
+
+    def failures(self, backend: str) -> dict[str, list[dict[str, Any]]]:
+        """What failed, by kernel and check."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for result in self.results:
+            if result["backend"] == backend and result["outcome"] == "failed":
+                found.setdefault(_group(result), []).append(result)
+        return found
+
+    def summary(self, backend: str) -> str:
+        """A line for each check of a kernel that failed, with the dtypes and the first message."""
+        lines = []
+        for group, results in self.failures(backend).items():
+            dtypes = [result["dtype"] for result in results if result["dtype"]]
+            where = f" ({', '.join(dtypes)})" if dtypes else ""
+            line = f"{group}{where}: {_first_line(results[0]['message'])}"
+            lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
+        return "\n".join(lines)
 
     def count(self, backend: str, kernel: str, area: str) -> tuple[int, int]:
         """How many checks of an area passed, and how many there were."""
         outcomes = [
             result["outcome"] == "passed"
             for result in self.results
-            if result["backend"] == backend
-            and result["kernel"] == kernel
-            and result["check"] in CHECKS
-            and CHECKS[result["check"]].area == area
+            if result["backend"] == backend and result["kernel"] == kernel and _area(result["check"]) == area
         ]
         return sum(outcomes), len(outcomes)
 
@@ -69,11 +89,32 @@ class Matrix:
                 continue
             cells = [self.count(backend, kernel, area) for area in AREAS]
             told = [f"{passed}/{total}" if total else "-" for passed, total in cells]
-            note = next((r["message"] for r in self.results if r["kernel"] == kernel and r["outcome"] == "skipped"), "")
+            note = next(
+                (
+                    r["message"].removeprefix("Failed: ").removeprefix("AssertionError: ").partition("\n")[0]
+                    for r in self.results
+                    if (r["backend"], r["kernel"], r["check"]) == (backend, kernel, "the_backend_has_the_kernel")
+                    and r["outcome"] != "passed"
+                ),
+                "",
+            )
             lines.append(
                 f"{kernel:{width}}  " + "".join(f"{cell:>11}" for cell in told) + (f"  {note}" if note else "")
             )
         return "\n".join(lines)
+
+
+def _area(check: str) -> str | None:
+    """The column of a check."""
+    return CHECKS[check].area if check in CHECKS else "search" if check == "random_calls" else None
+
+
+def _group(result: dict[str, Any]) -> str:
+    return f"{result['kernel']}: {result['check']}" if result["kernel"] else result["check"]
+
+
+def _first_line(message: str | None) -> str:
+    return (message or "").partition("\n")[0]
 
 
 def _message(report: pytest.TestReport) -> str | None:
@@ -90,19 +131,20 @@ def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None
     folder = Path(__file__).parent
     matrix = Matrix()
     arguments = [str(path) for path in sorted(folder.glob("test_*.py"))]
-    arguments += [
-        "--rootdir",
-        str(folder.parent),
-        "--confcutdir",
-        str(folder.parent),
-        "-c",
-        str(folder / "standalone.ini"),
-    ]
+    arguments += ["--rootdir", str(folder.parent), "--confcutdir", str(folder.parent)]
+    arguments += ["-c", str(folder / "standalone.ini")]
     arguments += [f"--backend={name}" for name in backends or ()] + [f"--kernel={name}" for name in kernels or ()]
-    status = int(pytest.main([*arguments, *(["--long"] if long else [])], plugins=[matrix]))
+    with tempfile.TemporaryDirectory() as elsewhere, pytest.MonkeyPatch.context() as environment:
+        # Else these leave folders where they are run.
+        environment.setenv("HYPOTHESIS_STORAGE_DIRECTORY", elsewhere)
+        environment.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        status = int(pytest.main([*arguments, *(["--long"] if long else [])], plugins=[matrix]))
     tested = list(dict.fromkeys(r["backend"] for r in matrix.results if r["kernel"]))
     for backend in tested:
         print(f"\n{matrix.table(backend)}")
+    for backend in dict.fromkeys(r["backend"] for r in matrix.results):
+        if summary := matrix.summary(backend):
+            print(f"\n{backend} failed:\n{summary}")
     if json is not None:
         json.write_text(json_format.dumps(_document(matrix, tested), indent=1) + "\n")
         print(f"\nwritten: {json}")

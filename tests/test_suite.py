@@ -1,0 +1,302 @@
+"""The machinery of the conformance suite: who did the work, what is told of failures, and the command."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from plugrad import backends
+from plugrad.backends import selection
+from plugrad.backends.numpy.affine import product
+from plugrad.kernels import KERNELS
+from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.checks import CHECKS
+from plugrad.tests.conformance.snippets import snippet
+from plugrad.tests.conformance.subject import Case, Subject, close
+from plugrad.tests.mutants import MUTANTS, sound_room
+
+FLOAT32 = np.dtype(np.float32)
+
+
+def complaint(room: Any, kernel: str, check: str, dtype: Any = FLOAT32) -> AssertionError:
+    """What a check has to say about a kernel of a room."""
+    backends.register("mutant", room, replace=True)
+    with pytest.raises(AssertionError) as caught:
+        CHECKS[check](Subject("mutant"), KERNELS[kernel], np.dtype(dtype))
+    return caught.value
+
+
+# Who does the work
+
+
+def relu_of_numpy(x: Any, out: Any) -> None:
+    backends.get("numpy").room.relu(x, out)
+
+
+def relu_in_another_thread(x: Any, out: Any) -> None:
+    thread = threading.Thread(target=relu_of_numpy, args=(x, out))
+    thread.start()
+    thread.join()
+
+
+def relu_in_spite_of_errors(x: Any, out: Any) -> None:
+    try:
+        relu_of_numpy(x, out)
+    except Exception:
+        np.maximum(x, 0, out=out)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("relu", [relu_of_numpy, relu_in_another_thread, relu_in_spite_of_errors])
+def test_borrowed_work_is_noticed(relu: Callable[..., None]) -> None:
+    error = complaint(SimpleNamespace(relu=relu), "relu", "the_backend_does_the_work")
+    assert "the work was done by numpy.relu, not by 'mutant'" in str(error)
+
+
+def test_functions_of_another_backend_are_no_work_of_ones_own() -> None:
+    room = ModuleType("room")
+    exec("from plugrad.backends.numpy import *", room.__dict__)
+    error = complaint(room, "softmax", "the_backend_does_the_work")
+    assert "softmax is the function numpy.softmax itself" in str(error)
+    CHECKS["the_backend_does_the_work"](Subject("numpy"), KERNELS["softmax"], FLOAT32)
+
+
+def test_what_lies_beneath_the_kernels_may_be_shared() -> None:
+    def affine(x: Any, w: Any, b: Any, out: Any) -> None:
+        product(x, w, b, out)
+
+    backends.register("mine", SimpleNamespace(affine=affine))
+    CHECKS["the_backend_does_the_work"](Subject("mine"), KERNELS["affine"], FLOAT32)
+
+
+# Modes and tolerances
+
+
+@pytest.mark.parametrize("wrong_mode", [False, True])
+def test_a_room_that_computes_in_one_mode_only_is_caught(wrong_mode: bool) -> None:
+    room = sound_room()
+    softmax = room.softmax
+
+    def broken(x: Any, axis: int, out: Any) -> None:
+        softmax(x, axis, out)
+        if selection.options().get("check", False) is wrong_mode:
+            out[...] = 0
+
+    room.softmax = broken
+    complaint(room, "softmax", "the_same_bits_each_time" if wrong_mode else "shapes")
+
+
+def test_the_tolerance_is_allowed_once() -> None:
+    case = Case(KERNELS["relu"], {"x": np.array([1.0, 2.0], np.float32)})
+    subject = Subject("numpy")
+    relative, absolute = subject.tolerance(case.kernel, "y", FLOAT32)
+    (exact,) = case.expected()
+    for share, raises in ((0.9, False), (1.5, True)):
+        shifted = (exact - share * 2 * relative,)
+        got = (case.inputs["x"],)
+        if raises:
+            with pytest.raises(AssertionError):
+                subject.compare(case, got, shifted)
+        else:
+            subject.compare(case, got, shifted)
+            close("y", got[0].astype(np.float64), shifted[0], relative, absolute)
+
+
+# Code that repeats a failure
+
+
+def code_of(error: AssertionError) -> str:
+    (note,) = error.__notes__
+    return note.partition("to repeat:\n")[2]
+
+
+def run(code: str) -> tuple[str, str]:
+    """What the code prints, and its results with their dtypes."""
+    names: dict[str, Any] = {}
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(code, names)
+    return printed.getvalue(), repr(names["got"])
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("always_along_the_first_axis", "axis="),
+        ("off_by_one_behind_a_whole_vector", "array("),
+        ("last_block_forgotten", "cases.sample("),
+        ("result_returned_and_not_written", "out="),
+        ("result_written_before_the_argument_is_read", "out="),
+        ("strides_ignored", "cases."),
+        ("strides_of_zero_taken_for_contiguous", "np.broadcast_to("),
+        ("weight_applied_twice", "weight = array("),
+        ("nan_leaks_to_the_next_row", "= nan"),
+        ("zero_times_infinity", "inf"),
+        ("integers_become_float32", "np.int16"),
+    ],
+)
+def test_the_code_of_a_failure_repeats_it(name: str, holds: str) -> None:
+    (mutant,) = (m for m in MUTANTS if m.name == name)
+    backends.register("mutant", mutant.room())
+    backends.register("sound", sound_room())
+    for dtype in CHECKS[mutant.caught_by].dtypes:
+        try:
+            CHECKS[mutant.caught_by](Subject("mutant"), KERNELS[mutant.kernel], dtype)
+        except AssertionError as error:
+            if not hasattr(error, "__notes__"):
+                continue
+            code = code_of(error)
+            break
+    else:
+        pytest.fail("the check tells no call")
+    assert holds in code
+    assert "..." not in code.replace("[...]", "")
+    assert run(code) != run(code.replace("'mutant'", "'sound'")), code
+
+
+def test_the_code_of_a_mistake_makes_the_mistake() -> None:
+    error = complaint(sound_room_that_takes(lambda x: x.real), "softmax", "mistakes")
+    assert "1+0j" in code_of(error)
+    with pytest.raises(TypeError, match="out: expected dtype float64"):  # and not that complex numbers are refused
+        run(code_of(error))
+
+
+def test_the_code_of_a_wrong_label_says_the_mode() -> None:
+    (mutant,) = (m for m in MUTANTS if m.name == "negative_labels_wrapped")
+    error = complaint(mutant.room(), mutant.kernel, mutant.caught_by)
+    assert "check=True" in code_of(error)
+    with pytest.raises(ValueError, match="got 6 at row 10"):  # and not -1 at row 7
+        run(code_of(error))
+
+
+def sound_room_that_takes(change: Callable[[Any], Any]) -> Any:
+    room = sound_room()
+    room.take = lambda what, x: change(np.asarray(x))
+    return room
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("layout", [None, *cases.ANYWHERE, *cases.ON_HOST])
+@pytest.mark.parametrize("shape", [(3, 5), (30, 7)])
+def test_the_code_makes_the_same_call(dtype: Any, layout: Any, shape: tuple[int, int]) -> None:
+    seen: list[Any] = []
+    room = sound_room()
+    softmax = room.softmax
+
+    def spying(x: Any, axis: int, out: Any) -> None:
+        seen.append((np.array(x), x.strides, out.strides, np.array(out)))
+        softmax(x, axis, out)
+
+    room.softmax = spying
+    backends.register("spying", room)
+    subject = Subject("spying")
+    case = cases.sample(KERNELS["softmax"], *shape, np.dtype(dtype))
+    case.inputs = {"x": case.inputs["x"].copy()}
+    case.inputs["x"][2, 3] = np.nan
+    x = subject.array(case.inputs["x"])
+    out = np.full(shape, 7, dtype)[::-1]
+    subject.call_on(case.kernel, [layout(subject, x) if layout else x], {"out": out, "axis": 1})
+    case.options = {"axis": 1}
+    run(snippet(subject, case))
+    first, again = seen
+    assert first[0].tobytes() == again[0].tobytes()
+    assert first[1:3] == again[1:3]
+    assert first[3].tobytes() == again[3].tobytes()
+
+
+def test_what_cannot_be_shown_is_not_passed_as_something_else() -> None:
+    x = np.random.default_rng(99).normal(size=(30, 30))
+    code = snippet(Subject("numpy"), Case(KERNELS["relu"], {"x": x}))
+    assert "# x, np.float64 of shape (30, 30), is too large to be shown" in code
+    assert "test_what_cannot_be_shown" in code
+    with pytest.raises(NameError):
+        run(code)
+
+
+# The command
+
+
+def plug_in(folder: Path, name: str, text: str) -> None:
+    """An installed distribution with a backend in it."""
+    (folder / f"{name}_room.py").write_text(text)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[plugrad.backends]\n{name} = {name}_room\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    relu = "import numpy as np\ndef relu(x, out):\n    out[...] = np.where(x < 0, np.zeros_like(x), x)\n"
+    everything = "from plugrad.kernels import KERNELS\nSTAND_INS = {name: %r for name in KERNELS if name != 'relu'}\n"
+    plug_in(folder, "lost", everything % "nonexistent" + relu)
+    plug_in(folder, "empty", (everything % "numpy").replace(" if name != 'relu'", ""))
+    plug_in(
+        folder, "small", "import warnings\nwarnings.warn('old', DeprecationWarning)\n" + everything % "numpy" + relu
+    )
+    plug_in(folder, "wrong", everything % "numpy" + "def relu(x, out):\n    out[...] = 1\n")
+    return folder
+
+
+def suite(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m plugrad.tests`` in a folder of its own."""
+    folder = site.parent / "here"
+    folder.mkdir(exist_ok=True)
+    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-m", "plugrad.tests", *arguments]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert list(folder.iterdir()) == [], "something was left behind"
+    return done
+
+
+def test_stand_ins_that_cannot_compute_are_failures(site: Path) -> None:
+    done = suite(site, "--backend", "lost", "--kernel", "softmax")
+    assert done.returncode == 1
+    assert "'nonexistent' is declared to stand in for softmax, and is no backend; known backends: " in done.stdout
+    assert "None stands in" not in done.stdout
+    assert "get: " not in done.stdout
+
+
+def test_a_backend_without_a_kernel_of_its_own_fails(site: Path) -> None:
+    done = suite(site, "--backend", "empty", "--kernel", "softmax")
+    assert done.returncode == 1
+    assert "backend 'empty' has not one kernel of its own" in done.stdout
+
+
+def test_warnings_of_an_import_are_no_failures(site: Path) -> None:
+    done = suite(site, "--backend", "small", "--kernel", "softmax")
+    assert done.returncode == 0, done.stdout
+    assert "'numpy' is declared to stand in for softmax" in done.stdout
+
+
+def test_a_failing_backend_is_told_of_in_short(site: Path, tmp_path: Path) -> None:
+    told = tmp_path / "results.json"
+    done = suite(site, "--backend", "wrong", "--backend", "numpy", "--kernel", "relu", "--json", str(told))
+    assert done.returncode == 1
+    table, _, summary = done.stdout.rpartition("\nwrong failed:\n")
+    assert "relu: shapes (float16, bfloat16, float32, float64): AssertionError: y" in summary
+    (row, of_numpy) = (line.split() for line in table.splitlines() if line.startswith("relu "))
+    assert row[-1] == "0/1"  # of the search
+    assert of_numpy[-1] == "1/1"
+    assert json.loads(told.read_text())["counts"]["failed"] > 10
+
+
+def test_wrong_arguments_are_refused_before_anything_is_run(site: Path) -> None:
+    done = suite(site, "--backend", "bogus")
+    assert done.returncode == 2
+    assert "argument --backend: unknown backend 'bogus'; known backends: numpy, numba, cupy, " in done.stderr
+    done = suite(site, "--backend", "numpy", "--json", str(site / "missing" / "results.json"))
+    assert done.returncode == 2
+    assert "argument --json: cannot write to" in done.stderr
