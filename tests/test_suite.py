@@ -20,7 +20,7 @@ from plugrad import backends
 from plugrad.backends import selection
 from plugrad.backends.numpy.affine import product
 from plugrad.kernels import KERNELS
-from plugrad.tests.conformance import cases
+from plugrad.tests.conformance import accuracy, cases
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.snippets import snippet
 from plugrad.tests.conformance.subject import Case, Subject, close
@@ -300,3 +300,19 @@ def test_wrong_arguments_are_refused_before_anything_is_run(site: Path) -> None:
     done = suite(site, "--backend", "numpy", "--json", str(site / "missing" / "results.json"))
     assert done.returncode == 2
     assert "argument --json: cannot write to" in done.stderr
+
+
+def test_the_report_of_accuracy_tells_why_a_backend_cannot_run(site: Path) -> None:
+    done = suite(site, "--accuracy", "--backend", "numba")
+    assert done.returncode == 1
+    assert done.stdout.startswith("backend 'numba' cannot run here: ")
+    assert done.stderr == ""
+
+
+def test_the_report_of_accuracy_marks_what_is_beyond_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    (mutant,) = (m for m in MUTANTS if m.name == "sigmoid_by_the_hyperbolic_tangent")
+    backends.register("mutant", mutant.room())
+    assert accuracy.report(["numpy"], ["sigmoid"]) == 0
+    assert "!" not in capsys.readouterr().out.partition("\n\n")[2]
+    assert accuracy.report(["mutant"], ["sigmoid"]) == 1
+    assert "!" in capsys.readouterr().out.partition("\n\n")[2]

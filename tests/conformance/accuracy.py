@@ -22,6 +22,7 @@ DIGITS = 50
 SPANS = (1.0, 10.0, 40.0, 80.0, 170.0)  # between the smallest and the largest logit of a row
 CLASSES = (3, 10, 100, 1000)
 MANY_CLASSES = 50_257
+OTHERS = ("textbook", "SciPy", "PyTorch")
 ELEMENTS = 3000  # about so many in each case
 
 DType = np.dtype[Any]
@@ -191,43 +192,84 @@ def implementations(names: list[str] | None) -> dict[str, Implementation]:
     """The backends called `names`, or all that can run here, and what there is to compare them with."""
     usable = names or [name for name, can in backends.available().items() if can]
     found: dict[str, Implementation | None] = {name: _ours(Subject(name)) for name in usable}
-    found |= {"textbook": textbook, "SciPy": _scipy(), "PyTorch": _torch()}
+    found |= dict(zip(OTHERS, (textbook, _scipy(), _torch()), strict=True))
     return {name: implementation for name, implementation in found.items() if implementation is not None}
 
 
-def samples(kernels: list[str] | None, long: bool) -> Iterator[Sample]:
-    """Every case of the report."""
-    for kernel, dtype in itertools.product(judged(), DTYPES):
+def groups(kernels: list[str] | None, long: bool) -> Iterator[list[Sample]]:
+    """The cases of the report: lists of those of a kernel, a dtype and a span, for every number of classes."""
+    for kernel, dtype, span in itertools.product(judged(), DTYPES, SPANS):
         if kernels and kernel.name not in kernels:
             continue
         counts = (1,) if kernel.name == "sigmoid" else (*CLASSES, *([MANY_CLASSES] if long else []))
-        for classes, span in itertools.product(counts, SPANS):
-            yield sample(kernel, dtype, classes, span)
+        yield [sample(kernel, dtype, classes, span) for classes in counts]
+
+
+def allowed(kernel: Kernel, dtype: DType, formula: float) -> float | None:
+    """What the budget allows, where the textbook's formula is off by `formula`; None where it says nothing."""
+    assert kernel.budget is not None
+    if dtype == np.float32 and kernel.budget.of == "formula":
+        return kernel.budget.ulp + formula
+    return kernel.budget.ulp if dtype in (np.float32, np.float64) and kernel.budget.of != "formula" else None
+
+
+WIDTH = max(len(kernel.name) for kernel in judged()) + 1
+LEGEND = """Largest error in ulp: of the result, or (*) of max(1, |logits|, |log of the sum|).
+Losses of 16-bit arrays are float32 here, and measured in ulp of that: who returns them in 16 bits is far off.
+The budget is what a backend of plugrad is held to; ! marks an error beyond it."""
 
 
 def report(names: list[str] | None, kernels: list[str] | None, json: Path | None = None, long: bool = False) -> int:
-    """Print the largest error of every implementation in every case; ``long`` adds 50,257 classes."""
+    """Print the largest error of every implementation in every case; ``long`` adds 50,257 classes.
+
+    The exit status is 1 if a backend cannot run, or is off by more than its budget.
+    """
     import json as json_format
 
+    for name, can in backends.available(*(names or ())).items():
+        if names and name in names and not can:
+            print(can)
+            return 1
     compared = implementations(names)
-    print("Largest error in ulp: of the result, or (*) of max(1, |logits|, |log of the sum|).\n")
-    print(f"{'kernel':24}{'dtype':>9}{'classes':>9}{'span':>7}" + "".join(f"{name:>12}" for name in compared))
+    held = [name for name in compared if name not in OTHERS]
+    print(f"{LEGEND}\n")
+    heads = f"{'kernel':{WIDTH}}{'dtype':>9}{'classes':>9}{'span':>7}{'budget':>9}"
+    print(heads + "".join(f"{name:>12}" for name in compared))
     rows = []
-    for case in samples(kernels, long):
-        row: dict[str, Any] = {
-            "kernel": case.kernel.name,
-            "dtype": str(case.dtype),
-            "classes": case.classes,
-            "span": case.span,
-        }
-        for name, implementation in compared.items():
-            results = implementation(case.kernel, case.x, case.t)
-            row[name] = None if results is None else float(case.errors(results).max())
-        rows.append(row)
-        assert case.kernel.budget is not None
-        star = "*" if case.kernel.budget.of == "logits" else ""
-        cells = "".join(f"{'-' if row[name] is None else format(row[name], '.3g'):>12}" for name in compared)
-        print(f"{case.kernel.name + star:24}{row['dtype']:>9}{case.classes:>9}{case.span:>7g}{cells}", flush=True)
+    for group in groups(kernels, long):
+        worst = [{name: _worst(call, case) for name, call in compared.items()} for case in group]
+        budget = allowed(group[0].kernel, group[0].dtype, max(errors["textbook"] or 0.0 for errors in worst))
+        for case, errors in zip(group, worst, strict=True):
+            beyond = [name for name in held if budget is not None and (errors[name] or 0.0) > budget]
+            rows.append(
+                {
+                    "kernel": case.kernel.name,
+                    "dtype": str(case.dtype),
+                    "classes": case.classes,
+                    "span": case.span,
+                    "budget": budget,
+                    "beyond": beyond,
+                    **errors,
+                }
+            )
+            print(_line(case, budget, errors, beyond), flush=True)
     if json is not None:
         json.write_text(json_format.dumps(rows, indent=1) + "\n")
-    return 0
+    return int(any(row["beyond"] for row in rows))
+
+
+def _worst(implementation: Implementation, case: Sample) -> float | None:
+    """The largest error of what an implementation returns, rounded to the dtype of the result."""
+    results = implementation(case.kernel, case.x, case.t)
+    return None if results is None else float(case.errors(np.asarray(results).astype(case.wanted)).max())
+
+
+def _line(case: Sample, budget: float | None, errors: dict[str, float | None], beyond: list[str]) -> str:
+    assert case.kernel.budget is not None
+    star = "*" if case.kernel.budget.of == "logits" else ""
+    line = f"{case.kernel.name + star:{WIDTH}}{case.dtype!s:>9}{case.classes:>9}{case.span:>7g}{_number(budget):>9}"
+    return line + "".join(f"{_number(error) + '!' * (name in beyond):>12}" for name, error in errors.items())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format(value, ".3g")

@@ -136,7 +136,7 @@ def _repeated(x: Any) -> tuple[Any, tuple[int, ...]]:
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two arrays are the same, bit for bit."""
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
 def _out_of_sample(case: Case, name: str, x: Any) -> list[str] | None:
