@@ -9,8 +9,10 @@ from plugrad.backends.numba.layout import Array
 from plugrad.backends.numpy.labels import check
 from plugrad.backends.options import COMPUTE, LossOptions
 
-# Elements of softmax in a block of rows whose losses are added up by themselves.
+# Elements of softmax in a block of rows whose losses are added up by themselves, and the rows in one: sums of thousands
+# of losses, one after another, would lose digits.
 BLOCK = 2**14
+MOST_ROWS = 64
 
 
 LABELS = np.iinfo(np.int64)
@@ -76,7 +78,7 @@ class Labels:
 
     def blocks(self, work: int) -> tuple[int, Array]:
         """How many rows of so much work make a block, and an array for the sum of the losses of each."""
-        block = max(1, BLOCK // work)
+        block = max(1, min(MOST_ROWS, BLOCK // work))
         return block, np.empty(-(-self.rows // block))
 
     def collect(self, each: Array, sums: Array, loss: Array) -> None:

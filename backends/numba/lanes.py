@@ -72,6 +72,19 @@ def tile_like(x: Any, classes: int, lanes: int) -> Any:
     return scratch(x, classes * lanes).reshape(classes, lanes)
 
 
+# Classes that are summed up by themselves: sums of thousands of numbers, one after another, would lose digits.
+PART = 32
+
+
+@inlined()
+def add(total: Any, part: Any, k: int, classes: int) -> None:
+    """After class `k`, add the sums of a part to the totals where the part is complete, and begin a new one."""
+    if k % PART == PART - 1 or k == classes - 1:
+        for lane in range(total.size):
+            total[lane] += part[lane]
+            part[lane] = total.dtype.type(0)
+
+
 @inlined()
 def largest_of_lanes(tile: Any, top: Any) -> None:
     """The largest number in each lane."""
@@ -90,15 +103,16 @@ def rest_of_lanes(tile: Any, top: Any, e: Any, rest: Any) -> None:
     """
     zero = top.dtype.type(0)
     one = scaled_exp(zero)
-    ones = np.zeros(top.size, top.dtype)
+    ones, part = np.zeros(top.size, top.dtype), np.zeros(top.size, top.dtype)
     rest[:] = zero
     for k in range(len(tile)):
         row, values = tile[k], e[k]
         for lane in range(top.size):
             values[lane] = exp_of_difference(row[lane], top[lane])
             is_one = row[lane] == top[lane]
-            rest[lane] += zero if is_one else values[lane]
+            part[lane] += zero if is_one else values[lane]
             ones[lane] += values[lane] if is_one else zero  # NaN where the largest is infinite
+        add(rest, part, k, len(tile))
     for lane in range(top.size):
         rest[lane] = unscaled(rest[lane] + (ones[lane] - one))
 
@@ -108,6 +122,7 @@ def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int,
     """``y = exp(x) / sum(exp(x))``."""
     tile, top = tile_like(x, classes, lanes), scratch(x, lanes)
     total, each, error = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+    part = np.zeros(lanes, total.dtype)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, x.size, classes, inner, lanes)
         gather(x, at, class_step, lane_step, rows, tile)
@@ -117,7 +132,8 @@ def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int,
             row = tile[k]
             for lane in range(lanes):
                 row[lane] = exp_of_difference(row[lane], top[lane])
-                total[lane] += row[lane]
+                part[lane] += row[lane]
+            add(total, part, k, classes)
         for lane in range(lanes):
             each[lane], error[lane] = reciprocal(total[lane])
         for k in range(classes):
@@ -131,6 +147,7 @@ def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int,
 def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner: int, lanes: int, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
     upstream, p, mean = tile_like(y, classes, lanes), tile_like(y, classes, lanes), scratch(y, lanes)
+    part = np.zeros(lanes, mean.dtype)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, y.size, classes, inner, lanes)
         gather(dy, at, class_step, lane_step, rows, upstream)
@@ -138,7 +155,8 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner
         mean[:] = mean.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
-                mean[lane] = muladd(upstream[k, lane], p[k, lane], mean[lane])
+                part[lane] = muladd(upstream[k, lane], p[k, lane], part[lane])
+            add(mean, part, k, classes)
         for k in range(classes):
             for lane in range(lanes):
                 p[k, lane] *= upstream[k, lane] - mean[lane]
@@ -167,6 +185,7 @@ def log_softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: 
 def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner: int, lanes: int, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
     upstream, logs, total = tile_like(y, classes, lanes), tile_like(y, classes, lanes), scratch(y, lanes)
+    part = np.zeros(lanes, total.dtype)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, y.size, classes, inner, lanes)
         gather(dy, at, class_step, lane_step, rows, upstream)
@@ -174,7 +193,8 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, i
         total[:] = total.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
-                total[lane] += upstream[k, lane]
+                part[lane] += upstream[k, lane]
+            add(total, part, k, classes)
         for k in range(classes):
             for lane in range(lanes):
                 upstream[k, lane] -= exp(logs[k, lane]) * total[lane]

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.lanes import gather, largest_of_lanes, place, rest_of_lanes, scatter, tile_like
+from plugrad.backends.numba.lanes import PART, add, gather, largest_of_lanes, place, rest_of_lanes, scatter, tile_like
 from plugrad.backends.numba.rows import CONFIDENT, exponentials, fill, opened, rest, scratch, store, total_of
 from plugrad.backends.numba.vector import largest, log, log1p, narrow, scaled_exp, widen
 
@@ -256,6 +256,7 @@ def softmax_loss_of_lanes(
     tile, e, q = tile_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, beside, total = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
     together, each_loss = scratch(x, lanes), scratch(x, lanes)
+    part_together, part_loss = np.zeros(lanes, top.dtype), np.zeros(lanes, top.dtype)
     zero, one = top.dtype.type(0), top.dtype.type(1)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, first = place(unit, x.size, classes, inner, lanes)
@@ -270,9 +271,11 @@ def softmax_loss_of_lanes(
         for k in range(classes):
             row, target = tile[k], q[k]
             for lane in range(lanes):
-                together[lane] += target[lane]
+                part_together[lane] += target[lane]
                 term = target[lane] * ((top[lane] - row[lane]) + total[lane])
-                each_loss[lane] += zero if target[lane] == zero else term
+                part_loss[lane] += zero if target[lane] == zero else term
+            add(together, part_together, k, classes)
+            add(each_loss, part_loss, k, classes)
         unscaled_one = one / scaled_exp(zero)
         for lane in range(lanes):
             total[lane] = one / (one + beside[lane])
@@ -288,13 +291,15 @@ def softmax_loss_of_lanes(
             else:
                 for lane in range(lanes):
                     values[lane] = values[lane] * unscaled_one * total[lane]
-        total_loss = 0.0
+        total_loss, part = 0.0, 0.0
         for lane in range(rows):
             if is_ignored(t, first + lane, ignore, ignoring):
                 each_loss[lane] = zero
                 if gradient:
                     e[:, lane] = zero
-            total_loss += np.float64(each_loss[lane])
+            part += np.float64(each_loss[lane])
+            if lane % PART == PART - 1 or lane == rows - 1:
+                total_loss, part = total_loss + part, 0.0
         sums[unit] = total_loss
         if losses.size:
             losses[first : first + rows] = each_loss[:rows]

@@ -79,22 +79,26 @@ def fill(row: Any, value: Any) -> None:
 CONFIDENT = 0.25
 
 
+# Elements that are summed up by themselves: sums of thousands of numbers, one after another, would lose digits.
+PART = 1024
+
+
 @inlined(SUM)
-def exponentials(x: Any, top: Any, e: Any) -> Any:
-    """``e = exp(x - top)``, scaled, and their sum."""
+def exponentials_of_part(x: Any, top: Any, e: Any, start: int, stop: int) -> Any:
+    """`exponentials` of a part of a row."""
     total = e.dtype.type(0)
-    for j in range(x.size):
+    for j in range(start, stop):
         e[j] = exp_of_difference(x[j], top)
         total += e[j]
     return total
 
 
-@inlined(SUM)
-def total_of_exponentials(x: Any, top: Any) -> Any:
-    """The sum of ``exp(x - top)``, scaled."""
-    total = x.dtype.type(0)
-    for j in range(x.size):
-        total += exp_of_difference(x[j], top)
+@inlined()
+def exponentials(x: Any, top: Any, e: Any) -> Any:
+    """``e = exp(x - top)``, scaled, and their sum."""
+    total = e.dtype.type(0)
+    for start in range(0, x.size, PART):
+        total += exponentials_of_part(x, top, e, start, min(start + PART, x.size))
     return total
 
 
@@ -136,20 +140,38 @@ def softmax(start: int, stop: int, x: Any, y: Any) -> None:
 
 
 @inlined(SUM)
-def inner(a: Any, b: Any) -> Any:
-    """``sum(a b)``."""
+def inner_of_part(a: Any, b: Any, start: int, stop: int) -> Any:
+    """`inner` of a part of two rows."""
     total = a.dtype.type(0)
-    for j in range(a.size):
+    for j in range(start, stop):
         total = muladd(a[j], b[j], total)
     return total
 
 
+@inlined()
+def inner(a: Any, b: Any) -> Any:
+    """``sum(a b)``."""
+    total = a.dtype.type(0)
+    for start in range(0, a.size, PART):
+        total += inner_of_part(a, b, start, min(start + PART, a.size))
+    return total
+
+
 @inlined(SUM)
+def total_of_part(a: Any, start: int, stop: int) -> Any:
+    """`total_of` of a part of a row."""
+    total = a.dtype.type(0)
+    for j in range(start, stop):
+        total += a[j]
+    return total
+
+
+@inlined()
 def total_of(a: Any) -> Any:
     """``sum(a)``."""
     total = a.dtype.type(0)
-    for j in range(a.size):
-        total += a[j]
+    for start in range(0, a.size, PART):
+        total += total_of_part(a, start, min(start + PART, a.size))
     return total
 
 
@@ -173,7 +195,7 @@ def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
     for i in range(start, stop):
         row = opened(x[i], room)
         top = largest(row)
-        log_of_sum = log1p(rest(row, top, total_of_exponentials(row, top)))
+        log_of_sum = log1p(rest(row, top, exponentials(row, top, z)))
         for j in range(row.size):
             z[j] = (row[j] - top) - log_of_sum
         store(z, z.dtype.type(1), y[i])

@@ -55,14 +55,16 @@ def _loss_and_gradient(
 ) -> float:
     e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, in_out, scratch, x, t, dx)
     factor = (1 if weight is None else weight) / labels.divisor / (rest + single)
-    # y - 1 for the label is -rest / sum, which keeps its accuracy where y is close to 1.
-    flat[index] = -rest if spread is None else single
+    # For the largest class y - 1 is -rest / sum, which keeps its accuracy where y is close to 1.
+    flat[index] = -rest
     if ignored is not None:
         factor[ignored] = 0
         e[ignored] = 0
     if spread is None:
         write(np.multiply, e, factor, dx)
     else:
+        targets = (spread if spread.flags.c_contiguous else spread.T).reshape(-1)
+        targets[index] -= weight
         np.multiply(e, factor[:, None], out=e)
         np.divide(spread, labels.divisor, out=spread)
         np.subtract(e.reshape(dx.shape), spread.reshape(dx.shape), out=dx)

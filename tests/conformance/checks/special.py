@@ -355,7 +355,7 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: 
                         _within(name, got, loss, 8 * epsilon(work), 2 * extremes(work)[2])
                     elif kernel.name == "log_softmax":
                         _within(name, got[:, 0], -loss, 8 * epsilon(work) + epsilon(dtype), 2 * extremes(dtype)[2])
-                    elif name == "dx" and form == "indices":
+                    elif name == "dx":
                         _within(name, got[:, 0], slope, 8 * epsilon(work) + epsilon(dtype), 2 * extremes(dtype)[2])
 
 
