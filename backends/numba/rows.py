@@ -80,26 +80,36 @@ CONFIDENT = 0.25
 
 
 # Elements that are summed up by themselves: sums of thousands of numbers, one after another, would lose digits.
+#
+# Loops that sum write nothing. Where a loop reads and writes, the compiler makes a version in vector registers and one
+# without, for memory that overlaps, and which one runs can depend on where the memory lies: sums of the two differ.
 PART = 1024
 
 
 @inlined(SUM)
-def exponentials_of_part(x: Any, top: Any, e: Any, start: int, stop: int) -> Any:
-    """`exponentials` of a part of a row."""
-    total = e.dtype.type(0)
+def total_of_part(a: Any, start: int, stop: int) -> Any:
+    """`total_of` of a part of a row."""
+    total = a.dtype.type(0)
     for j in range(start, stop):
-        e[j] = exp_of_difference(x[j], top)
-        total += e[j]
+        total += a[j]
+    return total
+
+
+@inlined()
+def total_of(a: Any) -> Any:
+    """``sum(a)``."""
+    total = a.dtype.type(0)
+    for start in range(0, a.size, PART):
+        total += total_of_part(a, start, min(start + PART, a.size))
     return total
 
 
 @inlined()
 def exponentials(x: Any, top: Any, e: Any) -> Any:
     """``e = exp(x - top)``, scaled, and their sum."""
-    total = e.dtype.type(0)
-    for start in range(0, x.size, PART):
-        total += exponentials_of_part(x, top, e, start, min(start + PART, x.size))
-    return total
+    for j in range(x.size):
+        e[j] = exp_of_difference(x[j], top)
+    return total_of(e)
 
 
 @inlined(SUM)
@@ -154,24 +164,6 @@ def inner(a: Any, b: Any) -> Any:
     total = a.dtype.type(0)
     for start in range(0, a.size, PART):
         total += inner_of_part(a, b, start, min(start + PART, a.size))
-    return total
-
-
-@inlined(SUM)
-def total_of_part(a: Any, start: int, stop: int) -> Any:
-    """`total_of` of a part of a row."""
-    total = a.dtype.type(0)
-    for j in range(start, stop):
-        total += a[j]
-    return total
-
-
-@inlined()
-def total_of(a: Any) -> Any:
-    """``sum(a)``."""
-    total = a.dtype.type(0)
-    for start in range(0, a.size, PART):
-        total += total_of_part(a, start, min(start + PART, a.size))
     return total
 
 
