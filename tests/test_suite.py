@@ -303,9 +303,9 @@ def test_wrong_arguments_are_refused_before_anything_is_run(site: Path) -> None:
 
 
 def test_the_report_of_accuracy_tells_why_a_backend_cannot_run(site: Path) -> None:
-    done = suite(site, "--accuracy", "--backend", "numba")
+    done = suite(site, "--accuracy", "--backend", "cupy")
     assert done.returncode == 1
-    assert done.stdout.startswith("backend 'numba' cannot run here: ")
+    assert done.stdout.startswith("backend 'cupy' cannot run here: ")
     assert done.stderr == ""
 
 
