@@ -8,7 +8,7 @@ import numpy as np
 
 from plugrad.backends.numba import elementwise, lanes, losses, rows, team
 from plugrad.backends.numba.labels import Labels
-from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, tiles, written
+from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, streams, tiles, written
 from plugrad.backends.numpy.affine import gradients, product
 from plugrad.backends.options import LossOptions
 
@@ -86,7 +86,7 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
         ends = (*shares, factor, gradient, each, sums)
         written(
             out,
-            lambda y: team.run(kernel, sums.size, block * classes, block, rows, *given, *ends, y.reshape(-1, classes)),
+            lambda y: team.run(kernel, sums.size, block * classes, block, rows, *given, *ends, streams(y), y.reshape(-1, classes)),
         )
     labels.collect(each, sums, loss)
 
@@ -142,7 +142,7 @@ def _gradient(kernel: Callable[..., None], dloss: Any, x: Array, t: Array, optio
     target = np.moveaxis(out, options.axis, -1)
     written(
         target,
-        lambda y: team.run(kernel, len(rows), rows.shape[1], rows, *given, y.reshape(rows.shape)),
+        lambda y: team.run(kernel, len(rows), rows.shape[1], rows, *given, streams(y), y.reshape(rows.shape)),
     )
 
 

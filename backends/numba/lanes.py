@@ -8,20 +8,13 @@ first axis, computed on, and written back.
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.rows import scratch
-from plugrad.backends.numba.vector import (
-    exp,
-    exp_of_difference,
-    log1p,
-    muladd,
-    narrow,
-    reciprocal,
-    scaled_exp,
-    unscaled,
-    widen,
-)
+from plugrad.backends.numba.memory import scratch
+from plugrad.backends.numba.vector import exp, exp_in, frame_of, log1p, muladd, narrow, widen
 
 
 @inlined()
@@ -39,37 +32,92 @@ def place(unit: int, size: int, classes: int, inner: int, lanes: int) -> Any:
 
 
 @inlined()
-def gather(x: Any, start: int, class_step: int, lane_step: int, rows: int, tile: Any) -> None:
+def tile_like(x: Any, classes: int, lanes: int) -> Any:
+    """Memory for a tile, the classes made up to whole blocks of those that are transposed."""
+    return scratch(x, -(-classes // BLOCK) * BLOCK * lanes).reshape(-1, lanes)[:classes]
+
+
+@inlined()
+def flat_like(x: Any, classes: int, lanes: int) -> Any:
+    """Memory for the rows of a tile as they lie side by side, and for what is moved with the last of them."""
+    return scratch(x, classes * lanes + BLOCK)
+
+
+@inlined()
+def gather(x: Any, start: int, class_step: int, lane_step: int, rows: int, flat: Any, tile: Any) -> None:
     """Bring a tile in."""
     if lane_step == 1:
         for k in range(len(tile)):
+            first = start + k * class_step
+            values, row = x[first : first + rows], tile[k]
             for lane in range(rows):
-                tile[k, lane] = widen(x[start + k * class_step + lane])
+                row[lane] = widen(values[lane])
     else:
-        for lane in range(rows):
-            for k in range(len(tile)):
-                tile[k, lane] = widen(x[start + lane * lane_step + k])
+        values = x[start : start + rows * lane_step]
+        for j in range(values.size):
+            flat[j] = widen(values[j])
+        lanes = tile.shape[1]
+        for lane in range(0, rows, BLOCK):
+            for k in range(0, lane_step, BLOCK):
+                transpose(flat, lane * lane_step + k, lane_step, tile, k * lanes + lane, lanes)
 
 
 @inlined()
-def scatter(tile: Any, start: int, class_step: int, lane_step: int, rows: int, y: Any) -> None:
+def scatter(tile: Any, start: int, class_step: int, lane_step: int, rows: int, flat: Any, y: Any) -> None:
     """Write a tile back."""
     if lane_step == 1:
         for k in range(len(tile)):
+            first = start + k * class_step
+            values, row = y[first : first + rows], tile[k]
             for lane in range(rows):
-                at = start + k * class_step + lane
-                y[at] = narrow(tile[k, lane], y[at])
+                values[lane] = narrow(row[lane], values[lane])
     else:
-        for lane in range(rows):
-            for k in range(len(tile)):
-                at = start + lane * lane_step + k
-                y[at] = narrow(tile[k, lane], y[at])
+        lanes, last = tile.shape[1], (lane_step - 1) // BLOCK * BLOCK
+        for lane in range(0, rows, BLOCK):
+            for k in range(last, -1, -BLOCK):  # what is written past the end of a row is written over by the next
+                transpose(tile, k * lanes + lane, lanes, flat, lane * lane_step + k, lane_step)
+        values = y[start : start + rows * lane_step]
+        for j in range(values.size):
+            values[j] = narrow(flat[j], values[j])
 
 
-@inlined()
-def tile_like(x: Any, classes: int, lanes: int) -> Any:
-    """Memory for a tile."""
-    return scratch(x, classes * lanes).reshape(classes, lanes)
+BLOCK = 8  # classes and lanes that are transposed at a time, in vector registers
+
+
+@intrinsic
+def transpose(
+    typing_context: Any, source: Any, start: Any, source_step: Any, result: Any, to: Any, result_step: Any
+) -> Any:
+    """Transpose a block: so many numbers from each of so many places, a step apart, to as many places.
+
+    In each of three stages, pairs of rows exchange halves, quarters and eighths. Element by element, the loads and
+    stores of a tile take three times as long.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def row(array: int, start: int, step: int, number: int) -> Any:
+            memory = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+            kind = ir.VectorType(memory.type.pointee, BLOCK)
+            at = builder.add(arguments[start], builder.mul(arguments[step], ir.Constant(ir.IntType(64), number)))
+            return builder.bitcast(builder.gep(memory, [at]), kind.as_pointer())
+
+        def mixed(a: Any, b: Any, places: list[int]) -> Any:
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), places))
+
+        size = source.dtype.bitwidth // 8
+        rows = [builder.load(row(0, 1, 2, number), align=size) for number in range(BLOCK)]
+        for half in (1, 2, 4):
+            low = [place if not place & half else (place ^ half) + BLOCK for place in range(BLOCK)]
+            high = [place | half if not place & half else place + BLOCK for place in range(BLOCK)]
+            for number in range(BLOCK):
+                if not number & half:
+                    a, b = rows[number], rows[number | half]
+                    rows[number], rows[number | half] = mixed(a, b, low), mixed(a, b, high)
+        for number in range(BLOCK):
+            builder.store(rows[number], row(3, 4, 5, number), align=size)
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, types.intp, result, types.intp, types.intp), generate
 
 
 # Classes that are summed up by themselves: sums of thousands of numbers, one after another, would lose digits.
@@ -96,62 +144,82 @@ def largest_of_lanes(tile: Any, top: Any) -> None:
 
 
 @inlined()
-def rest_of_lanes(tile: Any, top: Any, e: Any, rest: Any) -> None:
-    """``e = exp(tile - top)``, scaled, and in `rest` their sum less 1, without the rounding of that sum.
+def frames(x: Any, lanes: int) -> Any:
+    """Memory for the frame of each lane."""
+    return scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+
+
+@inlined()
+def fill_frames(top: Any, frame: Any) -> None:
+    """The frame of each lane, whose largest number is given."""
+    shift, lowest, magic = frame
+    for lane in range(top.size):
+        shift[lane], lowest[lane], magic[lane] = frame_of(top[lane])
+
+
+@inlined()
+def rest_of_lanes(tile: Any, top: Any, frame: Any, e: Any, rest: Any, one: Any) -> None:
+    """``e = exp(tile - top)``, scaled, in `one` that of the largest, and in `rest` the sum of ``exp(tile - top)`` less 1.
 
     The largest exponentials are exactly 1. They are counted; the others are summed by themselves.
     """
-    zero = top.dtype.type(0)
-    one = scaled_exp(zero)
+    shift, lowest, magic = frame
+    zero, unit = top.dtype.type(0), top.dtype.type(1)
     ones, part = np.zeros(top.size, top.dtype), np.zeros(top.size, top.dtype)
     rest[:] = zero
+    fill_frames(top, frame)
+    for lane in range(top.size):
+        one[lane] = exp_in(top[lane], shift[lane], lowest[lane], magic[lane])
     for k in range(len(tile)):
         row, values = tile[k], e[k]
         for lane in range(top.size):
-            values[lane] = exp_of_difference(row[lane], top[lane])
+            values[lane] = exp_in(row[lane], shift[lane], lowest[lane], magic[lane])
             is_one = row[lane] == top[lane]
             part[lane] += zero if is_one else values[lane]
-            ones[lane] += values[lane] if is_one else zero  # NaN where the largest is infinite
+            ones[lane] += unit if is_one else zero
         add(rest, part, k, len(tile))
     for lane in range(top.size):
-        rest[lane] = unscaled(rest[lane] + (ones[lane] - one))
+        rest[lane] = rest[lane] / one[lane] + (ones[lane] - unit)  # NaN where the largest is infinite
 
 
 @compiled()
 def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
-    tile, top = tile_like(x, classes, lanes), scratch(x, lanes)
-    total, each, error = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
-    part = np.zeros(lanes, total.dtype)
+    flat, tile, top = flat_like(x, classes, lanes), tile_like(x, classes, lanes), scratch(x, lanes)
+    total, part = scratch(x, lanes), np.zeros(lanes, top.dtype)
+    frame, one = frames(x, lanes), total.dtype.type(1)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, tile)
+        gather(x, at, class_step, lane_step, rows, flat, tile)
         largest_of_lanes(tile, top)
+        fill_frames(top, frame)
+        shift, lowest, magic = frame
         total[:] = total.dtype.type(0)
         for k in range(classes):
             row = tile[k]
             for lane in range(lanes):
-                row[lane] = exp_of_difference(row[lane], top[lane])
+                row[lane] = exp_in(row[lane], shift[lane], lowest[lane], magic[lane])
                 part[lane] += row[lane]
             add(total, part, k, classes)
         for lane in range(lanes):
-            each[lane], error[lane] = reciprocal(total[lane])
+            total[lane] = one / total[lane]
         for k in range(classes):
             row = tile[k]
             for lane in range(lanes):
-                row[lane] = muladd(row[lane], each[lane], row[lane] * error[lane])
-        scatter(tile, at, class_step, lane_step, rows, y)
+                row[lane] *= total[lane]
+        scatter(tile, at, class_step, lane_step, rows, flat, y)
 
 
 @compiled()
 def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner: int, lanes: int, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    upstream, p, mean = tile_like(y, classes, lanes), tile_like(y, classes, lanes), scratch(y, lanes)
+    flat, mean = flat_like(y, classes, lanes), scratch(y, lanes)
+    upstream, p = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
     part = np.zeros(lanes, mean.dtype)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, y.size, classes, inner, lanes)
-        gather(dy, at, class_step, lane_step, rows, upstream)
-        gather(y, at, class_step, lane_step, rows, p)
+        gather(dy, at, class_step, lane_step, rows, flat, upstream)
+        gather(y, at, class_step, lane_step, rows, flat, p)
         mean[:] = mean.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
@@ -160,36 +228,37 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner
         for k in range(classes):
             for lane in range(lanes):
                 p[k, lane] *= upstream[k, lane] - mean[lane]
-        scatter(p, at, class_step, lane_step, rows, dx)
+        scatter(p, at, class_step, lane_step, rows, flat, dx)
 
 
 @compiled()
 def log_softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    tile, e = tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    top, rest = scratch(x, lanes), scratch(x, lanes)
+    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
+    top, rest, one, frame = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), frames(x, lanes)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, tile)
+        gather(x, at, class_step, lane_step, rows, flat, tile)
         largest_of_lanes(tile, top)
-        rest_of_lanes(tile, top, e, rest)
+        rest_of_lanes(tile, top, frame, e, rest, one)
         for lane in range(lanes):
             rest[lane] = log1p(rest[lane])
         for k in range(classes):
             for lane in range(lanes):
                 tile[k, lane] = (tile[k, lane] - top[lane]) - rest[lane]
-        scatter(tile, at, class_step, lane_step, rows, y)
+        scatter(tile, at, class_step, lane_step, rows, flat, y)
 
 
 @compiled()
 def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner: int, lanes: int, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    upstream, logs, total = tile_like(y, classes, lanes), tile_like(y, classes, lanes), scratch(y, lanes)
+    flat, total = flat_like(y, classes, lanes), scratch(y, lanes)
+    upstream, logs = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
     part = np.zeros(lanes, total.dtype)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, _ = place(unit, y.size, classes, inner, lanes)
-        gather(dy, at, class_step, lane_step, rows, upstream)
-        gather(y, at, class_step, lane_step, rows, logs)
+        gather(dy, at, class_step, lane_step, rows, flat, upstream)
+        gather(y, at, class_step, lane_step, rows, flat, logs)
         total[:] = total.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
@@ -198,4 +267,4 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, i
         for k in range(classes):
             for lane in range(lanes):
                 upstream[k, lane] -= exp(logs[k, lane]) * total[lane]
-        scatter(upstream, at, class_step, lane_step, rows, dx)
+        scatter(upstream, at, class_step, lane_step, rows, flat, dx)

@@ -14,7 +14,7 @@ Array: TypeAlias = npt.NDArray[Any]
 # Up to this many classes side by side, several rows are computed at once, one in each lane of the vector registers.
 FEW_CLASSES = 24
 
-LIGHT = 0.25  # the work on an element of a kernel without exponentials, to that of softmax
+LIGHT = 0.15  # the work on an element of a kernel without exponentials, to that of softmax
 
 
 def raw(x: Array) -> Array:
@@ -36,12 +36,27 @@ def written(out: Array, compute: Callable[[Array], None]) -> None:
         out[...] = result
 
 
+# Bytes from which a result is written past the caches: of so many, few would still be there when they are read.
+STREAMED = 2**25
+
+
+def streams(out: Array) -> bool:
+    """Whether a result is to be written past the caches."""
+    return out.nbytes >= STREAMED and out.flags.aligned
+
+
+def way(out: Array, reads: list[Array]) -> tuple[bool, bool]:
+    """How a result gets to its memory: whether directly, and whether past the caches (see `memory`)."""
+    past = streams(out)
+    return not past and out.itemsize > 2 and all(read is not out for read in reads), past
+
+
 def over_elements(kernel: Callable[..., None], work: float, *arrays: Array) -> None:
     """Run a kernel of `elementwise` on arrays of one shape, the last one for the result."""
     *reads, out = arrays
     flat = [raw(array).reshape(-1) for array in reads]
-    units = -(-out.size // elementwise.ELEMENTS)
-    written(out, lambda y: team.run(kernel, units, work * elementwise.ELEMENTS, *flat, y.reshape(-1)))
+    units, how = -(-out.size // elementwise.ELEMENTS), way(out, reads)
+    written(out, lambda y: team.run(kernel, units, work * elementwise.ELEMENTS, *flat, *how, y.reshape(-1)))
 
 
 def by_lanes(shape: tuple[int, ...], axis: int) -> bool:
@@ -63,7 +78,7 @@ def over_rows(
         matrices = [raw(array).reshape(-1, classes) for array in reads]
         written(
             out,
-            lambda y: team.run(row_kernel, out.size // classes, work * classes, *matrices, y.reshape(-1, classes)),
+            lambda y: team.run(row_kernel, out.size // classes, work * classes, *matrices, *way(out, reads), y.reshape(-1, classes)),
         )
 
 

@@ -12,9 +12,10 @@ from numba import types
 from numba.extending import overload
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.lanes import PART, add, gather, largest_of_lanes, place, rest_of_lanes, scatter, tile_like
-from plugrad.backends.numba.rows import CONFIDENT, exponentials, fill, opened, rest, scratch, store, total_of
-from plugrad.backends.numba.vector import largest, log, log1p, narrow, scaled_exp, widen
+from plugrad.backends.numba.lanes import PART, add, flat_like, frames, gather, largest_of_lanes, place, rest_of_lanes, scatter, tile_like
+from plugrad.backends.numba.memory import fence, fill, opened, scratch, store
+from plugrad.backends.numba.rows import CONFIDENT, exponentials, rest, total_of
+from plugrad.backends.numba.vector import largest, log, log1p, narrow, widen
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Labels
@@ -89,6 +90,7 @@ def softmax_loss_of_classes(
     gradient: bool,
     losses: Any,
     sums: Any,
+    streams: bool,
     y: Any,
 ) -> None:
     """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
@@ -107,14 +109,14 @@ def softmax_loss_of_classes(
                 each = one / total
             if counts:
                 scale = weight[label] if weight.size else one
-                beside = rest(row, top, total)
+                beside = rest(row, top, e, total)
                 loss = (top - row[label]) + log1p(beside)
                 slope = -beside / (one + beside) if row[label] == top else e[label] * each - one
                 loss = zero if scale == zero and loss == np.inf else loss * scale
             if not gradient:
-                store(e, each, y[i])
+                store(e, each, y[i], streams)
             elif counts:
-                store(e, factor * scale * each, y[i])
+                store(e, factor * scale * each, y[i], streams)
                 y[i, label] = narrow(factor * scale * slope, y[i, label])
             else:
                 fill(y[i], zero)
@@ -122,6 +124,7 @@ def softmax_loss_of_classes(
             if losses.size:
                 losses[i] = loss
         sums[b] = total_loss
+    fence()
 
 
 @inlined(SUM)
@@ -150,6 +153,7 @@ def softmax_loss_of_labels(
     gradient: bool,
     losses: Any,
     sums: Any,
+    streams: bool,
     y: Any,
 ) -> None:
     """For a target for each class: ``loss = -sum(q log(softmax(x)))``, and in `y` the softmax or the gradient."""
@@ -167,7 +171,7 @@ def softmax_loss_of_labels(
                 each = one / total
             if counts:
                 targets(t, i, weight, keep, spread, q)
-                beside = rest(row, top, total)
+                beside = rest(row, top, e, total)
                 loss = inner_with_logs(q, row, top, log1p(beside))
             if counts and gradient:
                 together = total_of(q)
@@ -181,15 +185,16 @@ def softmax_loss_of_labels(
                     e[j] = e[j] * each * together - q[j]
                 if beside < CONFIDENT:
                     e[place] = at_top
-                store(e, factor, y[i])
+                store(e, factor, y[i], streams)
             elif gradient:
                 fill(y[i], zero)
             else:
-                store(e, each, y[i])
+                store(e, each, y[i], streams)
             total_loss += np.float64(loss)
             if losses.size:
                 losses[i] = loss
         sums[b] = total_loss
+    fence()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +203,17 @@ def softmax_loss_of_labels(
 
 
 def lane_targets(
-    t: Any, first: int, at: int, class_step: int, lane_step: int, rows: int, weight: Any, keep: Any, spread: Any, q: Any
+    t: Any,
+    first: int,
+    at: int,
+    class_step: int,
+    lane_step: int,
+    rows: int,
+    weight: Any,
+    keep: Any,
+    spread: Any,
+    flat: Any,
+    q: Any,
 ) -> None:
     """``q``: the labels of the rows of a tile, smoothed and weighted."""
     raise NotImplementedError
@@ -206,11 +221,21 @@ def lane_targets(
 
 @overload(lane_targets, strict=False)
 def _lane_targets(
-    t: Any, first: int, at: int, class_step: int, lane_step: int, rows: int, weight: Any, keep: Any, spread: Any, q: Any
+    t: Any,
+    first: int,
+    at: int,
+    class_step: int,
+    lane_step: int,
+    rows: int,
+    weight: Any,
+    keep: Any,
+    spread: Any,
+    flat: Any,
+    q: Any,
 ) -> Any:
     if isinstance(t.dtype, types.Integer):
 
-        def of_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, q):  # type: ignore[no-untyped-def]
+        def of_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q):  # type: ignore[no-untyped-def]
             for k in range(len(q)):
                 q[k, :] = weight[k] * spread if weight.size else spread
             for lane in range(rows):
@@ -220,8 +245,8 @@ def _lane_targets(
 
         return of_class
 
-    def of_each_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, q):  # type: ignore[no-untyped-def]
-        gather(t, at, class_step, lane_step, rows, q)
+    def of_each_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q):  # type: ignore[no-untyped-def]
+        gather(t, at, class_step, lane_step, rows, flat, q)
         for k in range(len(q)):
             row = q[k]
             for lane in range(row.size):
@@ -255,15 +280,16 @@ def softmax_loss_of_lanes(
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row, and in `y` the softmax or the gradient."""
     tile, e, q = tile_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, beside, total = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+    flat, frame, largest_e = flat_like(x, classes, lanes), frames(x, lanes), scratch(x, lanes)
     together, each_loss = scratch(x, lanes), scratch(x, lanes)
     part_together, part_loss = np.zeros(lanes, top.dtype), np.zeros(lanes, top.dtype)
     zero, one = top.dtype.type(0), top.dtype.type(1)
     for unit in range(start, stop):
         at, class_step, lane_step, rows, first = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, tile)
-        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, q)
+        gather(x, at, class_step, lane_step, rows, flat, tile)
+        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
         largest_of_lanes(tile, top)
-        rest_of_lanes(tile, top, e, beside)
+        rest_of_lanes(tile, top, frame, e, beside, largest_e)
         each_loss[:] = zero
         together[:] = zero
         for lane in range(lanes):
@@ -276,21 +302,21 @@ def softmax_loss_of_lanes(
                 part_loss[lane] += zero if target[lane] == zero else term
             add(together, part_together, k, classes)
             add(each_loss, part_loss, k, classes)
-        unscaled_one = one / scaled_exp(zero)
         for lane in range(lanes):
             total[lane] = one / (one + beside[lane])
+            largest_e[lane] = total[lane] / largest_e[lane]  # what makes a scaled exponential the softmax
         for k in range(classes):
             row, target, values = tile[k], q[k], e[k]
             if gradient:
                 for lane in range(lanes):
-                    slope = values[lane] * unscaled_one * total[lane] * together[lane] - target[lane]
+                    slope = values[lane] * largest_e[lane] * together[lane] - target[lane]
                     # The same, but no difference of like numbers where the softmax is near 1.
                     at_top = (together[lane] - target[lane]) - together[lane] * (beside[lane] * total[lane])
                     is_top = row[lane] == top[lane] and beside[lane] < one
                     values[lane] = factor * (at_top if is_top else slope)
             else:
                 for lane in range(lanes):
-                    values[lane] = values[lane] * unscaled_one * total[lane]
+                    values[lane] *= largest_e[lane]
         total_loss, part = 0.0, 0.0
         for lane in range(rows):
             if is_ignored(t, first + lane, ignore, ignoring):
@@ -303,7 +329,7 @@ def softmax_loss_of_lanes(
         sums[unit] = total_loss
         if losses.size:
             losses[first : first + rows] = each_loss[:rows]
-        scatter(e, at, class_step, lane_step, rows, y)
+        scatter(e, at, class_step, lane_step, rows, flat, y)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,6 +350,7 @@ def softmax_gradient(
     spread: Any,
     upstream: Any,
     upstream_step: int,
+    streams: bool,
     dx: Any,
 ) -> None:
     """``dx = upstream (y sum(q) - q)``."""
@@ -339,7 +366,8 @@ def softmax_gradient(
         factor = upstream[i * upstream_step]
         for j in range(q.size):
             values[j] = factor * (row[j] * together - q[j])
-        store(values, one, dx[i])
+        store(values, one, dx[i], streams)
+    fence()
 
 
 @compiled()
@@ -428,6 +456,7 @@ def loss_gradient(
     spread: Any,
     upstream: Any,
     upstream_step: int,
+    streams: bool,
     dp: Any,
 ) -> None:
     """``dp = -upstream q / p``."""
@@ -442,4 +471,5 @@ def loss_gradient(
         factor = upstream[i * upstream_step]
         for j in range(q.size):
             values[j] = zero if q[j] == zero else -factor * q[j] / row[j]
-        store(values, one, dp[i])
+        store(values, one, dp[i], streams)
+    fence()

@@ -6,70 +6,9 @@ cache. Results are worked out in memory of their own and stored in the end, so t
 
 from typing import Any
 
-import numpy as np
-from numba import types
-from numba.extending import overload
-
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.vector import (
-    exp,
-    exp_of_difference,
-    largest,
-    log1p,
-    muladd,
-    narrow,
-    reciprocal,
-    unscaled,
-    widen,
-)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows in memory
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def scratch(x: Any, size: int) -> Any:
-    """Memory to work in, in the format that numbers of `x` are computed in."""
-    raise NotImplementedError
-
-
-@overload(scratch, strict=False)
-def _scratch(x: Any, size: int) -> Any:
-    dtype = np.float64 if x.dtype == types.float64 else np.float32
-    return lambda x, size: np.empty(size, dtype)
-
-
-def opened(row: Any, room: Any) -> Any:
-    """A row of an argument in the format to compute in: itself, or widened in `room`."""
-    raise NotImplementedError
-
-
-@overload(opened, strict=False)
-def _opened(row: Any, room: Any) -> Any:
-    if row.dtype in (types.float32, types.float64):
-        return lambda row, room: row
-
-    def widened(row: Any, room: Any) -> Any:
-        for j in range(row.size):
-            room[j] = widen(row[j])
-        return room
-
-    return widened
-
-
-@inlined()
-def store(values: Any, factor: Any, row: Any) -> None:
-    """Write values times a factor to a row of a result."""
-    for j in range(row.size):
-        row[j] = narrow(values[j] * factor, row[j])
-
-
-@inlined()
-def fill(row: Any, value: Any) -> None:
-    """Write one value to all of a row of a result."""
-    for j in range(row.size):
-        row[j] = narrow(value, row[j])
-
+from plugrad.backends.numba.memory import fence, opened, scratch, store, target
+from plugrad.backends.numba.vector import exp, exp_in, frame_of, largest, log1p, muladd
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums of exponentials
@@ -83,14 +22,14 @@ CONFIDENT = 0.25
 #
 # Loops that sum write nothing. Where a loop reads and writes, the compiler makes a version in vector registers and one
 # without, for memory that overlaps, and which one runs can depend on where the memory lies: sums of the two differ.
+# Such a loop also sums in fewer parts at once, which loses digits.
 PART = 1024
 
 
 @inlined(SUM)
-def total_of_part(a: Any, start: int, stop: int) -> Any:
-    """`total_of` of a part of a row."""
+def _total_of_part(a: Any) -> Any:
     total = a.dtype.type(0)
-    for j in range(start, stop):
+    for j in range(a.size):
         total += a[j]
     return total
 
@@ -100,37 +39,43 @@ def total_of(a: Any) -> Any:
     """``sum(a)``."""
     total = a.dtype.type(0)
     for start in range(0, a.size, PART):
-        total += total_of_part(a, start, min(start + PART, a.size))
+        total += _total_of_part(a[start : start + PART])
     return total
 
 
 @inlined()
 def exponentials(x: Any, top: Any, e: Any) -> Any:
     """``e = exp(x - top)``, scaled, and their sum."""
+    shift, lowest, magic = frame_of(top)
     for j in range(x.size):
-        e[j] = exp_of_difference(x[j], top)
+        e[j] = exp_in(x[j], shift, lowest, magic)
     return total_of(e)
 
 
 @inlined(SUM)
-def others(x: Any, top: Any) -> Any:
-    """The sum of ``exp(x - top)`` without the largest, which is 1 and would swallow the rest of a confident row."""
-    place = 0
-    while x[place] != top:
-        place += 1
-    total = x.dtype.type(0)
-    for j in range(place):
-        total += exp_of_difference(x[j], top)
-    for j in range(place + 1, x.size):
-        total += exp_of_difference(x[j], top)
-    return unscaled(total)
+def _others_of_part(x: Any, top: Any, e: Any) -> Any:
+    zero = x.dtype.type(0)
+    total = zero
+    for j in range(x.size):
+        total += zero if x[j] == top else e[j]
+    return total
 
 
 @inlined()
-def rest(x: Any, top: Any, total: Any) -> Any:
-    """The sum of exponentials less 1, given the scaled sum of all."""
-    beside = unscaled(total) - x.dtype.type(1)
-    return others(x, top) if beside < CONFIDENT else beside
+def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
+    """The sum of ``exp(x - top)`` less 1, given these and their sum, both scaled.
+
+    In a confident row the largest, which is 1, would swallow the others: they are added up without it.
+    """
+    shift, lowest, magic = frame_of(top)
+    one = exp_in(top, shift, lowest, magic)
+    beside = total / one - x.dtype.type(1)
+    if beside < CONFIDENT:
+        others = x.dtype.type(0)
+        for start in range(0, x.size, PART):
+            others += _others_of_part(x[start : start + PART], top, e[start : start + PART])
+        beside = others / one
+    return beside
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,21 +84,20 @@ def rest(x: Any, top: Any, total: Any) -> Any:
 
 
 @compiled()
-def softmax(start: int, stop: int, x: Any, y: Any) -> None:
+def softmax(start: int, stop: int, x: Any, direct: bool, streams: bool, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
     room, e = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     for i in range(start, stop):
         row = opened(x[i], room)
-        each, error = reciprocal(exponentials(row, largest(row), e))
-        for j in range(row.size):
-            y[i, j] = narrow(muladd(e[j], each, e[j] * error), y[i, j])
+        each = e.dtype.type(1) / exponentials(row, largest(row), e)
+        store(e, each, y[i], streams)
+    fence()
 
 
 @inlined(SUM)
-def inner_of_part(a: Any, b: Any, start: int, stop: int) -> Any:
-    """`inner` of a part of two rows."""
+def _inner_of_part(a: Any, b: Any) -> Any:
     total = a.dtype.type(0)
-    for j in range(start, stop):
+    for j in range(a.size):
         total = muladd(a[j], b[j], total)
     return total
 
@@ -163,44 +107,53 @@ def inner(a: Any, b: Any) -> Any:
     """``sum(a b)``."""
     total = a.dtype.type(0)
     for start in range(0, a.size, PART):
-        total += inner_of_part(a, b, start, min(start + PART, a.size))
+        total += _inner_of_part(a[start : start + PART], b[start : start + PART])
     return total
 
 
 @compiled()
-def softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
+def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, streams: bool, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
     rooms = scratch(y, y.shape[1]), scratch(y, y.shape[1])
     values = scratch(y, y.shape[1])
     for i in range(start, stop):
         upstream, p = opened(dy[i], rooms[0]), opened(y[i], rooms[1])
         mean = inner(upstream, p)
-        for j in range(p.size):
-            values[j] = p[j] * (upstream[j] - mean)
-        store(values, values.dtype.type(1), dx[i])
+        row = target(dx[i], values, direct)
+        for j in range(row.size):
+            row[j] = p[j] * (upstream[j] - mean)
+        if not direct:
+            store(row, values.dtype.type(1), dx[i], streams)
+    fence()
 
 
 @compiled()
-def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
+def log_softmax(start: int, stop: int, x: Any, direct: bool, streams: bool, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
     room, z = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     for i in range(start, stop):
         row = opened(x[i], room)
         top = largest(row)
-        log_of_sum = log1p(rest(row, top, exponentials(row, top, z)))
-        for j in range(row.size):
-            z[j] = (row[j] - top) - log_of_sum
-        store(z, z.dtype.type(1), y[i])
+        log_of_sum = log1p(rest(row, top, z, exponentials(row, top, z)))
+        result = target(y[i], z, direct)
+        for j in range(result.size):
+            result[j] = (row[j] - top) - log_of_sum
+        if not direct:
+            store(result, z.dtype.type(1), y[i], streams)
+    fence()
 
 
 @compiled()
-def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
+def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, streams: bool, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
     rooms = scratch(y, y.shape[1]), scratch(y, y.shape[1])
     values = scratch(y, y.shape[1])
     for i in range(start, stop):
         upstream, logs = opened(dy[i], rooms[0]), opened(y[i], rooms[1])
         total = total_of(upstream)
-        for j in range(logs.size):
-            values[j] = upstream[j] - exp(logs[j]) * total
-        store(values, values.dtype.type(1), dx[i])
+        row = target(dx[i], values, direct)
+        for j in range(row.size):
+            row[j] = upstream[j] - exp(logs[j]) * total
+        if not direct:
+            store(row, values.dtype.type(1), dx[i], streams)
+    fence()

@@ -32,7 +32,7 @@ class Format:
     mantissa: int  # bits after the point
     bias: int  # of the exponent
     ln2: tuple[float, float]  # log(2) in two parts, the first of which has so few digits that its multiples are exact
-    lowest: float  # below this, exp is 0 even when it is scaled
+    lowest: float  # below this, exp is less than half the smallest number
     highest: float  # above this, it is infinite
     scale: int  # by which power of 2 `exp` scales
     exp: tuple[float, ...]  # coefficients of the polynomial for exp, that of the highest power first
@@ -50,7 +50,7 @@ SINGLE = Format(
     mantissa=23,
     bias=127,
     ln2=(0.693359375, -2.12194440e-4),
-    lowest=-130.0,
+    lowest=-104.0,
     highest=100.0,
     scale=64,
     exp=EXP6,
@@ -62,7 +62,7 @@ DOUBLE = Format(
     mantissa=52,
     bias=1023,
     ln2=(6.93147180369123816490e-01, 1.90821492927058770002e-10),
-    lowest=-1000.0,
+    lowest=-746.0,
     highest=800.0,
     scale=512,
     exp=tuple(1 / math.factorial(k) for k in range(13, -1, -1)),  # Taylor's: the next term is 4e-18
@@ -172,67 +172,70 @@ def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
     return stub
 
 
-def _scaled_exp(of: Format) -> Any:
-    """``exp(z) * 2**scale`` for ``z <= 0``, to 1 ulp, NaN for NaN.
+def _frame_of(of: Format) -> Any:
+    """For a row whose largest number is `top`: what `exp_in` needs to scale the row's exponentials.
 
-    With ``k`` the integer nearest to ``z / log(2)`` and ``r = z - k log(2)``, ``exp(z) = 2**k exp(r)``. To add a number
-    as large as 1.5 * 2**mantissa rounds to an integer, which then stands in the lowest bits; that number is chosen so
-    that they are ``k`` plus bias and scale, which shifted to the place of the exponent are ``2**(k + scale)``.
-    The scale keeps results that would be subnormal whole, and costs nothing: it cancels where sums of
-    exponentials are divided by.
+    That is: what to subtract; the least difference that counts; and a number to round with. Textbooks subtract `top`,
+    which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing is rounded. Unless `top` is
+    far from 0, the exponentials are taken of the numbers as they are, and the scale ``2**(scale - K)``, with ``K`` the
+    integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is subtracted, which is exact for all
+    numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials count.
     """
-    float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
-    lowest, log2e = float_(of.lowest), float_(1 / math.log(2))
-    magic = float_(1.5 * 2.0**of.mantissa + of.bias + of.scale)
-    high, low = float_(of.ln2[0]), float_(of.ln2[1])
-    first, rest = float_(of.exp[0]), tuple(map(float_, of.exp[1:]))
+    float_, log2e = of.float, of.float(1 / math.log(2))
+    near, lowest, zero = float_(-2 * of.lowest), float_(of.lowest), float_(0)
+    magic, up = float_(1.5 * 2.0**of.mantissa), float_(of.bias + of.scale)
 
     @inlined()
-    def exp(z: Any) -> Any:
-        z = lowest if z < lowest else z  # so written, NaN stays
+    def frame_of(top: Any) -> Any:
+        shift = zero if abs(top) < near else top
+        left = top - shift
+        powers = muladd(left, log2e, magic) - magic
+        return shift, left + lowest, magic + (up - powers)
+
+    return frame_of
+
+
+def _exp_in(of: Format) -> Any:
+    """``exp(x - top) * 2**s`` with ``scale - 1 < s < scale + 1``, the same `s` for all in the frame of a `top`, to 1 ulp.
+
+    With ``z = x - shift``, ``k`` the integer nearest to ``z / log(2)`` and ``r = z - k log(2)``, ``exp(z) = 2**k exp(r)``.
+    To add a number as large as 1.5 * 2**mantissa rounds to an integer, which then stands in the lowest bits; that number
+    is chosen so that they are ``k`` plus bias and scale less ``K``, which shifted to the place of the exponent are
+    ``2**(k + scale - K)``. The scale keeps results that would be subnormal whole, and costs nothing: it cancels where
+    sums of exponentials are divided by.
+    """
+    integer, shift_ = of.integer, of.integer(of.mantissa)
+    log2e, high, low = of.float(1 / math.log(2)), of.float(of.ln2[0]), of.float(of.ln2[1])
+    first, rest, zero = of.float(of.exp[0]), tuple(map(of.float, of.exp[1:])), of.float(0)
+
+    @inlined()
+    def exp_in(x: Any, shift: Any, lowest: Any, magic: Any) -> Any:
+        z = x - shift
         shifted = muladd(z, log2e, magic)
         k = shifted - magic
         r = muladd(k, -low, muladd(k, -high, z))
         p = first
         for coefficient in rest:
             p = muladd(p, r, coefficient)
-        return p * number(integer(bits(shifted) << shift))
+        e = p * number(integer(bits(shifted) << shift_))
+        return zero if z < lowest else e  # not a number next to 0, with which processors take a hundred times as long
 
-    return exp
-
-
-def _exp_of_difference(of: Format) -> Any:
-    """``exp(x - top) * 2**scale`` for ``x <= top``, to 1 ulp, without the error that rounding the difference makes.
-
-    That error is half a unit of the difference, and so 32 ulp of the result where the numbers are 87 apart. With
-    ``z = fl(x - top)`` and ``d`` the error of that subtraction (Knuth's TwoSum, "The Art of Computer Programming",
-    volume 2, section 4.2.2), it is ``exp(z) (1 + d)`` but for terms in ``d**2``.
-    """
-    scaled_exp, lost = _scaled_exp(of), of.float(-1)
-
-    @inlined()
-    def exp_of_difference(x: Any, top: Any) -> Any:
-        z = x - top
-        back = z - x
-        error = (x - (z - back)) - (top + back)
-        e = scaled_exp(z)
-        return muladd(e, error if error > lost else lost, e)  # where x is -inf, the error is NaN, and e is 0
-
-    return exp_of_difference
+    return exp_in
 
 
 def _exp(of: Format) -> Any:
-    """``exp(z)`` for every ``z``, to 1 ulp: as `scaled_exp`, but the power of 2 is multiplied with in two steps."""
+    """``exp(z)`` for every ``z``, to 1 ulp: as `exp_in`, but ``2**k`` is multiplied with in two steps."""
     float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
     lowest, highest, log2e = float_(of.lowest), float_(of.highest), float_(1 / math.log(2))
     magic = float_(1.5 * 2.0**of.mantissa)
     high, low = float_(of.ln2[0]), float_(of.ln2[1])
     first, rest = float_(of.exp[0]), tuple(map(float_, of.exp[1:]))
-    bias, one = integer(of.bias), integer(1)
+    bias, one, zero = integer(of.bias), integer(1), float_(0)
 
     @inlined()
     def exp(z: Any) -> Any:
-        z = lowest if z < lowest else z
+        vanishes = z < lowest
+        z = zero if vanishes else z
         z = highest if z > highest else z
         shifted = muladd(z, log2e, magic)
         k = shifted - magic
@@ -243,7 +246,8 @@ def _exp(of: Format) -> Any:
         power = integer(bits(shifted) - bits(magic))
         half = integer(power >> one)
         p = p * number(integer(integer(half + bias) << shift))
-        return p * number(integer(integer(integer(power - half) + bias) << shift))
+        p = p * number(integer(integer(integer(power - half) + bias) << shift))
+        return zero if vanishes else p
 
     return exp
 
@@ -295,29 +299,6 @@ def _log1p(of: Format) -> Any:
     return log1p
 
 
-def _unscaled(of: Format) -> Any:
-    """What `scaled_exp` returned, or a sum of such, without the scale."""
-    factor = of.float(2.0**-of.scale)
-
-    @inlined()
-    def unscaled(x: Any) -> Any:
-        return x * factor
-
-    return unscaled
-
-
-def _reciprocal(of: Format) -> Any:
-    """``1 / x``, and what its rounding left out: to multiply with both is as good as to divide, which takes longer."""
-    one = of.float(1)
-
-    @inlined()
-    def reciprocal(x: Any) -> Any:
-        inverse = one / x
-        return inverse, muladd(-x, inverse, one) * inverse
-
-    return reciprocal
-
-
 def _largest(of: Format) -> Any:
     """The largest of an array; any number where there is a NaN, which then shows in what is computed with it.
 
@@ -341,11 +322,9 @@ def _largest(of: Format) -> Any:
     return largest
 
 
-scaled_exp = _for_each_format("scaled_exp", _scaled_exp)
-exp_of_difference = _for_each_format("exp_of_difference", _exp_of_difference)
+frame_of = _for_each_format("frame_of", _frame_of)
+exp_in = _for_each_format("exp_in", _exp_in)
 exp = _for_each_format("exp", _exp)
 log = _for_each_format("log", _log)
 log1p = _for_each_format("log1p", _log1p)
-unscaled = _for_each_format("unscaled", _unscaled)
-reciprocal = _for_each_format("reciprocal", _reciprocal)
 largest = _for_each_format("largest", _largest)

@@ -1,0 +1,136 @@
+"""What is measured: a kernel on arrays of one shape, or one step of training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plugrad.kernels import KERNELS
+
+STEP = "step"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# The sizes that are measured where none are named: small and large, few classes and many, images and vocabularies.
+_ELEMENTWISE = ("256x10", "1024x1024", "4096x1024", "512x50257")
+_ROWS = ("256x10", "1024x1024", "4096x1024", "512x50257", "4x256000", "65536x10", "8x21x256x256")
+_AFFINE = ("64x784x128", "256x1024x1024")
+SIZES = {
+    name: _ELEMENTWISE if name.startswith(("relu", "sigmoid")) else _AFFINE if name.startswith("affine") else _ROWS
+    for name in KERNELS
+} | {STEP: ("64-784-128-10", "256-784-512-10")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes
+    ----------
+    name : str
+        A kernel, or ``"step"``: forward, backward and update of a network with one hidden layer.
+    size : str
+        ``rows x classes``, such as ``4096x1024``, or with more dimensions, such as ``8x21x256x256``, with the classes
+        along axis 1, as for images. For the affine layer also ``rows x inputs x outputs``; for a step
+        ``rows-inputs-hidden-classes``.
+    dtype : str
+        Of the arrays.
+    new : bool
+        Whether results go to new arrays, rather than to ``out=``.
+    """
+
+    name: str
+    size: str
+    dtype: str = "float32"
+    new: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name != STEP and self.name not in KERNELS:
+            raise ValueError(f"kernel: expected one of {', '.join([*KERNELS, STEP])}; got {self.name!r}")
+        dimensions = len(self.shape)
+        fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_affine else dimensions >= 2
+        if not fits or min(self.shape) < 1:
+            raise ValueError(f"size: {self.size!r} is none for {self.name}")
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether the arguments are matrices to multiply."""
+        return self.name.startswith("affine")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The numbers in `size`."""
+        try:
+            return tuple(int(number) for number in self.size.split("-" if self.name == STEP else "x"))
+        except ValueError:
+            raise ValueError(f"size: expected numbers as in 4096x1024 or 64-784-128-10, got {self.size!r}") from None
+
+    @property
+    def axis(self) -> int:
+        """The axis of the classes."""
+        return -1 if len(self.shape) == 2 else 1
+
+    def arguments(self) -> list[Any]:
+        """The arrays the kernel is called with, from the samples in its record."""
+        kernel, rng, dtype = KERNELS[self.name], np.random.default_rng(0), as_dtype(self.dtype)
+        shape = self.shape
+        if self.is_affine and len(shape) == 3:
+            rows, inputs, outputs = shape
+            made = {"x": (rows, inputs), "w": (inputs, outputs), "b": (outputs,), "dy": (rows, outputs)}
+            return [(rng.normal(size=made[name]) / inputs**0.5).astype(dtype) for name in kernel.arguments]
+        if len(shape) == 2:
+            sample = kernel.sample(rng, *shape, dtype)
+            return [sample[name] for name in kernel.arguments]
+        batch, classes, *inner = shape
+        sample = kernel.sample(rng, batch * int(np.prod(inner)), classes, dtype)
+        return [self._as_images(sample[name]) for name in kernel.arguments]
+
+    def _as_images(self, x: Any) -> Any:
+        """An array of one row per pixel, or of one number, as one of images."""
+        batch, classes, *inner = self.shape
+        if not isinstance(x, np.ndarray) or not x.ndim:
+            return x
+        if x.ndim == 1:
+            return x.reshape(batch, *inner)
+        return np.ascontiguousarray(np.moveaxis(x.reshape(batch, *inner, classes), -1, 1))
+
+    @property
+    def bytes(self) -> float | None:
+        """How much memory is moved at the least; None where something else takes the time."""
+        if self.name == STEP or self.is_affine:
+            return None
+        return KERNELS[self.name].passes * np.prod(self.shape) * as_dtype(self.dtype).itemsize
+
+
+def as_dtype(name: str) -> np.dtype[Any]:
+    """The dtype called so; that of bfloat16 is from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Data and parameters of a step of training, and the rate."""
+
+    x: Any
+    t: Any
+    parameters: tuple[Any, Any, Any, Any]
+    rate: float = 1e-4
+
+
+def network(case: Case) -> Network:
+    """What a step starts from."""
+    rows, inputs, hidden, classes = case.shape
+    rng, dtype = np.random.default_rng(0), as_dtype(case.dtype)
+    return Network(
+        x=rng.normal(size=(rows, inputs)).astype(dtype),
+        t=rng.integers(0, classes, rows),
+        parameters=(
+            (rng.normal(size=(inputs, hidden)) / inputs**0.5).astype(dtype),
+            np.zeros(hidden, dtype),
+            (rng.normal(size=(hidden, classes)) / hidden**0.5).astype(dtype),
+            np.zeros(classes, dtype),
+        ),
+    )

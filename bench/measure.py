@@ -1,0 +1,79 @@
+"""One side alone in this process: ``python -m plugrad.bench.measure SIDE KERNEL SIZE`` prints its times as JSON."""
+
+import argparse
+import importlib
+import json
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plugrad import backends
+from plugrad.bench.cases import STEP, Case
+from plugrad.bench.sides import ours
+
+
+def times(step: Callable[[], Any], seconds: float) -> list[float]:
+    """The time of each call, in seconds, of as many as fit."""
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < 5:
+        start = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def disagreement(case: Case, results: Any) -> float:
+    """How far results are from those of the numpy backend in float64, relative to the largest of each."""
+    exact = Case(case.name, case.size, "float64")
+    if case.name == STEP or case.size.count("x") == 1 and case.is_affine is False and np.prod(case.shape) > 2**24:
+        exact = case  # too large to be computed once more in another dtype
+    with backends.use("numpy"):
+        expected = _as_tuple(ours.prepare(exact)())
+    return max(_distance(a, b) for a, b in zip(_as_tuple(results), expected, strict=True))
+
+
+def _as_tuple(results: Any) -> tuple[Any, ...]:
+    return tuple(results) if isinstance(results, tuple | list) else (results,)
+
+
+def _distance(a: Any, b: Any) -> float:
+    a = a.float() if hasattr(a, "float") else a  # PyTorch's bfloat16
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(prog="python -m plugrad.bench.measure", description=__doc__)
+    parser.add_argument("side", help="a module of plugrad.bench.sides")
+    parser.add_argument("name")
+    parser.add_argument("size")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--new", action="store_true")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--check", action="store_true", help="compare the results with the numpy backend's")
+    chosen = parser.parse_args()
+    case = Case(chosen.name, chosen.size, chosen.dtype, chosen.new)
+    step = importlib.import_module(f"plugrad.bench.sides.{chosen.side}").prepare(case)
+    start = time.perf_counter()
+    results = step()
+    told: dict[str, float | list[float]] = {"first": time.perf_counter() - start}
+    if chosen.check:
+        told["off"] = disagreement(case, results)
+        del results
+        print(json.dumps(told))
+        return
+    del results
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times(step, chosen.seconds / 10)  # caches and clock come up to speed
+    told["quantiles"] = np.quantile(times(step, chosen.seconds), [0.2, 0.5, 0.8]).tolist()
+    told["grown_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""plugrad, on the backend that ``PLUGRAD_BACKEND`` selects."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plugrad import kernels
+from plugrad.bench.cases import STEP, Case, network
+from plugrad.kernels import KERNELS
+
+
+def prepare(case: Case) -> Callable[[], Any]:
+    """The case, computed by plugrad."""
+    if case.name == STEP:
+        return _step(case)
+    kernel, arguments = KERNELS[case.name], case.arguments()
+    options = {"axis": case.axis} if "axis" in kernel.options else {}
+    function: Callable[..., Any] = kernel.function
+    if case.new or kernel.results == ("loss",):
+        return lambda: function(*arguments, **options)
+    results = function(*arguments, **options)
+    out = (None, results[1]) if kernel.results[0] == "loss" else results
+    return lambda: function(*arguments, **options, out=out)
+
+
+def _step(case: Case) -> Callable[[], Any]:
+    given = network(case)
+    x, t, rate = given.x, given.t, given.x.dtype.type(given.rate)
+    w1, b1, w2, b2 = given.parameters
+    a, z = np.empty((len(x), b1.size), x.dtype), np.empty((len(x), b2.size), x.dtype)
+    da, dw1, db1, dw2, db2 = map(np.empty_like, (a, w1, b1, w2, b2))
+
+    def reusing() -> Any:
+        h = kernels.relu(kernels.affine(x, w1, b1, out=a), out=a)
+        _, dz = kernels.softmax_cross_entropy_value_and_grad(kernels.affine(h, w2, b2, out=z), t, out=z)
+        kernels.affine_backward(dz, h, w2, out=(da, dw2, db2))
+        kernels.relu_backward(da, h, out=da)
+        kernels.affine_backward(da, x, w1, needs=("dw", "db"), out=(None, dw1, db1))
+        for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
+            gradient *= rate  # its array is ours, and written anew in the next step
+            parameter -= gradient
+        return w1, b1, w2, b2
+
+    def allocating() -> Any:
+        h = kernels.relu(kernels.affine(x, w1, b1))
+        _, dz = kernels.softmax_cross_entropy_value_and_grad(kernels.affine(h, w2, b2), t)
+        dh, dw2, db2 = kernels.affine_backward(dz, h, w2)
+        _, dw1, db1 = kernels.affine_backward(kernels.relu_backward(dh, h), x, w1, needs=("dw", "db"))
+        for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
+            parameter -= rate * gradient
+        return w1, b1, w2, b2
+
+    return allocating if case.new else reusing
