@@ -77,7 +77,9 @@ def about_this_machine(peers: Iterable[str]) -> str:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m plugrad.bench", description=__doc__)
-    parser.add_argument("kernel", nargs="*", help=f"kernels, or 'step', a step of training; all by default: {', '.join(KERNELS)}")
+    parser.add_argument(
+        "kernel", nargs="*", help=f"kernels, or 'step', a step of training; all by default: {', '.join(KERNELS)}"
+    )
     parser.add_argument("--backend", default="numba", help="our backends, with commas between them")
     parser.add_argument("--peers", default="", help=f"whom to compare with, out of {', '.join(PEERS)}")
     parser.add_argument("--sizes", help="such as 4096x1024,256x10; 8x21x256x256 for images; 64-784-128-10 for steps")

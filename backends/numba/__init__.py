@@ -11,12 +11,14 @@ from importlib.util import find_spec
 from typing import Any
 
 from plugrad.backends import threads
+from plugrad.backends.numba.recycling import empty
 
 __all__ = [
     "affine",
     "affine_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "empty",
     "log_softmax",
     "log_softmax_backward",
     "relu",

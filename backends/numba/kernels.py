@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends.numba import affine as bias
 from plugrad.backends.numba import elementwise, lanes, losses, rows, team
 from plugrad.backends.numba.labels import Labels
-from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, streams, tiles, written
+from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, tiles, written
 from plugrad.backends.numpy.affine import gradients, product
 from plugrad.backends.options import LossOptions
+
+# From so many columns on, their sums are faster here than as a product of BLAS with ones.
+LEAST_COLUMNS = 64
 
 LABEL = 32  # the work on one label that is compared with one probability, in elements of softmax
 
@@ -72,21 +76,22 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
         loss[...] = out[...] = 0
         return
     each, classes = labels.losses(loss), x.shape[options.axis]
-    given = labels.t.reshape(-1), labels.weight, *labels.ignored
+    given = labels.flat, labels.weight, *labels.ignored
+    shares = () if labels.one_class else labels.shares
     if by_lanes(x.shape, options.axis):
         units, size, form = tiles(x.shape, options.axis)
         sums, flat = np.empty(units), raw(x).reshape(-1)
-        more = (*given, *labels.shares, factor, gradient, each, sums, *form)
-        written(out, lambda y: team.run(losses.softmax_loss_of_lanes, units, size, flat, *more, y.reshape(-1)))
+        kernel = losses.softmax_loss_of_class_lanes if labels.one_class else losses.softmax_loss_of_lanes
+        more = (*given, *shares, factor, gradient, each, sums, *form)
+        written(out, lambda y: team.run(kernel, units, size, flat, *more, y.reshape(-1)))
     else:
         block, sums = labels.blocks(classes)
         rows = raw(x).reshape(-1, classes)
         kernel = losses.softmax_loss_of_classes if labels.one_class else losses.softmax_loss_of_labels
-        shares = () if labels.one_class else labels.shares
-        ends = (*shares, factor, gradient, each, sums)
+        more = (*given, *shares, factor, gradient, each, sums)
         written(
             out,
-            lambda y: team.run(kernel, sums.size, block * classes, block, rows, *given, *ends, streams(y), y.reshape(-1, classes)),
+            lambda y: team.run(kernel, sums.size, block * classes, block, rows, *more, y.reshape(-1, classes)),
         )
     labels.collect(each, sums, loss)
 
@@ -113,13 +118,13 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
             flat,
             classes,
             inner,
-            labels.t.reshape(-1),
+            labels.flat,
             *given,
             each,
             sums,
         )
     else:
-        rows, t = raw(labels.by_rows(p)), labels.by_rows(labels.t).reshape(-1)
+        rows, t = raw(labels.by_rows(p)), labels.flat_by_rows()
         block, sums = labels.blocks(rows.shape[1])
         work = block * rows.shape[1]
         team.run(losses.loss_of_labels, sums.size, work, block, rows, t, *given, *labels.shares, each, sums)
@@ -137,20 +142,32 @@ def _gradient(kernel: Callable[..., None], dloss: Any, x: Array, t: Array, optio
         out[...] = 0
         return
     rows = raw(labels.by_rows(x))
-    t, upstream = labels.by_rows(labels.t).reshape(-1), labels.upstream(dloss)
+    t, upstream = labels.flat_by_rows(), labels.upstream(dloss)
     given = t, labels.weight, *labels.ignored, *labels.shares, *upstream
     target = np.moveaxis(out, options.axis, -1)
     written(
         target,
-        lambda y: team.run(kernel, len(rows), rows.shape[1], rows, *given, streams(y), y.reshape(rows.shape)),
+        lambda y: team.run(kernel, len(rows), rows.shape[1], rows, *given, y.reshape(rows.shape)),
     )
 
 
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
-    product(x, w, b, out)
+    if out.itemsize == 2 or not out.flags.c_contiguous or out is b:
+        product(x, w, b, out)
+        return
+    product(x, w, None, out)
+    if b is not None:
+        rows = out if out.ndim == 2 else out.reshape(-1, out.shape[-1])
+        team.run(bias.add_bias, len(rows), LIGHT * b.size, np.ascontiguousarray(b), rows)
 
 
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
-    gradients(dy, x, w, dx, dw, db)
+    if db is not None and db.size >= LEAST_COLUMNS and all(db is not read for read in (dy, x, w)):
+        rows = raw(dy).reshape(-1, db.size)
+        work = LIGHT * dy.size / db.size * bias.COLUMNS
+        written(db, lambda y: team.run(bias.column_sums, -(-db.size // bias.COLUMNS), work, rows, y))
+        db = None
+    if dx is not None or dw is not None or db is not None:
+        gradients(dy, x, w, dx, dw, db)

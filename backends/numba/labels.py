@@ -7,7 +7,7 @@ import numpy as np
 from plugrad.backends.numba import losses
 from plugrad.backends.numba.layout import Array
 from plugrad.backends.numpy.labels import check
-from plugrad.backends.options import COMPUTE, LossOptions
+from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, bad_label
 
 # Elements of softmax in a block of rows whose losses are added up by themselves, and the rows in one: sums of thousands
 # of losses, one after another, would lose digits.
@@ -16,6 +16,7 @@ MOST_ROWS = 64
 
 
 LABELS = np.iinfo(np.int64)
+NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 
 
 class Labels:
@@ -23,8 +24,9 @@ class Labels:
 
     Attributes
     ----------
-    t : array
-        One class index per row, or numbers in the dtype to compute in, one for each class; C-contiguous.
+    t, flat : array
+        One class index per row, or numbers in the dtype to compute in, one for each class; C-contiguous. `flat` has
+        one dimension.
     one_class : bool
         Whether each row is compared with one class only: class indices, not smoothed.
     compute : dtype
@@ -39,7 +41,19 @@ class Labels:
         What the sum of the losses is still to be divided by; 0 where nothing counts.
     """
 
-    __slots__ = ("compute", "divisor", "ignored", "ndim", "one_class", "options", "rows", "shares", "t", "weight")
+    __slots__ = (
+        "compute",
+        "divisor",
+        "flat",
+        "ignored",
+        "ndim",
+        "one_class",
+        "options",
+        "rows",
+        "shares",
+        "t",
+        "weight",
+    )
 
     def __init__(self, t: Array, x: Array, options: LossOptions) -> None:
         self.compute = COMPUTE[x.dtype]
@@ -49,23 +63,20 @@ class Labels:
         self.options, self.ndim = options, x.ndim
         indices = t.ndim < x.ndim
         self.one_class = indices and not options.label_smoothing
-        if indices:
-            check(t, classes, options)
-            if t.dtype == np.uint64 or not t.flags.c_contiguous:
-                t = t.astype(np.int64)
-        else:
-            t = t.astype(self.compute, order="C", copy=False)
-        self.t = t
         ignore = options.ignore_index
         # An index that no label can have is none.
-        possible = indices and ignore is not None and LABELS.min <= ignore <= LABELS.max
-        self.ignored = (np.int64(ignore), True) if possible and ignore is not None else (np.int64(0), False)
-        self.weight = np.empty(0, self.compute) if options.weight is None else np.ascontiguousarray(options.weight)
+        self.ignored = (0, False) if ignore is None or not indices or abs(ignore) > LABELS.max else (ignore, True)
+        if indices:
+            t = _checked(t, classes, options, self.ignored)
+        else:
+            t = t.astype(self.compute, order="C", copy=False)
+        self.t, self.flat = t, t if t.ndim == 1 else t.reshape(-1)
+        self.weight = NO_WEIGHT[self.compute] if options.weight is None else np.ascontiguousarray(options.weight)
         self.shares = (real(1 - options.label_smoothing), real(options.label_smoothing / classes))
         self.divisor = 1.0
         if options.reduction == "mean":
             plain = not indices or (options.weight is None and ignore is None)
-            self.divisor = float(self.rows) if plain else losses.count(t.reshape(-1), self.weight, *self.ignored)
+            self.divisor = float(self.rows) if plain else losses.count(self.flat, self.weight, *self.ignored)
             if options.weight is not None and self.divisor:  # as small as they may be, their shares are not
                 self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
                 self.divisor = 1.0
@@ -73,7 +84,7 @@ class Labels:
     def losses(self, loss: Array) -> Array:
         """Where the losses of the rows go: nowhere, if only their sum is wanted."""
         if self.options.reduction != "none":
-            return np.empty(0, self.compute)
+            return NO_WEIGHT[self.compute]
         return loss.reshape(-1) if loss.flags.c_contiguous else np.empty(self.rows, self.compute)
 
     def blocks(self, work: int) -> tuple[int, Array]:
@@ -84,7 +95,8 @@ class Labels:
     def collect(self, each: Array, sums: Array, loss: Array) -> None:
         """Make the loss of the losses of the rows, or of the sums of the blocks."""
         if self.options.reduction != "none":
-            loss[...] = np.add.reduce(sums) / self.divisor if self.divisor else 0
+            total = sums[0] if sums.size == 1 else np.add.reduce(sums)
+            loss[...] = total / self.divisor if self.divisor else 0
         elif not loss.flags.c_contiguous:
             loss[...] = each.reshape(loss.shape)
 
@@ -95,8 +107,23 @@ class Labels:
         return np.array([dloss / self.divisor], self.compute), 0
 
     def by_rows(self, x: Array) -> Array:
-        """`x`, with the shape of the logits, as a matrix of rows; or the class indices, one after another."""
-        if x.ndim == self.ndim:
-            x = np.moveaxis(x, self.options.axis, -1)
-            return np.ascontiguousarray(x).reshape(self.rows, -1)
-        return x.reshape(-1)
+        """`x`, with the shape of the logits, as a matrix of rows."""
+        return np.ascontiguousarray(np.moveaxis(x, self.options.axis, -1)).reshape(self.rows, -1)
+
+    def flat_by_rows(self) -> Array:
+        """The class indices, or the numbers for each class, row after row."""
+        return self.by_rows(self.t).reshape(-1) if self.t.ndim == self.ndim else self.flat
+
+
+def _checked(t: Array, classes: int, options: LossOptions, ignored: tuple[int, bool]) -> Array:
+    """Class indices, C-contiguous, of a type that compiled code takes; a wrong one is refused."""
+    if t.dtype == np.uint64:
+        check(t, classes, options)  # by NumPy, to which numbers beyond int64 are what they are
+        return t.astype(np.int64, order="C")
+    if not t.flags.c_contiguous:
+        t = t.copy(order="C")
+    row = losses.first_wrong(t.reshape(-1), classes, *ignored)
+    if row >= 0:
+        place = tuple(map(int, np.unravel_index(row, t.shape)))
+        raise bad_label(int(t[place]), place, classes, options)
+    return t

@@ -1,5 +1,6 @@
 """How arrays of any strides become the few forms that compiled code is made for."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -36,27 +37,17 @@ def written(out: Array, compute: Callable[[Array], None]) -> None:
         out[...] = result
 
 
-# Bytes from which a result is written past the caches: of so many, few would still be there when they are read.
-STREAMED = 2**25
-
-
-def streams(out: Array) -> bool:
-    """Whether a result is to be written past the caches."""
-    return out.nbytes >= STREAMED and out.flags.aligned
-
-
-def way(out: Array, reads: list[Array]) -> tuple[bool, bool]:
-    """How a result gets to its memory: whether directly, and whether past the caches (see `memory`)."""
-    past = streams(out)
-    return not past and out.itemsize > 2 and all(read is not out for read in reads), past
+def is_direct(out: Array, reads: list[Array]) -> bool:
+    """Whether a kernel may compute in the memory of a result (see `memory.target`)."""
+    return out.itemsize > 2 and all(read is not out for read in reads)
 
 
 def over_elements(kernel: Callable[..., None], work: float, *arrays: Array) -> None:
     """Run a kernel of `elementwise` on arrays of one shape, the last one for the result."""
     *reads, out = arrays
     flat = [raw(array).reshape(-1) for array in reads]
-    units, how = -(-out.size // elementwise.ELEMENTS), way(out, reads)
-    written(out, lambda y: team.run(kernel, units, work * elementwise.ELEMENTS, *flat, *how, y.reshape(-1)))
+    units, direct = -(-out.size // elementwise.ELEMENTS), is_direct(out, reads)
+    written(out, lambda y: team.run(kernel, units, work * elementwise.ELEMENTS, *flat, direct, y.reshape(-1)))
 
 
 def by_lanes(shape: tuple[int, ...], axis: int) -> bool:
@@ -78,10 +69,18 @@ def over_rows(
         matrices = [raw(array).reshape(-1, classes) for array in reads]
         written(
             out,
-            lambda y: team.run(row_kernel, out.size // classes, work * classes, *matrices, *way(out, reads), y.reshape(-1, classes)),
+            lambda y: team.run(
+                row_kernel,
+                out.size // classes,
+                work * classes,
+                *matrices,
+                is_direct(out, reads),
+                y.reshape(-1, classes),
+            ),
         )
 
 
+@functools.lru_cache(1024)
 def tiles(shape: tuple[int, ...], axis: int) -> tuple[int, int, tuple[int, int, int]]:
     """How many tiles, of how many elements each, and ``classes, inner, lanes``, which tell the kernels of `lanes`.
 

@@ -12,14 +12,38 @@ from numba import types
 from numba.extending import overload
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.lanes import PART, add, flat_like, frames, gather, largest_of_lanes, place, rest_of_lanes, scatter, tile_like
-from plugrad.backends.numba.memory import fence, fill, opened, scratch, store
+from plugrad.backends.numba.lanes import (
+    PART,
+    add,
+    flat_like,
+    frames,
+    gather,
+    largest_of_lanes,
+    place,
+    rest_of_lanes,
+    scatter,
+    tile_like,
+)
+from plugrad.backends.numba.memory import fill, opened, scratch, store
 from plugrad.backends.numba.rows import CONFIDENT, exponentials, rest, total_of
 from plugrad.backends.numba.vector import largest, log, log1p, narrow, widen
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Labels
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def first_wrong(t: Any, classes: int, ignore: int, ignoring: bool) -> int:
+    """The first row whose class index is neither ignored nor in ``[0, classes)``; -1 if there is none."""
+    wrong = False
+    for i in range(t.size):  # without a way out, so that it is done in vector registers
+        wrong |= (t[i] < 0 or t[i] >= classes) and not (ignoring and t[i] == ignore)
+    if wrong:
+        for i in range(t.size):
+            if (t[i] < 0 or t[i] >= classes) and not (ignoring and t[i] == ignore):
+                return i
+    return -1
 
 
 @compiled()
@@ -90,7 +114,6 @@ def softmax_loss_of_classes(
     gradient: bool,
     losses: Any,
     sums: Any,
-    streams: bool,
     y: Any,
 ) -> None:
     """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
@@ -114,9 +137,9 @@ def softmax_loss_of_classes(
                 slope = -beside / (one + beside) if row[label] == top else e[label] * each - one
                 loss = zero if scale == zero and loss == np.inf else loss * scale
             if not gradient:
-                store(e, each, y[i], streams)
+                store(e, each, y[i])
             elif counts:
-                store(e, factor * scale * each, y[i], streams)
+                store(e, factor * scale * each, y[i])
                 y[i, label] = narrow(factor * scale * slope, y[i, label])
             else:
                 fill(y[i], zero)
@@ -124,7 +147,6 @@ def softmax_loss_of_classes(
             if losses.size:
                 losses[i] = loss
         sums[b] = total_loss
-    fence()
 
 
 @inlined(SUM)
@@ -153,7 +175,6 @@ def softmax_loss_of_labels(
     gradient: bool,
     losses: Any,
     sums: Any,
-    streams: bool,
     y: Any,
 ) -> None:
     """For a target for each class: ``loss = -sum(q log(softmax(x)))``, and in `y` the softmax or the gradient."""
@@ -185,21 +206,92 @@ def softmax_loss_of_labels(
                     e[j] = e[j] * each * together - q[j]
                 if beside < CONFIDENT:
                     e[place] = at_top
-                store(e, factor, y[i], streams)
+                store(e, factor, y[i])
             elif gradient:
                 fill(y[i], zero)
             else:
-                store(e, each, y[i], streams)
+                store(e, each, y[i])
             total_loss += np.float64(loss)
             if losses.size:
                 losses[i] = loss
         sums[b] = total_loss
-    fence()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Softmax with loss, over tiles
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@inlined()
+def _loss_of_tile(losses: Any, rows: int) -> float:
+    """The sum of the losses of the rows of a tile."""
+    total, part = 0.0, 0.0
+    for lane in range(rows):
+        part += np.float64(losses[lane])
+        if lane % PART == PART - 1 or lane == rows - 1:
+            total, part = total + part, 0.0
+    return total
+
+
+@compiled()
+def softmax_loss_of_class_lanes(
+    start: int,
+    stop: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    factor: Any,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    classes: int,
+    inner: int,
+    lanes: int,
+    y: Any,
+) -> None:
+    """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
+    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
+    top, beside, log_of_sum, each = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+    each_loss, slope, frame = scratch(x, lanes), scratch(x, lanes), frames(x, lanes)
+    zero, one = top.dtype.type(0), top.dtype.type(1)
+    for unit in range(start, stop):
+        at, class_step, lane_step, rows, first = place(unit, x.size, classes, inner, lanes)
+        gather(x, at, class_step, lane_step, rows, flat, tile)
+        largest_of_lanes(tile, top)
+        rest_of_lanes(tile, top, frame, e, beside, each)
+        for lane in range(lanes):
+            log_of_sum[lane] = log1p(beside[lane])
+            each[lane] = one / ((one + beside[lane]) * each[lane])  # what makes a scaled exponential the softmax
+        for lane in range(rows):
+            label = t[first + lane]
+            each_loss[lane] = zero
+            if ignoring and label == ignore:
+                if gradient:
+                    e[:, lane] = zero
+                    each[lane] = zero
+            else:
+                scale = weight[label] if weight.size else one
+                is_top = tile[label, lane] == top[lane]
+                y_less_1 = -beside[lane] / (one + beside[lane]) if is_top else e[label, lane] * each[lane] - one
+                loss = (top[lane] - tile[label, lane]) + log_of_sum[lane]
+                each_loss[lane] = zero if scale == zero and loss == np.inf else loss * scale
+                slope[lane] = factor * scale * y_less_1
+                if gradient:
+                    each[lane] *= factor * scale
+        for k in range(classes):
+            row = e[k]
+            for lane in range(lanes):
+                row[lane] *= each[lane]
+        if gradient:
+            for lane in range(rows):
+                if not (ignoring and t[first + lane] == ignore):
+                    e[t[first + lane], lane] = slope[lane]
+        sums[unit] = _loss_of_tile(each_loss, rows)
+        if losses.size:
+            losses[first : first + rows] = each_loss[:rows]
+        scatter(e, at, class_step, lane_step, rows, flat, y)
 
 
 def lane_targets(
@@ -317,16 +409,12 @@ def softmax_loss_of_lanes(
             else:
                 for lane in range(lanes):
                     values[lane] *= largest_e[lane]
-        total_loss, part = 0.0, 0.0
         for lane in range(rows):
             if is_ignored(t, first + lane, ignore, ignoring):
                 each_loss[lane] = zero
                 if gradient:
                     e[:, lane] = zero
-            part += np.float64(each_loss[lane])
-            if lane % PART == PART - 1 or lane == rows - 1:
-                total_loss, part = total_loss + part, 0.0
-        sums[unit] = total_loss
+        sums[unit] = _loss_of_tile(each_loss, rows)
         if losses.size:
             losses[first : first + rows] = each_loss[:rows]
         scatter(e, at, class_step, lane_step, rows, flat, y)
@@ -350,7 +438,6 @@ def softmax_gradient(
     spread: Any,
     upstream: Any,
     upstream_step: int,
-    streams: bool,
     dx: Any,
 ) -> None:
     """``dx = upstream (y sum(q) - q)``."""
@@ -366,8 +453,7 @@ def softmax_gradient(
         factor = upstream[i * upstream_step]
         for j in range(q.size):
             values[j] = factor * (row[j] * together - q[j])
-        store(values, one, dx[i], streams)
-    fence()
+        store(values, one, dx[i])
 
 
 @compiled()
@@ -456,7 +542,6 @@ def loss_gradient(
     spread: Any,
     upstream: Any,
     upstream_step: int,
-    streams: bool,
     dp: Any,
 ) -> None:
     """``dp = -upstream q / p``."""
@@ -471,5 +556,4 @@ def loss_gradient(
         factor = upstream[i * upstream_step]
         for j in range(q.size):
             values[j] = zero if q[j] == zero else -factor * q[j] / row[j]
-        store(values, one, dp[i], streams)
-    fence()
+        store(values, one, dp[i])

@@ -7,7 +7,7 @@ cache. Results are worked out in memory of their own and stored in the end, so t
 from typing import Any
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import fence, opened, scratch, store, target
+from plugrad.backends.numba.memory import opened, scratch, store, target
 from plugrad.backends.numba.vector import exp, exp_in, frame_of, largest, log1p, muladd
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,14 +84,13 @@ def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
 
 
 @compiled()
-def softmax(start: int, stop: int, x: Any, direct: bool, streams: bool, y: Any) -> None:
+def softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
     room, e = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     for i in range(start, stop):
         row = opened(x[i], room)
         each = e.dtype.type(1) / exponentials(row, largest(row), e)
-        store(e, each, y[i], streams)
-    fence()
+        store(e, each, y[i])
 
 
 @inlined(SUM)
@@ -112,7 +111,7 @@ def inner(a: Any, b: Any) -> Any:
 
 
 @compiled()
-def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, streams: bool, dx: Any) -> None:
+def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
     rooms = scratch(y, y.shape[1]), scratch(y, y.shape[1])
     values = scratch(y, y.shape[1])
@@ -123,12 +122,11 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, strea
         for j in range(row.size):
             row[j] = p[j] * (upstream[j] - mean)
         if not direct:
-            store(row, values.dtype.type(1), dx[i], streams)
-    fence()
+            store(row, values.dtype.type(1), dx[i])
 
 
 @compiled()
-def log_softmax(start: int, stop: int, x: Any, direct: bool, streams: bool, y: Any) -> None:
+def log_softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
     room, z = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     for i in range(start, stop):
@@ -139,12 +137,11 @@ def log_softmax(start: int, stop: int, x: Any, direct: bool, streams: bool, y: A
         for j in range(result.size):
             result[j] = (row[j] - top) - log_of_sum
         if not direct:
-            store(result, z.dtype.type(1), y[i], streams)
-    fence()
+            store(result, z.dtype.type(1), y[i])
 
 
 @compiled()
-def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, streams: bool, dx: Any) -> None:
+def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
     rooms = scratch(y, y.shape[1]), scratch(y, y.shape[1])
     values = scratch(y, y.shape[1])
@@ -155,5 +152,4 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, s
         for j in range(row.size):
             row[j] = upstream[j] - exp(logs[j]) * total
         if not direct:
-            store(row, values.dtype.type(1), dx[i], streams)
-    fence()
+            store(row, values.dtype.type(1), dx[i])

@@ -59,7 +59,9 @@ def pieces(units: int, work: float, workers: int) -> Iterator[tuple[int, int]]:
 class _Job:
     """Work in pieces that threads take until there is none left."""
 
-    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...], ranges: Iterator[tuple[int, int]]) -> None:
+    def __init__(
+        self, kernel: Callable[..., None], arguments: tuple[Any, ...], ranges: Iterator[tuple[int, int]]
+    ) -> None:
         self.kernel, self.arguments = kernel, arguments
         self.ranges = deque(ranges)
         self.helpers: deque[None] = deque()  # an entry for each that came
