@@ -5,7 +5,7 @@ Select one with the environment variable ``PLUGRAD_BACKEND`` (``auto``, a name, 
 """
 
 from plugrad.backends.registry import Backend, BackendUnavailableError, available, get, register
-from plugrad.backends.selection import Explanation, asarray, current, explain, set_default, to_numpy, use
+from plugrad.backends.selection import Explanation, asarray, current, explain, set_default, to_numpy, use, warmup
 
 __all__ = [
     "Backend",
@@ -20,4 +20,5 @@ __all__ = [
     "set_default",
     "to_numpy",
     "use",
+    "warmup",
 ]

@@ -46,6 +46,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.empty(shape, dtype)
 
 
+def warmup(kernels: list[str], dtypes: list[np.dtype[Any]]) -> None:
+    """Nothing: NumPy is compiled already."""
+
+
 def on_device(x: Any) -> bool:
     """Whether `x` says by the DLPack protocol that its memory is not the host's."""
     device = getattr(x, "__dlpack_device__", None)

@@ -98,8 +98,8 @@ class Backend:
         has ``check`` (see `plugrad.backends.use`).
     native : type or None
         ``NATIVE`` of the room: the one type whose instances need no conversion; for NumPy `numpy.ndarray`.
-    take, asarray, to_numpy, empty, overlap
-        Hooks of the room that admit arguments, move data, allocate, and compare memory.
+    take, asarray, to_numpy, empty, overlap, warmup
+        Hooks of the room that admit arguments, move data, allocate, compare memory, and compile ahead.
     """
 
     __slots__ = (
@@ -115,6 +115,7 @@ class Backend:
         "stand_ins",
         "take",
         "to_numpy",
+        "warmup",
     )  # fmt: skip
 
     def __init__(self, name: str, room: Any) -> None:
@@ -130,6 +131,7 @@ class Backend:
         self.to_numpy: Callable[[Any], Any] = getattr(room, "to_numpy", host.to_numpy)
         self.empty: Callable[..., Any] = getattr(room, "empty", host.empty)
         self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
+        self.warmup: Callable[[list[str], list[np.dtype[Any]]], None] = getattr(room, "warmup", host.warmup)
 
     def computes(self, kernel: str) -> str:
         """The name of the backend whose function computes `kernel`: its own, or that of the one that stands in."""

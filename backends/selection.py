@@ -9,14 +9,16 @@ never sees another thread's scope.
 import functools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from plugrad.backends import host, registry, threads
+from plugrad.backends.options import is_supported
 from plugrad.backends.registry import Backend, BackendUnavailableError, Unavailable
 
 VARIABLE = "PLUGRAD_BACKEND"
@@ -376,10 +378,7 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
     ...     print(backends.explain(K.softmax, np.ones(3)).reasons["numpy"])
     selected by use('numpy')
     """
-    name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", "")
-    kernels = registry.get("numpy").room.__all__  # the reference: it has every kernel
-    if name not in kernels:
-        raise ValueError(f"explain: kernel: expected one of {', '.join(kernels)}; got {kernel!r}")
+    name = _kernel_name("explain: kernel", kernel)
     choice = chosen()
     kind = type(arrays[0]) if arrays else np.ndarray
     candidates = choice.candidates(kind)
@@ -422,3 +421,56 @@ def _misfit(backend: Backend, kernel: str, arrays: tuple[Any, ...]) -> str | Non
     except (NotImplementedError, TypeError) as error:
         return str(error)
     return None
+
+
+def _kernel_name(what: str, kernel: str | Callable[..., Any]) -> str:
+    """The name of a kernel, given by it or by its function."""
+    name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", "")
+    kernels = registry.get("numpy").room.__all__  # the reference: it has every kernel
+    if name not in kernels:
+        raise ValueError(f"{what}: expected one of {', '.join(kernels)}; got {kernel!r}")
+    return name
+
+
+def warmup(
+    kernels: Iterable[str | Callable[..., Any]] | None = None, dtypes: Iterable[npt.DTypeLike] = (np.float32,)
+) -> None:
+    """Have the current backend compile kernels now, rather than at their first call.
+
+    For backends that compile, such as ``numba``: a few seconds for a kernel and dtype, or a few milliseconds where the
+    code was kept from an earlier process. On other backends nothing happens. Class indices are taken for int64, NumPy's
+    own integers; for another type the kernel compiles when it is first called with it.
+
+    Parameters
+    ----------
+    kernels : iterable of str or function, optional
+        Kernels or their names; by default all.
+    dtypes : iterable of dtype
+        The dtypes of the arrays: float16, bfloat16 (of `ml_dtypes`), float32 or float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something else is given.
+
+    Examples
+    --------
+    >>> from plugrad import backends, kernels as K
+    >>> with backends.use("numpy"):
+    ...     backends.warmup([K.relu, K.relu_backward], dtypes=["float32", "float64"])
+    """
+    if isinstance(kernels, str) or isinstance(dtypes, str | np.dtype | type):
+        raise TypeError("warmup: expected a list of kernels and a list of dtypes, got a single one")
+    backend = current()
+    wanted = registry.get("numpy").room.__all__ if kernels is None else kernels
+    names = [_kernel_name("warmup: kernels", kernel) for kernel in wanted]
+    found = []
+    for given in dtypes:
+        try:
+            dtype = np.dtype(given)
+        except TypeError as error:
+            raise TypeError(f"warmup: dtypes: {error}") from error
+        if not is_supported(dtype):
+            raise TypeError(f"warmup: dtypes: expected float16, bfloat16, float32 or float64, got {dtype}")
+        found.append(dtype)
+    backend.warmup(names, found)

@@ -1,8 +1,11 @@
 """What only the numba backend has: its functions of numbers, its threads, and the code it keeps on disk."""
 
 import os
+import platform
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 
 from plugrad import backends
 from plugrad import kernels as K
-from plugrad.backends.numba import team, vector
+from plugrad.backends.numba import elementwise, lanes, recycling, rows, team, vector
 from plugrad.backends.numba.compiling import inlined
 
 Array = Any
@@ -64,13 +67,44 @@ def test_exponential(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_scaled_exponential(dtype: Any) -> None:
-    scale = np.longdouble(2) ** (64 if dtype == np.float32 else 512)
-    x = -np.linspace(0, 103 if dtype == np.float32 else 740, 400_001).astype(dtype)
-    assert worst_ulp(values(vector.scaled_exp, x), np.exp(x.astype(np.longdouble)) * scale) < 1
-    assert np.isnan(values(vector.scaled_exp, np.array([np.nan], dtype)))[0]
-    least = values(vector.scaled_exp, np.array([-np.inf, -1e4], dtype))
-    assert (least.astype(np.longdouble) / scale < np.longdouble(np.finfo(dtype).smallest_subnormal) / 4).all()
+@pytest.mark.parametrize("top", [0.0, 1e-30, 3.3, -70.7, 207.3, -209.1, 999.9, -1500.3, 1e6, -1e9])
+def test_exponential_in_the_frame_of_a_row(dtype: Any, top: float) -> None:
+    top, span = dtype(top), 103 if dtype == np.float32 else 744
+
+    @inlined()
+    def scaled(x: Array, top: Any, y: Array) -> None:
+        shift, lowest, magic = vector.frame_of(top)
+        for i in range(x.size):
+            y[i] = vector.exp_in(x[i], shift, lowest, magic)
+
+    def values(x: Array) -> Array:
+        y = np.empty_like(x)
+        scaled(x, top, y)
+        return y
+
+    x = np.minimum((top - np.linspace(0, span, 200_001)).astype(dtype), top)
+    x = x[x.astype(np.longdouble) - top >= -span]
+    shift = top if abs(top) >= 2 * span + 2 else 0
+    exact = np.exp(x.astype(np.longdouble) - shift)  # nothing is rounded but the result
+    got = values(x)
+    power = np.round(np.log2(got[0] / exact[0]))
+    assert worst_ulp(got, exact * np.exp2(power)) < 1.1
+    scale = 64 if dtype == np.float32 else 512
+    assert scale - 1 < np.log2(got[0].astype(np.longdouble)) < scale + 1  # x[0] is the largest
+    special = values(np.array([np.nan, -np.inf, top - dtype(span + 1e3 + abs(top))], dtype))
+    assert np.isnan(special[0])
+    assert special[1] == special[2] == 0  # not a number next to 0, which would take a hundred times as long
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("top", [np.inf, -np.inf, np.nan])
+def test_no_frame_makes_a_number_of_what_is_none(dtype: Any, top: float) -> None:
+    @inlined()
+    def scaled(x: Any, top: Any) -> Any:
+        shift, lowest, magic = vector.frame_of(top)
+        return vector.exp_in(x, shift, lowest, magic)
+
+    assert np.isnan(scaled(dtype(top), dtype(top)))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -100,17 +134,27 @@ def test_maximum_orders_all_numbers(dtype: Any) -> None:
     assert np.isnan(largest(np.array([1, np.nan, np.inf], dtype)))
 
 
-@pytest.mark.parametrize(("dtype", "integer"), [(np.float16, np.int16), (ml_dtypes.bfloat16, np.uint16)])
-def test_16_bit_numbers(dtype: Any, integer: Any) -> None:
+HALVES = (np.float16, np.int16, vector.widen, vector.narrow)
+HALVES_BY_BITS = (
+    np.float16,
+    np.int16,
+    vector.half_to_single,
+    inlined()(lambda x, like: vector.single_to_half(x)),  # as it is done on processors without F16C
+)
+BFLOAT16 = (ml_dtypes.bfloat16, np.uint16, vector.widen, vector.narrow)
+
+
+@pytest.mark.parametrize(("dtype", "integer", "widen", "narrow"), [HALVES, HALVES_BY_BITS, BFLOAT16])
+def test_16_bit_numbers(dtype: Any, integer: Any, widen: Any, narrow: Any) -> None:
     @inlined()
     def widened(x: Array, y: Array) -> None:
         for i in range(x.size):
-            y[i] = vector.widen(x[i])
+            y[i] = widen(x[i])
 
     @inlined()
     def narrowed(x: Array, y: Array) -> None:
         for i in range(x.size):
-            y[i] = vector.narrow(x[i], y[i])
+            y[i] = narrow(x[i], y[i])
 
     every = np.arange(2**16, dtype=np.uint16)
     y = np.empty(every.size, np.float32)
@@ -125,6 +169,47 @@ def test_16_bit_numbers(dtype: Any, integer: Any) -> None:
     with np.errstate(all="ignore"):
         expected = x.astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(got.view(dtype).astype(np.float32), expected)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the assembly of x86")
+@pytest.mark.parametrize(
+    "kernel", [rows.softmax, rows.softmax_backward, elementwise.relu, elementwise.sigmoid, lanes.softmax]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_numbers_are_read_side_by_side(kernel: Any, dtype: Any) -> None:
+    flat = np.ones(4096, dtype)
+    if kernel is lanes.softmax:
+        arguments: tuple[Any, ...] = (0, 1, flat, 4, 1, 256, flat.copy())
+    else:
+        array = flat.reshape(64, 64) if kernel in (rows.softmax, rows.softmax_backward) else flat
+        backward = kernel in (rows.softmax_backward,)
+        arguments = (0, 1, array, *([array] * backward), False, array.copy())
+    anew = inlined()(kernel.py_func)  # code that was kept cannot be read
+    anew(*arguments)
+    (assembly,) = anew.inspect_asm().values()
+    assert "xmm" in assembly
+    assert "gather" not in assembly.replace("lanes6gather", "")
+    assert "vpscatter" not in assembly
+    assert "vscatter" not in assembly
+
+
+def test_blocks_are_transposed() -> None:
+    for dtype in FLOATS:
+        rng = np.random.default_rng(0)
+        for rows_, classes in ((8, 8), (16, 3), (32, 24), (24, 13)):
+            x = rng.normal(size=(rows_, classes)).astype(dtype)
+
+            @inlined()
+            def there_and_back(x: Array, classes: int, lanes_: int, y: Array) -> Any:
+                flat, tile = lanes.flat_like(x, classes, lanes_), lanes.tile_like(x, classes, lanes_)
+                lanes.gather(x, 0, 1, classes, lanes_, flat, tile)
+                lanes.scatter(tile, 0, 1, classes, lanes_, flat, y)
+                return tile.copy()
+
+            y = np.empty_like(x.reshape(-1))
+            tile = there_and_back(x.reshape(-1), classes, rows_, y)
+            np.testing.assert_array_equal(tile, x.T)
+            np.testing.assert_array_equal(y, x.reshape(-1))
 
 
 def test_many_threads_call_at_once() -> None:
@@ -155,6 +240,85 @@ def test_an_error_in_a_piece_reaches_the_caller() -> None:
     done: list[int] = []
     team.run(lambda start, stop: done.extend(range(start, stop)), 64, team.WORTH_SHARING)
     assert sorted(done) == list(range(64))
+
+
+def test_after_an_interrupt_nobody_computes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "thread_count", lambda: 3)
+    monkeypatch.setattr(team, "_team", None)
+    caller, running, finished = threading.get_ident(), threading.Event(), []
+
+    def interrupted(start: int, stop: int) -> None:
+        if threading.get_ident() == caller:
+            assert running.wait(10)
+            raise KeyboardInterrupt
+        running.set()
+        time.sleep(0.2)
+        finished.append(stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        team.run(interrupted, 1000, team.WORTH_SHARING)
+    before = list(finished)
+    assert before  # what had begun was waited for
+    time.sleep(0.5)
+    assert finished == before
+
+
+def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None:
+    begun, done = threading.Event(), []
+
+    def slow(start: int, stop: int) -> None:
+        begun.set()
+        time.sleep(0.5)
+        done.append(stop)
+
+    job = team._Job(slow, (), iter([(0, 1)]))
+    threading.Thread(target=job.help).start()
+    assert begun.wait(10)
+    threading.Timer(0.1, job.help).start()
+    job.finish()
+    assert done == [1]
+
+
+def test_pieces_cover_all_units() -> None:
+    for units in (1, 2, 7, 1000):
+        for work in (1.0, 1e3, 1e6):
+            for workers in (1, 2, 5):
+                found = [unit for start, stop in team.pieces(units, work, workers) for unit in range(start, stop)]
+                assert found == list(range(units))
+
+
+def test_where_no_thread_can_be_started_the_caller_does_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(team, "_team", None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    x = np.random.default_rng(0).normal(size=(600, 500)).astype(np.float32)
+    with backends.use("numba"):
+        assert abs(K.softmax(x).sum() - 600) < 0.1
+
+
+def test_memory_of_large_results_is_used_again_within_bounds() -> None:
+    large = (recycling.LARGE // 4,)
+    recycling._idle.clear()
+    first = recycling.empty(large, np.dtype(np.float32))
+    second = recycling.empty(large, np.dtype(np.float32))
+    assert not np.shares_memory(first, second)
+    assert first.flags.c_contiguous
+    assert first.flags.writeable
+    assert first.flags.aligned
+    address, part = first.ctypes.data, first[5:7]
+    del first
+    assert recycling.empty(large, np.dtype(np.float32)).ctypes.data != address  # a view of it is still there
+    recycling._idle.clear()
+    del part
+    assert recycling.empty((*large, 1), np.dtype(np.float32)).ctypes.data == address
+    many = [recycling.empty(large, np.dtype(np.float32)) for _ in range(12)]
+    del many, second
+    assert sum(memory.size for memory in recycling._idle) <= recycling.MOST
+    small = recycling.empty((3,), np.dtype(np.float32))
+    assert small.base is None
+    recycling._idle.clear()
 
 
 SCRIPT = """
@@ -193,22 +357,145 @@ def test_one_thread_starts_no_others() -> None:
     count = "import threading; K.softmax(x); print(threading.active_count())"
     assert python(count, PLUGRAD_NUM_THREADS="1").strip() == "1"
     assert python(count, PLUGRAD_NUM_THREADS="3").strip() == "3"
+    assert python(count, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").strip() == "2"
+    told = "print(backends.get('numba').describe()['threads'])"
+    assert python(told, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").startswith("2")
+
+
+def test_without_its_compiler_numba_is_not_used() -> None:
+    code = "print(backends.available()['numba']); print(backends.current())"
+    script = SCRIPT.replace('backends.set_default("numba")', "") + code
+    told = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PLUGRAD_BACKEND": "auto"}
+    done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True, check=True)
+    assert "NUMBA_DISABLE_JIT" in done.stdout
+    assert done.stdout.strip().endswith("numpy")
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
+def test_many_threads_beside_functions_that_numba_itself_shares_out(layer: str) -> None:
+    code = """
+import numba
+from concurrent.futures import ThreadPoolExecutor
+@numba.njit(parallel=True)
+def theirs(x):
+    total = 0.0
+    for i in numba.prange(x.size):
+        total += x[i]
+    return total
+try:
+    theirs(np.ones(1000))
+except Exception as error:
+    theirs = lambda x: x.sum()  # tbb is not everywhere
+with ThreadPoolExecutor(16) as pool:
+    sums = list(pool.map(lambda seed: float(K.softmax(x + np.float32(seed)).sum()), range(200)))
+print(all(abs(total - 600) < 0.1 for total in sums), theirs(np.ones(1000)))
+"""
+    assert python(code, NUMBA_THREADING_LAYER=layer).strip().endswith("True 1000.0")
+
+
+def test_no_memory_is_needed_beside_the_result() -> None:
+    code = """
+import resource
+x = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
+t, out = np.zeros(4096, int), np.empty_like(x)
+with backends.use("numba"):
+    calls = [lambda: K.softmax(x, out=out), lambda: K.softmax_backward(x, x, out=out), lambda: K.relu(x, out=out),
+             lambda: K.log_softmax(x, axis=0, out=out), lambda: K.sigmoid(x, out=out),
+             lambda: K.softmax_cross_entropy_value_and_grad(x, t, out=out)]
+    small = x[:2, :30].copy()
+    K.softmax(small), K.softmax_backward(small, small), K.relu(small), K.log_softmax(small, axis=0), K.sigmoid(small)
+    K.softmax_cross_entropy_value_and_grad(small, t[:2])
+    K.softmax(x[:, :300].copy())  # starts the threads
+    out[...] = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for call in calls:
+        call()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    assert int(python(code).split()[0]) < 8 * 1024  # kilobytes, of 64 MiB in each array
+
+
+def test_warming_up_leaves_nothing_to_compile(tmp_path: Path) -> None:
+    code = """
+from plugrad.backends.numba import lanes, losses, rows
+backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["float32"])
+found = (rows.softmax, lanes.softmax, losses.softmax_loss_of_classes, losses.softmax_loss_of_class_lanes,
+         losses.softmax_loss_of_labels, losses.softmax_loss_of_lanes, losses.first_wrong)
+before = [len(function.signatures) for function in found]
+for classes in (10, 500):
+    part = x[:, :classes].copy()
+    K.softmax(part)
+    K.softmax_cross_entropy_value_and_grad(part, np.zeros(600, int))
+    K.softmax_cross_entropy_value_and_grad(part, part)
+print(before, before == [len(function.signatures) for function in found])
+"""
+    told = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert told.splitlines()[0] == "[1, 1, 1, 1, 1, 1, 1] True"
+
+
+def test_every_kernel_can_be_compiled_ahead() -> None:
+    with backends.use("numba"):
+        backends.warmup(dtypes=[np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+        with pytest.raises(ValueError, match="warmup: kernels: expected one of .*; got 'sotfmax'"):
+            backends.warmup(["sotfmax"])
+        with pytest.raises(TypeError, match="warmup: dtypes: expected float16, .*, got int32"):
+            backends.warmup(dtypes=[np.int32])
+        with pytest.raises(TypeError, match="warmup: expected a list of kernels"):
+            backends.warmup("softmax")
+
+
+def test_processors_without_instructions_for_float16(tmp_path: Path) -> None:
+    code = "print(float(abs(K.relu(x.astype(np.float16)).astype(float) - np.maximum(x.astype(np.float16), 0)).max()))"
+    told = python(code, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))
+    assert told.splitlines()[0] == "0.0"
+
+
+CALL = "print(abs(K.relu(x).sum() - np.maximum(x, 0).sum()) < 1)"
+
+
+def kept_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".nbi", ".nbc"))
 
 
 def test_compiled_code_is_kept_and_anything_wrong_with_it_costs_only_time(tmp_path: Path) -> None:
-    call = "print(abs(K.relu(x).sum() - np.maximum(x, 0).sum()) < 1)"
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    first = python(call, **folder)
+    first = python(CALL, **folder)
     assert "True" in first
     assert "compiling kernels" in first
-    assert python(call, **folder).strip() == "True"  # without a word of compiling
-    kept = [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
-    assert kept
-    for path in kept:
+    assert python(CALL, **folder).strip() == "True"  # without a word of compiling
+    assert kept_in(tmp_path)
+    for path in kept_in(tmp_path):
         path.write_bytes(b"not what it was")
-    again = python(call, **folder)
+    again = python(CALL, **folder)
     assert "True" in again
     assert again.count("RuntimeWarning") == 1
+    assert python(CALL, **folder).strip() == "True"  # what was wrong has been replaced
+
+
+def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) -> None:
+    folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    python(CALL, **folder)
+    index = next(path for path in kept_in(tmp_path) if path.suffix == ".nbi" and "relu" in path.name)
+    index.chmod(0o666)
+    told = python(CALL, **folder)
+    assert "True" in told
+    assert "can be written to by every user" in told
+    assert "compiling kernels" in told
+    index.chmod(0o644)
+    assert python(CALL, **folder).strip() == "True"
+    index.parent.chmod(0o777)
+    assert "can be written to by every user" in python(CALL, **folder)
+
+
+def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:
+    call = CALL + "; print(abs(K.relu(x.astype(float)).sum() - np.maximum(x, 0).sum()) < 1)"
+    folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert python(call, **folder).split().count("True") == 2
+    one, other = (path for path in kept_in(tmp_path) if path.suffix == ".nbc" and "relu" in path.name)
+    code = one.read_bytes()
+    one.write_bytes(other.read_bytes())  # as two processes that write at once can leave them
+    other.write_bytes(code)
+    assert python(call, **folder).split().count("True") == 2
 
 
 def test_where_nothing_can_be_kept_it_compiles_each_time(tmp_path: Path) -> None:

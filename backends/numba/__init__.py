@@ -2,13 +2,18 @@
 
 `kernels` has its functions. `layout` brings arrays to the forms that compiled code is made for, `labels` the labels of
 losses, and `team` shares the work among threads; `rows`, `lanes`, `losses` and `elementwise` compute, in terms of the
-functions in `vector`. `compiling` compiles. Nothing of this is imported, nor is numba, before a kernel is called.
+functions in `vector`, on rows that `memory` brings in and out; `biases` does what the affine layer needs beside BLAS.
+`compiling` compiles, `warming` does so ahead, and `recycling` makes the arrays for results. But for the last, nothing of
+this is imported, nor is numba, before a kernel is called.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
+
+import numpy as np
 
 from plugrad.backends import threads
 from plugrad.backends.numba.recycling import empty
@@ -38,17 +43,32 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from plugrad.backends.numba import kernels
-    except ImportError as error:
+    except Exception as error:  # a library that cannot be loaded is an OSError
         from plugrad.backends.registry import BackendUnavailableError
 
         raise BackendUnavailableError(f"backend 'numba' cannot run here: numba fails to import: {error}") from error
     return getattr(kernels, name)
 
 
+def thread_count() -> int:
+    """The number of threads: as for every CPU backend, but no more than ``NUMBA_NUM_THREADS`` if that is set."""
+    bound = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    return min(threads.count(), int(bound)) if bound.isdecimal() and int(bound) else threads.count()
+
+
+def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
+    """Compile functions for dtypes ahead of their first call."""
+    from plugrad.backends.numba import warming
+
+    warming.warmup(names, dtypes)
+
+
 def probe() -> str | None:
     """Why it cannot run here; keeps NumPy's matrix products to ``PLUGRAD_NUM_THREADS`` from here on."""
     if find_spec("numba") is None:
         return "numba is not installed; install it with: python -m pip install 'plugrad[numba]'"
+    if os.environ.get("NUMBA_DISABLE_JIT", "").strip() not in ("", "0"):
+        return "NUMBA_DISABLE_JIT is set, and without its compiler numba computes nothing here; unset it"
     threads.bound_blas()
     return None
 
@@ -57,4 +77,4 @@ def describe() -> Mapping[str, str]:
     """Version, threads and devices."""
     blas = threads.blas_threads()
     products = f", matrix products {blas}" if blas else ""
-    return {"version": version("numba"), "threads": f"{threads.count()}{products}", "devices": "CPU"}
+    return {"version": version("numba"), "threads": f"{thread_count()}{products}", "devices": "CPU"}

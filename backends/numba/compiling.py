@@ -4,8 +4,12 @@ Nothing is compiled before it is called, and then for the types it is called wit
 beside the source, or where that cannot be written to, in the user's cache folder (``NUMBA_CACHE_DIR`` moves it).
 """
 
+import contextlib
 import functools
+import glob
 import hashlib
+import os
+import stat
 import sys
 import warnings
 from collections.abc import Callable
@@ -50,24 +54,44 @@ def _stamp() -> bytes:
 
 
 class _Cache(FunctionCache):
-    """Numba's cache, but one that cannot be read or written only costs the time to compile."""
+    """Numba's cache, but one that cannot be read, written or trusted only costs the time to compile."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _stamp())
 
-    def load_overload(self, *arguments: Any) -> Any:
-        return self._guarded(super().load_overload, arguments)
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        found = self._guarded(super().load_overload, signature, context)
+        # Two processes that write at once may leave the code for one signature under the name of another.
+        return found if found is not None and tuple(found.signature.args) == tuple(signature) else None
 
-    def save_overload(self, *arguments: Any) -> None:
-        self._guarded(super().save_overload, arguments)
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        self._guarded(super().save_overload, signature, compiled)
 
-    def _guarded(self, access: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def _guarded(self, access: Callable[..., Any], *arguments: Any) -> Any:
         try:
+            if stranger := self._stranger():
+                _warn_once(f"the compiled code in {self.cache_path} is not used: {stranger}")
+                return None
             return access(*arguments)
         except Exception as error:  # whatever can be wrong with a file
             _warn_once(f"the compiled code in {self.cache_path} is of no use: {type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):
+                self.flush()  # or every process would find it anew
             return None
+
+    def _stranger(self) -> str | None:
+        """What another user could have put code in; whoever can change the source is trusted with what comes of it."""
+        if not hasattr(os, "getuid"):
+            return None
+        trusted = {0, os.getuid(), os.stat(__file__).st_uid}
+        for path in (self._cache_path, *glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*")):
+            about = os.stat(path)
+            if about.st_uid not in trusted:
+                return f"{path} belongs to another user"
+            if about.st_mode & stat.S_IWOTH:
+                return f"{path} can be written to by every user"
+        return None
 
 
 _told: set[str] = set()  # what has been said, once in a process

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numba import affine as bias
+from plugrad.backends.numba import biases
 from plugrad.backends.numba import elementwise, lanes, losses, rows, team
 from plugrad.backends.numba.labels import Labels
 from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, tiles, written
@@ -159,15 +159,15 @@ def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     product(x, w, None, out)
     if b is not None:
         rows = out if out.ndim == 2 else out.reshape(-1, out.shape[-1])
-        team.run(bias.add_bias, len(rows), LIGHT * b.size, np.ascontiguousarray(b), rows)
+        team.run(biases.add_bias, len(rows), LIGHT * b.size, np.ascontiguousarray(b), rows)
 
 
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
     if db is not None and db.size >= LEAST_COLUMNS and all(db is not read for read in (dy, x, w)):
         rows = raw(dy).reshape(-1, db.size)
-        work = LIGHT * dy.size / db.size * bias.COLUMNS
-        written(db, lambda y: team.run(bias.column_sums, -(-db.size // bias.COLUMNS), work, rows, y))
+        work = LIGHT * dy.size / db.size * biases.COLUMNS
+        written(db, lambda y: team.run(biases.column_sums, -(-db.size // biases.COLUMNS), work, rows, y))
         db = None
     if dx is not None or dw is not None or db is not None:
         gradients(dy, x, w, dx, dw, db)

@@ -118,35 +118,41 @@ def softmax_loss_of_classes(
 ) -> None:
     """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
     room, e = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    below, beside, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
-        total_loss = 0.0
-        for i in range(b * block, min((b + 1) * block, len(x))):
+        rows = min(block, len(x) - b * block)
+        for r in range(rows):
+            i = b * block + r
             label = t[i]
+            below[r], beside[r], scale[r] = zero, zero, zero
             counts = not (ignoring and label == ignore)
-            loss = zero
             if counts or not gradient:
                 row = opened(x[i], room)
                 top = largest(row)
                 total = exponentials(row, top, e)
                 each = one / total
             if counts:
-                scale = weight[label] if weight.size else one
-                beside = rest(row, top, e, total)
-                loss = (top - row[label]) + log1p(beside)
-                slope = -beside / (one + beside) if row[label] == top else e[label] * each - one
-                loss = zero if scale == zero and loss == np.inf else loss * scale
+                scale[r] = weight[label] if weight.size else one
+                below[r] = top - row[label]
+                beside[r] = rest(row, top, e, total)
+                slope = -beside[r] / (one + beside[r]) if row[label] == top else e[label] * each - one
             if not gradient:
                 store(e, each, y[i])
             elif counts:
-                store(e, factor * scale * each, y[i])
-                y[i, label] = narrow(factor * scale * slope, y[i, label])
+                store(e, factor * scale[r] * each, y[i])
+                y[i, label] = narrow(factor * scale[r] * slope, y[i, label])
             else:
                 fill(y[i], zero)
-            total_loss += np.float64(loss)
-            if losses.size:
-                losses[i] = loss
+        for r in range(rows):  # by themselves, so that the logarithms are taken in vector registers
+            loss = below[r] + log1p(beside[r])
+            beside[r] = zero if scale[r] == zero and loss == np.inf else loss * scale[r]
+        total_loss = 0.0
+        for r in range(rows):
+            total_loss += np.float64(beside[r])
         sums[b] = total_loss
+        if losses.size:
+            losses[b * block : b * block + rows] = beside[:rows]
 
 
 @inlined(SUM)

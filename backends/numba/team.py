@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from plugrad.backends import threads
+from plugrad.backends.numba import thread_count
 from plugrad.backends.numba.compiling import compiled
 
 # Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work.
@@ -86,7 +86,7 @@ class _Job:
         except BaseException as raised:
             error = raised
         self.left.put(error)
-        self.board[0] = self.left.qsize()
+        self.board[0] += 1
 
     def finish(self) -> None:
         """Take part, and return, or raise, when nobody computes any more, whatever happens meanwhile."""
@@ -94,10 +94,14 @@ class _Job:
             self.work()
         finally:
             self.ranges.clear()
-            came = len(self.helpers)
-            while (left := self.board[0]) < came and look_out(self.board, left, LOOKS):
+            while (left := self.board[0]) < len(self.helpers) and look_out(self.board, left, LOOKS):
                 pass
-            errors = [error for _ in range(came) if (error := self.left.get()) is not None]
+            errors, gone = [], 0
+            while gone < len(self.helpers):  # more may come meanwhile, to find nothing left, and to leave before others
+                error = self.left.get()
+                gone += 1
+                if error is not None:
+                    errors.append(error)
         if errors:
             raise errors[0]
 
@@ -110,7 +114,7 @@ class _Team:
         self.board = np.zeros(1, np.int64)  # the number of jobs there have been
         self.sleeping: deque[SimpleQueue[None]] = deque()
         self.size = 0
-        for _ in range(count() - 1):
+        for _ in range(thread_count() - 1):
             try:
                 threading.Thread(target=self._serve, name="plugrad", daemon=True).start()
             except RuntimeError:  # the system gives us no more threads: those that there are do the work
@@ -161,12 +165,6 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
-
-
-def count() -> int:
-    """The number of threads: as for every CPU backend, but no more than ``NUMBA_NUM_THREADS`` if that is set."""
-    bound = os.environ.get("NUMBA_NUM_THREADS", "").strip()
-    return min(threads.count(), int(bound)) if bound.isdecimal() and int(bound) else threads.count()
 
 
 def run(kernel: Callable[..., None], units: int, work: float, *arguments: Any) -> None:

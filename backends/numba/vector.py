@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from plugrad.backends.numba.compiling import inlined
@@ -116,6 +117,40 @@ def muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, y, z), generate
 
 
+def _converts_halves() -> bool:
+    """Whether the processor has instructions that convert float16: without, LLVM calls a library that numba has not."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return not triple.startswith(("x86", "i686")) or "+f16c" in features.split(",")
+
+
+CONVERTS_HALVES = _converts_halves()
+
+
+@inlined()
+def half_to_single(x: Any) -> Any:
+    """The float32 of the bits of a float16: moved to their places, and multiplied by the ratio of the two biases."""
+    magnitude = np.int32(np.int32(x) & np.int32(0x7FFF))
+    finite = number(np.int32(magnitude << np.int32(13))) * np.float32(2.0**112)
+    special = np.int32(np.int32(magnitude << np.int32(13)) | np.int32(0x7F800000))
+    b = bits(finite) if magnitude < np.int32(0x7C00) else special
+    return number(np.int32(b | np.int32(np.int32(np.int32(x) & np.int32(0x8000)) << np.int32(16))))
+
+
+@inlined()
+def single_to_half(x: Any) -> Any:
+    """The bits of the nearest float16, of two that are as near the even one."""
+    b = bits(x)
+    magnitude = np.int32(b & np.int32(0x7FFFFFFF))
+    odd = np.int32(np.int32(magnitude >> np.int32(13)) & np.int32(1))
+    normal = np.int32(np.int32(magnitude + np.int32(0xFFF - (112 << 23)) + odd) >> np.int32(13))
+    # Added to 1/2, a number below the least normal one is rounded at the last bit of a subnormal float16.
+    small = np.int32(bits(number(magnitude) + np.float32(0.5)) - np.int32(0x3F000000))
+    h = normal if magnitude >= np.int32(0x38800000) else small
+    h = h if magnitude < np.int32(0x47800000) else np.int32(0x7C00)
+    h = h if magnitude <= np.int32(0x7F800000) else np.int32(0x7E00)
+    return np.int16(np.int32(h | np.int32(np.int32(b >> np.int32(16)) & np.int32(0x8000))))
+
+
 def widen(x: Any) -> Any:
     """A number as it lies in memory, in the format to compute in."""
     raise NotImplementedError
@@ -129,7 +164,7 @@ def narrow(x: Any, like: Any) -> Any:
 @overload(widen, strict=False)
 def _widen(x: Any) -> Any:
     if x == types.int16:
-        return lambda x: _of_half(x)
+        return (lambda x: _of_half(x)) if CONVERTS_HALVES else (lambda x: half_to_single(x))
     if x == types.uint16:
         return lambda x: number(np.int32(np.int32(x) << np.int32(16)))
     return lambda x: x
@@ -138,7 +173,7 @@ def _widen(x: Any) -> Any:
 @overload(narrow, strict=False)
 def _narrow(x: Any, like: Any) -> Any:
     if like == types.int16:
-        return lambda x, like: _to_half(x)
+        return (lambda x, like: _to_half(x)) if CONVERTS_HALVES else (lambda x, like: single_to_half(x))
     if like == types.uint16:
         return lambda x, like: _to_bfloat16(x)
     return lambda x, like: x

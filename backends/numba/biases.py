@@ -1,4 +1,4 @@
-"""What the affine layer needs beside matrix products: adding the biases, and their gradient."""
+"""The biases of the affine layer and their gradients: what it needs beside matrix products."""
 
 from typing import Any
 
