@@ -29,7 +29,7 @@ def times(step: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def disagreement(case: Case, results: Any) -> float:
-    """How far results are from those of the numpy backend, relative to the largest; in float64 if that is not too large."""
+    """How far results are from those of the numpy backend, in float64 if that is not too large; over the largest."""
     small = case.name != STEP and math.prod(case.shape) <= 2**24
     exact = replace(case, dtype="float64") if small else case
     with backends.use("numpy"):

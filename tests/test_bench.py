@@ -129,9 +129,14 @@ def test_one_side_by_itself() -> None:
 
 def test_a_table_of_all_sides() -> None:
     arguments = ("relu", "step", "--backend", "numpy", "--peers", "textbook,no_such_peer", "--rounds", "1")
-    assert "--peers: expected some of textbook, torch, jax; got 'no_such_peer'" in command("plugrad.bench", *arguments).stderr
+    assert (
+        "--peers: expected some of textbook, torch, jax; got 'no_such_peer'"
+        in command("plugrad.bench", *arguments).stderr
+    )
     assert "size: '7' is none for relu" in command("plugrad.bench", "relu", "--sizes", "7").stderr
-    done = command("plugrad.bench", "relu", "--sizes", "8x5,9x6", "--backend", "numpy", "--peers", "textbook", "--rounds", "1")
+    done = command(
+        "plugrad.bench", "relu", "--sizes", "8x5,9x6", "--backend", "numpy", "--peers", "textbook", "--rounds", "1"
+    )
     assert done.returncode == 0, done.stderr
     heading, *rows = done.stdout.splitlines()[2:]
     assert heading.split() == ["kernel", "size", "dtype", "numpy", "us", "x", "textbook", "of", "copy"]
@@ -143,6 +148,23 @@ def test_a_peer_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, caps
     from plugrad.bench import __main__ as bench
 
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["bench", "relu", "--sizes", "8x5", "--backend", "numpy", "--peers", "torch", "--rounds", "1", "--seconds", "0.01"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "bench",
+            "relu",
+            "--sizes",
+            "8x5",
+            "--backend",
+            "numpy",
+            "--peers",
+            "torch",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.01",
+        ],
+    )
     bench.main()
     assert "torch is not installed, and left out" in capsys.readouterr().out

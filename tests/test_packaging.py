@@ -50,7 +50,7 @@ def test_the_sdist_holds_what_the_tests_need(distributions: dict[str, Path]) -> 
     with tarfile.open(distributions["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     needed = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "setup.cfg", ".ci/run"}
-    assert sources() | needed | {"examples/digits.py", "bench/results/textbook.md"} <= names
+    assert sources() | needed | {"examples/digits.py", "bench/results/numpy.md"} <= names
 
 
 def test_it_works_installed_in_a_fresh_environment(distributions: dict[str, Path], tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 `kernels` has its functions. `layout` brings arrays to the forms that compiled code is made for, `labels` the labels of
 losses, and `team` shares the work among threads; `rows`, `lanes`, `losses` and `elementwise` compute, in terms of the
-functions in `vector`, on rows that `memory` brings in and out; `biases` does what the affine layer needs beside BLAS.
-`compiling` compiles, `warming` does so ahead, and `recycling` makes the arrays for results. But for the last, nothing of
-this is imported, nor is numba, before a kernel is called.
+functions in `vector`; `biases` does what the affine layer needs beside BLAS, and `memory` says how results are written.
+`compiling` compiles, `warming` does so ahead, and `recycling` makes the arrays for results. But for the last, nothing
+of this is imported, nor is numba, before a kernel is called.
 """
 
 import os

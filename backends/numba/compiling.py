@@ -85,7 +85,10 @@ class _Cache(FunctionCache):
         if not hasattr(os, "getuid"):
             return None
         trusted = {0, os.getuid(), os.stat(__file__).st_uid}
-        for path in (self._cache_path, *glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*")):
+        for path in (
+            self._cache_path,
+            *glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*"),
+        ):
             about = os.stat(path)
             if about.st_uid not in trusted:
                 return f"{path} belongs to another user"

@@ -3,8 +3,8 @@
 from typing import Any
 
 from plugrad.backends.numba.compiling import compiled
-from plugrad.backends.numba.memory import opened, scratch, store, target
-from plugrad.backends.numba.vector import exp_in, frame_of
+from plugrad.backends.numba.memory import scratch, store, target
+from plugrad.backends.numba.vector import exp_in, frame_of, widen
 
 ELEMENTS = 2048  # in a piece: what is needed for one stays in the first-level cache
 
@@ -12,15 +12,16 @@ ELEMENTS = 2048  # in a piece: what is needed for one stays in the first-level c
 @compiled()
 def relu(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
     """``y = max(x, 0)``."""
-    room, values = scratch(x, ELEMENTS), scratch(x, ELEMENTS)
+    values = scratch(x, ELEMENTS)
     zero, one = values.dtype.type(0), values.dtype.type(1)
     pieces = stop - start if direct else 1
     for piece in range(start, stop, pieces):
-        a = opened(x[piece * ELEMENTS : (piece + pieces) * ELEMENTS], room)
+        a = x[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         result = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         b = target(result, values, direct)
         for j in range(b.size):
-            b[j] = zero if a[j] <= zero else a[j]  # so written, NaN stays
+            number = widen(a[j])
+            b[j] = zero if number <= zero else number  # so written, NaN stays
         if not direct:
             store(b, one, result)
 
@@ -28,16 +29,16 @@ def relu(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
 @compiled()
 def relu_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
     """``dx = dy where y > 0, else 0``."""
-    rooms, values = (scratch(y, ELEMENTS), scratch(y, ELEMENTS)), scratch(y, ELEMENTS)
+    values = scratch(y, ELEMENTS)
     zero, one = values.dtype.type(0), values.dtype.type(1)
     pieces = stop - start if direct else 1
     for piece in range(start, stop, pieces):
-        upstream = opened(dy[piece * ELEMENTS : (piece + pieces) * ELEMENTS], rooms[0])
-        a = opened(y[piece * ELEMENTS : (piece + pieces) * ELEMENTS], rooms[1])
+        upstream = dy[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
+        a = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         result = dx[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         b = target(result, values, direct)
         for j in range(b.size):
-            b[j] = upstream[j] if a[j] > zero else zero
+            b[j] = widen(upstream[j]) if widen(a[j]) > zero else zero
         if not direct:
             store(b, one, result)
 
@@ -48,18 +49,19 @@ def sigmoid(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
 
     Both are scaled, so that nothing is lost where the exponential is subnormal.
     """
-    room, values = scratch(x, ELEMENTS), scratch(x, ELEMENTS)
+    values = scratch(x, ELEMENTS)
     zero, one = values.dtype.type(0), values.dtype.type(1)
     shift, lowest, magic = frame_of(zero)
     unit = exp_in(zero, shift, lowest, magic)
     pieces = stop - start if direct else 1
     for piece in range(start, stop, pieces):
-        a = opened(x[piece * ELEMENTS : (piece + pieces) * ELEMENTS], room)
+        a = x[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         result = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         b = target(result, values, direct)
         for j in range(b.size):
-            e = exp_in(-abs(a[j]), shift, lowest, magic)
-            b[j] = (e if a[j] < zero else unit) / (unit + e)
+            number = widen(a[j])
+            e = exp_in(-abs(number), shift, lowest, magic)
+            b[j] = (e if number < zero else unit) / (unit + e)
         if not direct:
             store(b, one, result)
 
@@ -67,15 +69,15 @@ def sigmoid(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
 @compiled()
 def sigmoid_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
     """``dx = dy y (1 - y)``."""
-    rooms, values = (scratch(y, ELEMENTS), scratch(y, ELEMENTS)), scratch(y, ELEMENTS)
+    values = scratch(y, ELEMENTS)
     one = values.dtype.type(1)
     pieces = stop - start if direct else 1
     for piece in range(start, stop, pieces):
-        upstream = opened(dy[piece * ELEMENTS : (piece + pieces) * ELEMENTS], rooms[0])
-        a = opened(y[piece * ELEMENTS : (piece + pieces) * ELEMENTS], rooms[1])
+        upstream = dy[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
+        a = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         result = dx[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
         b = target(result, values, direct)
         for j in range(b.size):
-            b[j] = upstream[j] * a[j] * (one - a[j])
+            b[j] = widen(upstream[j]) * widen(a[j]) * (one - widen(a[j]))
         if not direct:
             store(b, one, result)

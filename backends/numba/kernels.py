@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numba import biases
-from plugrad.backends.numba import elementwise, lanes, losses, rows, team
+from plugrad.backends.numba import biases, elementwise, lanes, losses, rows, team
 from plugrad.backends.numba.labels import Labels
 from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, tiles, written
 from plugrad.backends.numpy.affine import gradients, product

@@ -66,11 +66,8 @@ class Labels:
         ignore = options.ignore_index
         # An index that no label can have is none.
         self.ignored = (0, False) if ignore is None or not indices or abs(ignore) > LABELS.max else (ignore, True)
-        if indices:
-            t = _checked(t, classes, options, self.ignored)
-        else:
-            t = t.astype(self.compute, order="C", copy=False)
-        self.t, self.flat = t, t if t.ndim == 1 else t.reshape(-1)
+        made = _checked(t, classes, options, self.ignored) if indices else t.astype(self.compute, order="C", copy=False)
+        self.t, self.flat = made, made if made.ndim == 1 else made.reshape(-1)
         self.weight = NO_WEIGHT[self.compute] if options.weight is None else np.ascontiguousarray(options.weight)
         self.shares = (real(1 - options.label_smoothing), real(options.label_smoothing / classes))
         self.divisor = 1.0

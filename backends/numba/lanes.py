@@ -159,7 +159,7 @@ def fill_frames(top: Any, frame: Any) -> None:
 
 @inlined()
 def rest_of_lanes(tile: Any, top: Any, frame: Any, e: Any, rest: Any, one: Any) -> None:
-    """``e = exp(tile - top)``, scaled, in `one` that of the largest, and in `rest` the sum of ``exp(tile - top)`` less 1.
+    """``e = exp(tile - top)``, scaled, in `one` that of the largest, and in `rest` their sum, unscaled, less 1.
 
     The largest exponentials are exactly 1. They are counted; the others are summed by themselves.
     """

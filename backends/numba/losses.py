@@ -24,7 +24,7 @@ from plugrad.backends.numba.lanes import (
     scatter,
     tile_like,
 )
-from plugrad.backends.numba.memory import fill, opened, scratch, store
+from plugrad.backends.numba.memory import fill, scratch, store
 from plugrad.backends.numba.rows import CONFIDENT, exponentials, rest, total_of
 from plugrad.backends.numba.vector import largest, log, log1p, narrow, widen
 
@@ -117,7 +117,7 @@ def softmax_loss_of_classes(
     y: Any,
 ) -> None:
     """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
-    room, e = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    e = scratch(x, x.shape[1])
     below, beside, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
@@ -128,15 +128,15 @@ def softmax_loss_of_classes(
             below[r], beside[r], scale[r] = zero, zero, zero
             counts = not (ignoring and label == ignore)
             if counts or not gradient:
-                row = opened(x[i], room)
+                row = x[i]
                 top = largest(row)
                 total = exponentials(row, top, e)
                 each = one / total
             if counts:
                 scale[r] = weight[label] if weight.size else one
-                below[r] = top - row[label]
+                below[r] = top - widen(row[label])
                 beside[r] = rest(row, top, e, total)
-                slope = -beside[r] / (one + beside[r]) if row[label] == top else e[label] * each - one
+                slope = -beside[r] / (one + beside[r]) if below[r] == zero else e[label] * each - one
             if not gradient:
                 store(e, each, y[i])
             elif counts:
@@ -161,7 +161,7 @@ def inner_with_logs(q: Any, x: Any, top: Any, log_of_sum: Any) -> Any:
     zero = q.dtype.type(0)
     total = zero
     for j in range(q.size):
-        total += zero if q[j] == zero else q[j] * ((top - x[j]) + log_of_sum)
+        total += zero if q[j] == zero else q[j] * ((top - widen(x[j])) + log_of_sum)
     return total
 
 
@@ -184,7 +184,7 @@ def softmax_loss_of_labels(
     y: Any,
 ) -> None:
     """For a target for each class: ``loss = -sum(q log(softmax(x)))``, and in `y` the softmax or the gradient."""
-    room, e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
         total_loss = 0.0
@@ -192,7 +192,7 @@ def softmax_loss_of_labels(
             counts = not is_ignored(t, i, ignore, ignoring)
             loss = zero
             if counts or not gradient:
-                row = opened(x[i], room)
+                row = x[i]
                 top = largest(row)
                 total = exponentials(row, top, e)
                 each = one / total
@@ -204,7 +204,7 @@ def softmax_loss_of_labels(
                 together = total_of(q)
                 place = 0
                 if beside < CONFIDENT:
-                    while row[place] != top:
+                    while widen(row[place]) != top:
                         place += 1
                 # The same as together * y - q, but no difference of like numbers where y is near 1.
                 at_top = (together - q[place]) - together * (beside / (one + beside))
@@ -447,18 +447,18 @@ def softmax_gradient(
     dx: Any,
 ) -> None:
     """``dx = upstream (y sum(q) - q)``."""
-    room, q, values = scratch(y, y.shape[1]), scratch(y, y.shape[1]), scratch(y, y.shape[1])
+    q, values = scratch(y, y.shape[1]), scratch(y, y.shape[1])
     zero, one = q.dtype.type(0), q.dtype.type(1)
     for i in range(start, stop):
         if is_ignored(t, i, ignore, ignoring):
             fill(dx[i], zero)
             continue
-        row = opened(y[i], room)
+        row = y[i]
         targets(t, i, weight, keep, spread, q)
         together = total_of(q)
         factor = upstream[i * upstream_step]
         for j in range(q.size):
-            values[j] = factor * (row[j] * together - q[j])
+            values[j] = factor * (widen(row[j]) * together - q[j])
         store(values, one, dx[i])
 
 
@@ -500,7 +500,7 @@ def inner_with_log(q: Any, p: Any) -> Any:
     zero = q.dtype.type(0)
     total = zero
     for j in range(q.size):
-        total -= zero if q[j] == zero else q[j] * log(p[j])
+        total -= zero if q[j] == zero else q[j] * log(widen(p[j]))
     return total
 
 
@@ -520,7 +520,7 @@ def loss_of_labels(
     sums: Any,
 ) -> None:
     """``loss = -sum(q log(p))``."""
-    room, q = scratch(p, p.shape[1]), scratch(p, p.shape[1])
+    q = scratch(p, p.shape[1])
     zero = q.dtype.type(0)
     for b in range(start, stop):
         total_loss = 0.0
@@ -528,7 +528,7 @@ def loss_of_labels(
             loss = zero
             if not is_ignored(t, i, ignore, ignoring):
                 targets(t, i, weight, keep, spread, q)
-                loss = inner_with_log(q, opened(p[i], room))
+                loss = inner_with_log(q, p[i])
             total_loss += np.float64(loss)
             if losses.size:
                 losses[i] = loss
@@ -551,15 +551,15 @@ def loss_gradient(
     dp: Any,
 ) -> None:
     """``dp = -upstream q / p``."""
-    room, q, values = scratch(p, p.shape[1]), scratch(p, p.shape[1]), scratch(p, p.shape[1])
+    q, values = scratch(p, p.shape[1]), scratch(p, p.shape[1])
     zero, one = q.dtype.type(0), q.dtype.type(1)
     for i in range(start, stop):
         if is_ignored(t, i, ignore, ignoring):
             fill(dp[i], zero)
             continue
-        row = opened(p[i], room)
+        row = p[i]
         targets(t, i, weight, keep, spread, q)
         factor = upstream[i * upstream_step]
         for j in range(q.size):
-            values[j] = zero if q[j] == zero else -factor * q[j] / row[j]
+            values[j] = zero if q[j] == zero else -factor * q[j] / widen(row[j])
         store(values, one, dp[i])

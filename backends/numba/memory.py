@@ -1,7 +1,7 @@
-"""Rows in memory: the room to work in, arguments in the format to compute in, results in the format they are kept in.
+"""Rows in memory: the room to work in, and results in the format they are kept in.
 
-Loops over part of an array take a slice of it and count from 0: where an index could be negative, as far as the compiler
-can tell, numbers are not read side by side but gathered one by one, which takes several times as long.
+Loops over part of an array take a slice of it and count from 0: where an index could be negative, as far as the
+compiler can tell, numbers are not read side by side but gathered one by one, which takes several times as long.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import overload
 
 from plugrad.backends.numba.compiling import inlined
-from plugrad.backends.numba.vector import narrow, widen
+from plugrad.backends.numba.vector import narrow
 
 
 def scratch(x: Any, size: int) -> Any:
@@ -25,27 +25,19 @@ def _scratch(x: Any, size: int) -> Any:
     return lambda x, size: np.empty(size, dtype)
 
 
-def opened(row: Any, room: Any) -> Any:
-    """A row of an argument in the format to compute in: itself, or widened in `room`."""
+def real(x: Any, value: float) -> Any:
+    """A number in the format that numbers of `x` are computed in."""
     raise NotImplementedError
 
 
-@overload(opened, strict=False)
-def _opened(row: Any, room: Any) -> Any:
-    if row.dtype in (types.float32, types.float64):
-        return lambda row, room: row
-
-    def widened(row: Any, room: Any) -> Any:
-        values = room[: row.size]
-        for j in range(row.size):
-            values[j] = widen(row[j])
-        return values
-
-    return widened
+@overload(real, strict=False)
+def _real(x: Any, value: float) -> Any:
+    kind = np.float64 if x.dtype == types.float64 else np.float32
+    return lambda x, value: kind(value)
 
 
 def target(row: Any, values: Any, direct: bool) -> Any:
-    """Where to compute a row of a result: in it, if the way there is `direct`, else in `values`, to be stored from there.
+    """Where to compute a row of a result: in it, if the way there is `direct`, else in `values`, to be stored then.
 
     Only a row that no argument shares may be computed in directly: the compiler makes a slow version of each loop for
     memory that is read and written. And only in 32 and 64 bits.

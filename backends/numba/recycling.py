@@ -1,7 +1,8 @@
 """New arrays for large results, in memory that earlier results have left.
 
-The system hands out memory for a large array page by page at the first touch, and takes it back when the array is gone.
-For softmax of 512 x 50257 that costs half as much again as the kernel. The C library keeps what it gave for smaller arrays.
+The system hands out memory for a large array page by page at the first touch, and takes it back when the array is
+gone. For softmax of 512 x 50257 that costs half as much again as the kernel. The C library keeps what it gave for
+smaller arrays.
 """
 
 import ctypes

@@ -7,8 +7,8 @@ cache. Results are worked out in memory of their own and stored in the end, so t
 from typing import Any
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import opened, scratch, store, target
-from plugrad.backends.numba.vector import exp, exp_in, frame_of, largest, log1p, muladd
+from plugrad.backends.numba.memory import real, scratch, store, target
+from plugrad.backends.numba.vector import exp, exp_in, frame_of, largest, log1p, muladd, widen
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums of exponentials
@@ -28,16 +28,16 @@ PART = 1024
 
 @inlined(SUM)
 def _total_of_part(a: Any) -> Any:
-    total = a.dtype.type(0)
+    total = real(a, 0)
     for j in range(a.size):
-        total += a[j]
+        total += widen(a[j])
     return total
 
 
 @inlined()
 def total_of(a: Any) -> Any:
     """``sum(a)``."""
-    total = a.dtype.type(0)
+    total = real(a, 0)
     for start in range(0, a.size, PART):
         total += _total_of_part(a[start : start + PART])
     return total
@@ -48,16 +48,16 @@ def exponentials(x: Any, top: Any, e: Any) -> Any:
     """``e = exp(x - top)``, scaled, and their sum."""
     shift, lowest, magic = frame_of(top)
     for j in range(x.size):
-        e[j] = exp_in(x[j], shift, lowest, magic)
+        e[j] = exp_in(widen(x[j]), shift, lowest, magic)
     return total_of(e)
 
 
 @inlined(SUM)
 def _others_of_part(x: Any, top: Any, e: Any) -> Any:
-    zero = x.dtype.type(0)
+    zero = e.dtype.type(0)
     total = zero
     for j in range(x.size):
-        total += zero if x[j] == top else e[j]
+        total += zero if widen(x[j]) == top else e[j]
     return total
 
 
@@ -69,9 +69,9 @@ def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
     """
     shift, lowest, magic = frame_of(top)
     one = exp_in(top, shift, lowest, magic)
-    beside = total / one - x.dtype.type(1)
+    beside = total / one - e.dtype.type(1)
     if beside < CONFIDENT:
-        others = x.dtype.type(0)
+        others = e.dtype.type(0)
         for start in range(0, x.size, PART):
             others += _others_of_part(x[start : start + PART], top, e[start : start + PART])
         beside = others / one
@@ -86,25 +86,24 @@ def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
 @compiled()
 def softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
-    room, e = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    e = scratch(x, x.shape[1])
     for i in range(start, stop):
-        row = opened(x[i], room)
-        each = e.dtype.type(1) / exponentials(row, largest(row), e)
-        store(e, each, y[i])
+        total = exponentials(x[i], largest(x[i]), e)
+        store(e, e.dtype.type(1) / total, y[i])
 
 
 @inlined(SUM)
 def _inner_of_part(a: Any, b: Any) -> Any:
-    total = a.dtype.type(0)
+    total = real(a, 0)
     for j in range(a.size):
-        total = muladd(a[j], b[j], total)
+        total = muladd(widen(a[j]), widen(b[j]), total)
     return total
 
 
 @inlined()
 def inner(a: Any, b: Any) -> Any:
     """``sum(a b)``."""
-    total = a.dtype.type(0)
+    total = real(a, 0)
     for start in range(0, a.size, PART):
         total += _inner_of_part(a[start : start + PART], b[start : start + PART])
     return total
@@ -113,43 +112,43 @@ def inner(a: Any, b: Any) -> Any:
 @compiled()
 def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    rooms = scratch(y, y.shape[1]), scratch(y, y.shape[1])
-    values = scratch(y, y.shape[1])
+    values = scratch(y, PART)
     for i in range(start, stop):
-        upstream, p = opened(dy[i], rooms[0]), opened(y[i], rooms[1])
-        mean = inner(upstream, p)
-        row = target(dx[i], values, direct)
-        for j in range(row.size):
-            row[j] = p[j] * (upstream[j] - mean)
-        if not direct:
-            store(row, values.dtype.type(1), dx[i])
+        mean = inner(dy[i], y[i])
+        for part in range(0, y.shape[1], PART):
+            upstream, p, result = dy[i][part : part + PART], y[i][part : part + PART], dx[i][part : part + PART]
+            row = target(result, values, direct)
+            for j in range(row.size):
+                row[j] = widen(p[j]) * (widen(upstream[j]) - mean)
+            if not direct:
+                store(row, values.dtype.type(1), result)
 
 
 @compiled()
 def log_softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    room, z = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    e = scratch(x, x.shape[1])
     for i in range(start, stop):
-        row = opened(x[i], room)
+        row = x[i]
         top = largest(row)
-        log_of_sum = log1p(rest(row, top, z, exponentials(row, top, z)))
-        result = target(y[i], z, direct)
-        for j in range(result.size):
-            result[j] = (row[j] - top) - log_of_sum
+        log_of_sum = log1p(rest(row, top, e, exponentials(row, top, e)))
+        logs = target(y[i], e, direct)
+        for j in range(logs.size):
+            logs[j] = (widen(row[j]) - top) - log_of_sum
         if not direct:
-            store(result, z.dtype.type(1), y[i])
+            store(logs, e.dtype.type(1), y[i])
 
 
 @compiled()
 def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    rooms = scratch(y, y.shape[1]), scratch(y, y.shape[1])
-    values = scratch(y, y.shape[1])
+    values = scratch(y, PART)
     for i in range(start, stop):
-        upstream, logs = opened(dy[i], rooms[0]), opened(y[i], rooms[1])
-        total = total_of(upstream)
-        row = target(dx[i], values, direct)
-        for j in range(row.size):
-            row[j] = upstream[j] - exp(logs[j]) * total
-        if not direct:
-            store(row, values.dtype.type(1), dx[i])
+        total = total_of(dy[i])
+        for part in range(0, y.shape[1], PART):
+            upstream, logs, result = dy[i][part : part + PART], y[i][part : part + PART], dx[i][part : part + PART]
+            row = target(result, values, direct)
+            for j in range(row.size):
+                row[j] = widen(upstream[j]) - exp(widen(logs[j])) * total
+            if not direct:
+                store(row, values.dtype.type(1), result)

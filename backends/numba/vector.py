@@ -201,7 +201,8 @@ def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
 
     @overload(stub, strict=False)
     def chosen(x: Any, *more: Any) -> Any:
-        function = made.get(getattr(x, "dtype", x))
+        kind = getattr(x, "dtype", x)
+        function = made.get(types.float32 if kind in (types.int16, types.uint16) else kind)
         return None if function is None else lambda x, *more: function(x, *more)
 
     return stub
@@ -211,10 +212,10 @@ def _frame_of(of: Format) -> Any:
     """For a row whose largest number is `top`: what `exp_in` needs to scale the row's exponentials.
 
     That is: what to subtract; the least difference that counts; and a number to round with. Textbooks subtract `top`,
-    which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing is rounded. Unless `top` is
-    far from 0, the exponentials are taken of the numbers as they are, and the scale ``2**(scale - K)``, with ``K`` the
-    integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is subtracted, which is exact for all
-    numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials count.
+    which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing is rounded. Unless `top`
+    is far from 0, the exponentials are taken of the numbers as they are, and the scale ``2**(scale - K)``, with ``K``
+    the integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is subtracted, which is exact for
+    all numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials count.
     """
     float_, log2e = of.float, of.float(1 / math.log(2))
     near, lowest, zero = float_(-2 * of.lowest), float_(of.lowest), float_(0)
@@ -231,13 +232,13 @@ def _frame_of(of: Format) -> Any:
 
 
 def _exp_in(of: Format) -> Any:
-    """``exp(x - top) * 2**s`` with ``scale - 1 < s < scale + 1``, the same `s` for all in the frame of a `top`, to 1 ulp.
+    """``exp(x - top)`` times a number next to ``2**scale``, the same for all in the frame of `top`; to 1.1 ulp.
 
-    With ``z = x - shift``, ``k`` the integer nearest to ``z / log(2)`` and ``r = z - k log(2)``, ``exp(z) = 2**k exp(r)``.
-    To add a number as large as 1.5 * 2**mantissa rounds to an integer, which then stands in the lowest bits; that number
-    is chosen so that they are ``k`` plus bias and scale less ``K``, which shifted to the place of the exponent are
-    ``2**(k + scale - K)``. The scale keeps results that would be subnormal whole, and costs nothing: it cancels where
-    sums of exponentials are divided by.
+    With ``z = x - shift``, ``k`` the integer nearest to ``z / log(2)`` and ``r = z - k log(2)``,
+    ``exp(z) = 2**k exp(r)``. To add a number as large as 1.5 * 2**mantissa rounds to an integer, which then stands in
+    the lowest bits; that number is chosen so that they are ``k`` plus bias and scale less ``K``, which shifted to the
+    place of the exponent are ``2**(k + scale - K)``. The scale keeps results that would be subnormal whole, and costs
+    nothing: it cancels where sums of exponentials are divided by.
     """
     integer, shift_ = of.integer, of.integer(of.mantissa)
     log2e, high, low = of.float(1 / math.log(2)), of.float(of.ln2[0]), of.float(of.ln2[1])
@@ -259,7 +260,7 @@ def _exp_in(of: Format) -> Any:
 
 
 def _exp(of: Format) -> Any:
-    """``exp(z)`` for every ``z``, to 1 ulp: as `exp_in`, but ``2**k`` is multiplied with in two steps."""
+    """``exp(z)`` for every ``z``, to 1.1 ulp: as `exp_in`, but ``2**k`` is multiplied with in two steps."""
     float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
     lowest, highest, log2e = float_(of.lowest), float_(of.highest), float_(1 / math.log(2))
     magic = float_(1.5 * 2.0**of.mantissa)
@@ -288,7 +289,7 @@ def _exp(of: Format) -> Any:
 
 
 def _log(of: Format) -> Any:
-    """``log(x)`` for every ``x``, to 1 ulp; -inf for 0 and NaN for less.
+    """``log(x)`` for every ``x``, to 1.2 ulp; -inf for 0 and NaN for less.
 
     With ``x = 2**k (1 + f)`` and ``1 + f`` between the root of 1/2 and that of 2, ``log(x) = k log(2) + log(1 + f)``.
     With ``s = f / (2 + f)`` the latter is ``2 (s + s**3 / 3 + s**5 / 5 + ...)``, here in the form ``f - s (f - R)``, in
@@ -349,7 +350,7 @@ def _largest(of: Format) -> Any:
     def largest(x: Any) -> Any:
         top, least = lowest, highest
         for j in range(x.size):
-            b = bits(x[j])
+            b = bits(widen(x[j]))
             top = max(top, b)
             least = min(least, integer(b ^ lowest))
         return number(integer(top if top >= zero else least ^ lowest))

@@ -26,7 +26,12 @@ def _calls(name: str, dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
         if "cross_entropy" in name:
             yield from _calls_of_loss(name, x, out)
         elif name == "affine":
-            yield x, np.ones((classes, biases.COLUMNS), dtype), np.ones(biases.COLUMNS, dtype), np.empty((2, biases.COLUMNS), dtype)
+            yield (
+                x,
+                np.ones((classes, biases.COLUMNS), dtype),
+                np.ones(biases.COLUMNS, dtype),
+                np.empty((2, biases.COLUMNS), dtype),
+            )
         elif name == "affine_backward":
             dy, w = np.ones((2, biases.COLUMNS), dtype), np.ones((classes, biases.COLUMNS), dtype)
             yield dy, x, w, out, np.empty_like(w), np.empty(biases.COLUMNS, dtype)
