@@ -75,7 +75,7 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
         loss[...] = out[...] = 0
         return
     each, classes = labels.losses(loss), x.shape[options.axis]
-    given = labels.flat, labels.weight, *labels.ignored
+    given = labels.t, labels.weight, *labels.ignored
     shares = () if labels.one_class else labels.shares
     if by_lanes(x.shape, options.axis):
         units, size, form = tiles(x.shape, options.axis)
@@ -97,57 +97,56 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
     """``dx = dloss * (y - t)``."""
-    _gradient(losses.softmax_gradient, dloss, y, t, options, dx)
+    _gradient(losses.softmax_gradient, losses.softmax_gradient_of_lanes, dloss, y, t, options, dx)
 
 
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
     labels = Labels(t, p, options)
-    each = labels.losses(loss)
-    given = labels.weight, *labels.ignored
+    each, x = labels.losses(loss), raw(p)
+    classes, inner = p.shape[options.axis], math.prod(p.shape[options.axis + 1 :])
+    given = labels.t, labels.weight, *labels.ignored
     if labels.one_class:
         block, sums = labels.blocks(LABEL)
-        classes, inner = p.shape[options.axis], math.prod(p.shape[options.axis + 1 :])
-        flat = raw(p).reshape(-1)
-        team.run(
-            losses.loss_of_classes,
-            sums.size,
-            block * LABEL,
-            block,
-            flat,
-            classes,
-            inner,
-            labels.flat,
-            *given,
-            each,
-            sums,
-        )
+        form = (block, x.reshape(-1), classes, inner)
+        team.run(losses.loss_of_classes, sums.size, block * LABEL, *form, *given, each, sums)
+    elif by_lanes(p.shape, options.axis):
+        units, size, tile = tiles(p.shape, options.axis)
+        sums = np.empty(units)
+        team.run(losses.loss_of_lanes, units, size, x.reshape(-1), *given, *labels.shares, each, sums, *tile)
     else:
-        rows, t = raw(labels.by_rows(p)), labels.flat_by_rows()
-        block, sums = labels.blocks(rows.shape[1])
-        work = block * rows.shape[1]
-        team.run(losses.loss_of_labels, sums.size, work, block, rows, t, *given, *labels.shares, each, sums)
+        block, sums = labels.blocks(classes)
+        rows = x.reshape(-1, classes)
+        team.run(losses.loss_of_labels, sums.size, block * classes, block, rows, *given, *labels.shares, each, sums)
     labels.collect(each, sums, loss)
 
 
 def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
     """``dp = -dloss * t / p``."""
-    _gradient(losses.loss_gradient, dloss, p, t, options, dp)
+    _gradient(losses.loss_gradient, losses.loss_gradient_of_lanes, dloss, p, t, options, dp)
 
 
-def _gradient(kernel: Callable[..., None], dloss: Any, x: Array, t: Array, options: LossOptions, out: Array) -> None:
+def _gradient(
+    row_kernel: Callable[..., None],
+    lane_kernel: Callable[..., None],
+    dloss: Any,
+    x: Array,
+    t: Array,
+    options: LossOptions,
+    out: Array,
+) -> None:
     labels = Labels(t, x, options)
     if not labels.divisor:
         out[...] = 0
         return
-    rows = raw(labels.by_rows(x))
-    t, upstream = labels.flat_by_rows(), labels.upstream(dloss)
-    given = t, labels.weight, *labels.ignored, *labels.shares, *upstream
-    target = np.moveaxis(out, options.axis, -1)
-    written(
-        target,
-        lambda y: team.run(kernel, len(rows), rows.shape[1], rows, *given, y.reshape(rows.shape)),
-    )
+    given = labels.t, labels.weight, *labels.ignored, *labels.shares, *labels.upstream(dloss)
+    if by_lanes(x.shape, options.axis):
+        units, size, tile = tiles(x.shape, options.axis)
+        flat = raw(x).reshape(-1)
+        written(out, lambda y: team.run(lane_kernel, units, size, flat, *given, *tile, y.reshape(-1)))
+    else:
+        rows = raw(x).reshape(-1, x.shape[-1])
+        written(out, lambda y: team.run(row_kernel, len(rows), rows.shape[1], rows, *given, y.reshape(rows.shape)))
 
 
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:

@@ -24,9 +24,9 @@ class Labels:
 
     Attributes
     ----------
-    t, flat : array
-        One class index per row, or numbers in the dtype to compute in, one for each class; C-contiguous. `flat` has
-        one dimension.
+    t : array
+        The labels one after another: class indices, one per row, or numbers in the dtype to compute in, one for each
+        class.
     one_class : bool
         Whether each row is compared with one class only: class indices, not smoothed.
     compute : dtype
@@ -41,39 +41,27 @@ class Labels:
         What the sum of the losses is still to be divided by; 0 where nothing counts.
     """
 
-    __slots__ = (
-        "compute",
-        "divisor",
-        "flat",
-        "ignored",
-        "ndim",
-        "one_class",
-        "options",
-        "rows",
-        "shares",
-        "t",
-        "weight",
-    )
+    __slots__ = ("compute", "divisor", "ignored", "one_class", "options", "rows", "shares", "t", "weight")
 
     def __init__(self, t: Array, x: Array, options: LossOptions) -> None:
         self.compute = COMPUTE[x.dtype]
         real = self.compute.type
         classes = x.shape[options.axis]
         self.rows = x.size // classes
-        self.options, self.ndim = options, x.ndim
+        self.options = options
         indices = t.ndim < x.ndim
         self.one_class = indices and not options.label_smoothing
         ignore = options.ignore_index
         # An index that no label can have is none.
         self.ignored = (0, False) if ignore is None or not indices or abs(ignore) > LABELS.max else (ignore, True)
         made = _checked(t, classes, options, self.ignored) if indices else t.astype(self.compute, order="C", copy=False)
-        self.t, self.flat = made, made if made.ndim == 1 else made.reshape(-1)
+        self.t = made if made.ndim == 1 else made.reshape(-1)
         self.weight = NO_WEIGHT[self.compute] if options.weight is None else np.ascontiguousarray(options.weight)
         self.shares = (real(1 - options.label_smoothing), real(options.label_smoothing / classes))
         self.divisor = 1.0
         if options.reduction == "mean":
             plain = not indices or (options.weight is None and ignore is None)
-            self.divisor = float(self.rows) if plain else losses.count(self.flat, self.weight, *self.ignored)
+            self.divisor = float(self.rows) if plain else losses.count(self.t, self.weight, *self.ignored)
             if options.weight is not None and self.divisor:  # as small as they may be, their shares are not
                 self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
                 self.divisor = 1.0
@@ -102,14 +90,6 @@ class Labels:
         if self.options.reduction == "none":
             return np.ascontiguousarray(dloss, self.compute).reshape(-1), 1
         return np.array([dloss / self.divisor], self.compute), 0
-
-    def by_rows(self, x: Array) -> Array:
-        """`x`, with the shape of the logits, as a matrix of rows."""
-        return np.ascontiguousarray(np.moveaxis(x, self.options.axis, -1)).reshape(self.rows, -1)
-
-    def flat_by_rows(self) -> Array:
-        """The class indices, or the numbers for each class, row after row."""
-        return self.by_rows(self.t).reshape(-1) if self.t.ndim == self.ndim else self.flat
 
 
 def _checked(t: Array, classes: int, options: LossOptions, ignored: tuple[int, bool]) -> Array:

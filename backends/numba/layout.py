@@ -84,10 +84,11 @@ def over_rows(
 def tiles(shape: tuple[int, ...], axis: int) -> tuple[int, int, tuple[int, int, int]]:
     """How many tiles, of how many elements each, and ``classes, inner, lanes``, which tell the kernels of `lanes`.
 
-    A tile has 16 to 256 lanes, so that it stays in the first-level cache with what goes with it.
+    A tile has 16 to 256 lanes, so that it stays in the first-level cache with what goes with it, and few without a row.
     """
     classes, inner = shape[axis], math.prod(shape[axis + 1 :])
-    lanes = max(16, min(256, 2**12 // classes // 16 * 16))
     outer = math.prod(shape[:axis])
+    side_by_side = outer if inner == 1 else inner
+    lanes = max(16, min(256, 2**12 // classes // 16 * 16, -(-side_by_side // 16) * 16))
     units = -(-outer // lanes) if inner == 1 else outer * -(-inner // lanes)
     return units, classes * lanes, (classes, inner, lanes)

@@ -418,8 +418,8 @@ def softmax_loss_of_lanes(
         for lane in range(rows):
             if is_ignored(t, first + lane, ignore, ignoring):
                 each_loss[lane] = zero
-                if gradient:
-                    e[:, lane] = zero
+        if gradient:
+            _clear_ignored(t, first, rows, ignore, ignoring, e)
         sums[unit] = _loss_of_tile(each_loss, rows)
         if losses.size:
             losses[first : first + rows] = each_loss[:rows]
@@ -563,3 +563,137 @@ def loss_gradient(
         for j in range(q.size):
             values[j] = zero if q[j] == zero else -factor * q[j] / widen(row[j])
         store(values, one, dp[i])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same, over tiles
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@inlined()
+def _fill_upstream(upstream: Any, step: int, first: int, rows: int, factor: Any) -> None:
+    """The gradient that arrives at each row of a tile."""
+    for lane in range(rows):
+        factor[lane] = upstream[(first + lane) * step]
+
+
+@inlined()
+def _clear_ignored(t: Any, first: int, rows: int, ignore: int, ignoring: bool, tile: Any) -> None:
+    """Zeros for the rows of a tile that do not count, whatever was computed for them."""
+    for lane in range(rows):
+        if is_ignored(t, first + lane, ignore, ignoring):
+            tile[:, lane] = tile.dtype.type(0)
+
+
+@compiled()
+def softmax_gradient_of_lanes(
+    start: int,
+    stop: int,
+    y: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    upstream: Any,
+    upstream_step: int,
+    classes: int,
+    inner: int,
+    lanes: int,
+    dx: Any,
+) -> None:
+    """``dx = upstream (y sum(q) - q)``."""
+    flat, p, q = flat_like(y, classes, lanes), tile_like(y, classes, lanes), tile_like(y, classes, lanes)
+    together, factor = scratch(y, lanes), np.zeros(lanes, p.dtype)
+    part = np.zeros(lanes, p.dtype)
+    for unit in range(start, stop):
+        at, class_step, lane_step, rows, first = place(unit, y.size, classes, inner, lanes)
+        gather(y, at, class_step, lane_step, rows, flat, p)
+        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        _fill_upstream(upstream, upstream_step, first, rows, factor)
+        together[:] = p.dtype.type(0)
+        for k in range(classes):
+            target = q[k]
+            for lane in range(lanes):
+                part[lane] += target[lane]
+            add(together, part, k, classes)
+        for k in range(classes):
+            row, target = p[k], q[k]
+            for lane in range(lanes):
+                row[lane] = factor[lane] * (row[lane] * together[lane] - target[lane])
+        _clear_ignored(t, first, rows, ignore, ignoring, p)
+        scatter(p, at, class_step, lane_step, rows, flat, dx)
+
+
+@compiled()
+def loss_of_lanes(
+    start: int,
+    stop: int,
+    p: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    losses: Any,
+    sums: Any,
+    classes: int,
+    inner: int,
+    lanes: int,
+) -> None:
+    """``loss = -sum(q log(p))``."""
+    flat, tile, q = flat_like(p, classes, lanes), tile_like(p, classes, lanes), tile_like(p, classes, lanes)
+    each_loss, part = scratch(p, lanes), np.zeros(lanes, tile.dtype)
+    zero = tile.dtype.type(0)
+    for unit in range(start, stop):
+        at, class_step, lane_step, rows, first = place(unit, p.size, classes, inner, lanes)
+        gather(p, at, class_step, lane_step, rows, flat, tile)
+        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        each_loss[:] = zero
+        for k in range(classes):
+            row, target = tile[k], q[k]
+            for lane in range(lanes):
+                part[lane] -= zero if target[lane] == zero else target[lane] * log(row[lane])
+            add(each_loss, part, k, classes)
+        for lane in range(rows):
+            if is_ignored(t, first + lane, ignore, ignoring):
+                each_loss[lane] = zero
+        sums[unit] = _loss_of_tile(each_loss, rows)
+        if losses.size:
+            losses[first : first + rows] = each_loss[:rows]
+
+
+@compiled()
+def loss_gradient_of_lanes(
+    start: int,
+    stop: int,
+    p: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    ignoring: bool,
+    keep: Any,
+    spread: Any,
+    upstream: Any,
+    upstream_step: int,
+    classes: int,
+    inner: int,
+    lanes: int,
+    dp: Any,
+) -> None:
+    """``dp = -upstream q / p``."""
+    flat, tile, q = flat_like(p, classes, lanes), tile_like(p, classes, lanes), tile_like(p, classes, lanes)
+    factor, zero = np.zeros(lanes, tile.dtype), tile.dtype.type(0)
+    for unit in range(start, stop):
+        at, class_step, lane_step, rows, first = place(unit, p.size, classes, inner, lanes)
+        gather(p, at, class_step, lane_step, rows, flat, tile)
+        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        _fill_upstream(upstream, upstream_step, first, rows, factor)
+        for k in range(classes):
+            row, target = tile[k], q[k]
+            for lane in range(lanes):
+                row[lane] = zero if target[lane] == zero else -factor[lane] * target[lane] / row[lane]
+        _clear_ignored(t, first, rows, ignore, ignoring, tile)
+        scatter(tile, at, class_step, lane_step, rows, flat, dp)
