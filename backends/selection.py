@@ -459,7 +459,7 @@ def warmup(
     >>> with backends.use("numpy"):
     ...     backends.warmup([K.relu, K.relu_backward], dtypes=["float32", "float64"])
     """
-    if isinstance(kernels, str) or isinstance(dtypes, str | np.dtype | type):
+    if isinstance(kernels, str) or callable(kernels) or isinstance(dtypes, str | np.dtype | type):
         raise TypeError("warmup: expected a list of kernels and a list of dtypes, got a single one")
     backend = current()
     wanted = registry.get("numpy").room.__all__ if kernels is None else kernels

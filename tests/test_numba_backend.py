@@ -355,9 +355,10 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), abs(K.softmax(x).sum() -
 
 def test_one_thread_starts_no_others() -> None:
     count = "import threading; K.softmax(x); print(threading.active_count())"
-    assert python(count, PLUGRAD_NUM_THREADS="1").strip() == "1"
-    assert python(count, PLUGRAD_NUM_THREADS="3").strip() == "3"
-    assert python(count, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").strip() == "2"
+    assert python(count, PLUGRAD_NUM_THREADS="1").split()[0] == "1"
+    assert python(count, PLUGRAD_NUM_THREADS="3").split()[0] == "3"
+    assert python(count, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").split()[0] == "2"
+    assert python(count, PLUGRAD_NUM_THREADS="20000").split()[0] == str(team.MOST_THREADS)
     told = "print(backends.get('numba').describe()['threads'])"
     assert python(told, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").startswith("2")
 
@@ -479,12 +480,12 @@ def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) ->
     index.chmod(0o666)
     told = python(CALL, **folder)
     assert "True" in told
-    assert "can be written to by every user" in told
+    assert "can be written to by other users" in told
     assert "compiling kernels" in told
     index.chmod(0o644)
     assert python(CALL, **folder).strip() == "True"
     index.parent.chmod(0o777)
-    assert "can be written to by every user" in python(CALL, **folder)
+    assert "can be written to by other users" in python(CALL, **folder)
 
 
 def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ functions in `vector`; `biases` does what the affine layer needs beside BLAS, an
 of this is imported, nor is numba, before a kernel is called.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -42,12 +45,29 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from plugrad.backends.numba import kernels
+        with _uninterrupted():  # a half-imported numba would stay so
+            from plugrad.backends.numba import kernels
     except Exception as error:  # a library that cannot be loaded is an OSError
         from plugrad.backends.registry import BackendUnavailableError
 
         raise BackendUnavailableError(f"backend 'numba' cannot run here: numba fails to import: {error}") from error
     return getattr(kernels, name)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the block."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield  # Python handles signals in its main thread only, and only those it was told to
+        return
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(*came[0])
 
 
 def thread_count() -> int:
@@ -69,6 +89,8 @@ def probe() -> str | None:
         return "numba is not installed; install it with: python -m pip install 'plugrad[numba]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "").strip() not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set, and without its compiler numba computes nothing here; unset it"
+    if not hasattr(os, "sched_yield"):
+        return "its threads need an operating system with sched_yield"
     threads.bound_blas()
     return None
 

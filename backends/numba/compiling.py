@@ -34,7 +34,7 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
         try:
             dispatcher._cache = _Cache(function)
         except RuntimeError as error:  # there is no folder that can be written to
-            _warn_once(f"compiled code cannot be kept: {error}")
+            _warn_once(f"compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it ({error})")
         return dispatcher
 
     return decorate
@@ -92,8 +92,8 @@ class _Cache(FunctionCache):
             about = os.stat(path)
             if about.st_uid not in trusted:
                 return f"{path} belongs to another user"
-            if about.st_mode & stat.S_IWOTH:
-                return f"{path} can be written to by every user"
+            if about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and about.st_gid != about.st_uid):
+                return f"{path} can be written to by other users"
         return None
 
 
@@ -103,16 +103,18 @@ _told: set[str] = set()  # what has been said, once in a process
 def _warn_once(problem: str) -> None:
     if "cache" not in _told:
         _told.add("cache")
-        warnings.warn(f"plugrad: numba backend: {problem}; it is compiled again", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"plugrad: numba backend: {problem}", RuntimeWarning, stacklevel=3)
 
 
 class _Progress(event.Listener):
     """Says that something is being compiled, since the first call then takes seconds."""
 
     def on_start(self, event: Any) -> None:
-        if "compiling" not in _told and event.data["dispatcher"].py_func.__module__.startswith(__package__):
+        module = event.data["dispatcher"].py_func.__module__ or ""
+        if "compiling" not in _told and module.startswith(f"{__package__}."):
             _told.add("compiling")
-            print("plugrad: compiling kernels for this machine; the code is kept for next time", file=sys.stderr)
+            kept = "" if "cache" in _told else "; the code is kept for next time"
+            print(f"plugrad: compiling kernels for this machine, some seconds for each{kept}", file=sys.stderr)
 
     def on_end(self, event: Any) -> None:
         pass

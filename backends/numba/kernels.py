@@ -8,7 +8,17 @@ import numpy as np
 
 from plugrad.backends.numba import biases, elementwise, lanes, losses, rows, team
 from plugrad.backends.numba.labels import Labels
-from plugrad.backends.numba.layout import LIGHT, Array, by_lanes, over_elements, over_rows, raw, tiles, written
+from plugrad.backends.numba.layout import (
+    LIGHT,
+    Array,
+    by_lanes,
+    over_elements,
+    over_rows,
+    raw,
+    tiles,
+    too_long,
+    written,
+)
 from plugrad.backends.numpy.affine import gradients, product
 from plugrad.backends.options import LossOptions
 
@@ -69,6 +79,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 
 def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, gradient: bool) -> None:
+    x, t, options, out = _side_by_side(x, t, options, out)
     labels = Labels(t, x, options)
     factor = labels.compute.type(1 / labels.divisor if labels.divisor else 0)
     if not labels.divisor and gradient:
@@ -95,6 +106,15 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
     labels.collect(each, sums, loss)
 
 
+def _side_by_side(x: Array, t: Array, options: LossOptions, out: Array) -> tuple[Array, Array, LossOptions, Array]:
+    """The same with the classes along the last axis, if they are too many for tiles."""
+    axis = options.axis
+    if not too_long(x.shape, axis):
+        return x, t, options, out
+    moved = t if t.ndim < x.ndim else np.moveaxis(t, axis, -1)
+    return np.moveaxis(x, axis, -1), moved, options._replace(axis=x.ndim - 1), np.moveaxis(out, axis, -1)
+
+
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
     """``dx = dloss * (y - t)``."""
     _gradient(losses.softmax_gradient, losses.softmax_gradient_of_lanes, dloss, y, t, options, dx)
@@ -102,6 +122,7 @@ def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Loss
 
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
+    p, t, options, _ = _side_by_side(p, t, options, p)
     labels = Labels(t, p, options)
     each, x = labels.losses(loss), raw(p)
     classes, inner = p.shape[options.axis], math.prod(p.shape[options.axis + 1 :])
@@ -135,6 +156,7 @@ def _gradient(
     options: LossOptions,
     out: Array,
 ) -> None:
+    x, t, options, out = _side_by_side(x, t, options, out)
     labels = Labels(t, x, options)
     if not labels.divisor:
         out[...] = 0

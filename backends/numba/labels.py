@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba import losses
-from plugrad.backends.numba.layout import Array
+from plugrad.backends.numba.layout import Array, raw
 from plugrad.backends.numpy.labels import check
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, bad_label
 
@@ -53,24 +53,41 @@ class Labels:
         self.one_class = indices and not options.label_smoothing
         ignore = options.ignore_index
         # An index that no label can have is none.
-        self.ignored = (0, False) if ignore is None or not indices or abs(ignore) > LABELS.max else (ignore, True)
-        made = _checked(t, classes, options, self.ignored) if indices else t.astype(self.compute, order="C", copy=False)
-        self.t = made if made.ndim == 1 else made.reshape(-1)
-        self.weight = NO_WEIGHT[self.compute] if options.weight is None else np.ascontiguousarray(options.weight)
+        possible = indices and ignore is not None and LABELS.min <= ignore <= LABELS.max
+        self.ignored = (ignore, True) if possible else (0, False)
+        if indices and t.dtype == np.uint64:
+            check(t, classes, options)  # by NumPy, to which numbers beyond int64 are what they are
+            self.ignored = (-1, ignore is not None)
+            t = t.astype(np.int64, order="C") if ignore is None else np.where(t == ignore, -1, t.astype(np.int64))
+        elif indices:
+            t = raw(t)
+            row = losses.first_wrong(t.reshape(-1), classes, *self.ignored)
+            if row >= 0:
+                place = tuple(map(int, np.unravel_index(row, t.shape)))
+                raise bad_label(int(t[place]), place, classes, options)
+        elif t.dtype != self.compute:
+            with np.errstate(all="ignore"):
+                t = t.astype(self.compute, order="C")
+        else:
+            t = raw(t)
+        self.t = t if t.ndim == 1 else t.reshape(-1)
+        self.weight = NO_WEIGHT[self.compute] if options.weight is None else raw(options.weight)
         self.shares = (real(1 - options.label_smoothing), real(options.label_smoothing / classes))
         self.divisor = 1.0
         if options.reduction == "mean":
             plain = not indices or (options.weight is None and ignore is None)
             self.divisor = float(self.rows) if plain else losses.count(self.t, self.weight, *self.ignored)
             if options.weight is not None and self.divisor:  # as small as they may be, their shares are not
-                self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
+                with np.errstate(all="ignore"):
+                    self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
                 self.divisor = 1.0
 
     def losses(self, loss: Array) -> Array:
         """Where the losses of the rows go: nowhere, if only their sum is wanted."""
         if self.options.reduction != "none":
             return NO_WEIGHT[self.compute]
-        return loss.reshape(-1) if loss.flags.c_contiguous else np.empty(self.rows, self.compute)
+        direct = loss.flags.carray and loss is not self.options.weight  # which is read to the end
+        return loss.reshape(-1) if direct else np.empty(self.rows, self.compute)
 
     def blocks(self, work: int) -> tuple[int, Array]:
         """How many rows of so much work make a block, and an array for the sum of the losses of each."""
@@ -81,26 +98,14 @@ class Labels:
         """Make the loss of the losses of the rows, or of the sums of the blocks."""
         if self.options.reduction != "none":
             total = sums[0] if sums.size == 1 else np.add.reduce(sums)
-            loss[...] = total / self.divisor if self.divisor else 0
-        elif not loss.flags.c_contiguous:
+            with np.errstate(all="ignore"):
+                loss[...] = total / self.divisor if self.divisor else 0
+        elif not loss.flags.carray or loss is self.options.weight:
             loss[...] = each.reshape(loss.shape)
 
     def upstream(self, dloss: Any) -> tuple[Array, int]:
         """The gradient that arrives, divided as the reduction says: the array, and the step in it from row to row."""
-        if self.options.reduction == "none":
-            return np.ascontiguousarray(dloss, self.compute).reshape(-1), 1
-        return np.array([dloss / self.divisor], self.compute), 0
-
-
-def _checked(t: Array, classes: int, options: LossOptions, ignored: tuple[int, bool]) -> Array:
-    """Class indices, C-contiguous, of a type that compiled code takes; a wrong one is refused."""
-    if t.dtype == np.uint64:
-        check(t, classes, options)  # by NumPy, to which numbers beyond int64 are what they are
-        return t.astype(np.int64, order="C")
-    if not t.flags.c_contiguous:
-        t = t.copy(order="C")
-    row = losses.first_wrong(t.reshape(-1), classes, *ignored)
-    if row >= 0:
-        place = tuple(map(int, np.unravel_index(row, t.shape)))
-        raise bad_label(int(t[place]), place, classes, options)
-    return t
+        with np.errstate(all="ignore"):
+            if self.options.reduction == "none":
+                return np.array(dloss, self.compute, order="C").reshape(-1), 1
+            return np.asarray(dloss, self.compute).reshape(1) / self.compute.type(self.divisor), 0

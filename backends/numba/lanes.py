@@ -19,16 +19,21 @@ from plugrad.backends.numba.vector import exp, exp_in, frame_of, log1p, muladd, 
 
 @inlined()
 def place(unit: int, size: int, classes: int, inner: int, lanes: int) -> Any:
-    """Where a tile lies in a flat array: its start, the steps from class to class and from row to row, its rows.
+    """Where a tile lies in a flat array: its start, the steps from class to class and from matrix to matrix, its rows.
 
     Last comes the number of its first row, as labels are counted.
     """
-    if inner == 1:
-        first = unit * lanes
-        return first * classes, 1, classes, min(lanes, size // classes - first), first
+    if inner < SIDE_BY_SIDE:
+        first = unit * (lanes // inner) * inner
+        return first * classes, inner, classes * inner, min(lanes // inner * inner, size // classes - first), first
     tiles = -(-inner // lanes)
     outer, column = unit // tiles, (unit % tiles) * lanes
     return outer * classes * inner + column, inner, 1, min(lanes, inner - column), outer * inner + column
+
+
+# From so many rows on that lie side by side at each class, a tile holds some of them; else all of them, and those of
+# several matrices of classes by rows.
+SIDE_BY_SIDE = 16
 
 
 @inlined()
@@ -44,41 +49,53 @@ def flat_like(x: Any, classes: int, lanes: int) -> Any:
 
 
 @inlined()
-def gather(x: Any, start: int, class_step: int, lane_step: int, rows: int, flat: Any, tile: Any) -> None:
+def gather(x: Any, start: int, class_step: int, matrix: int, rows: int, flat: Any, tile: Any) -> None:
     """Bring a tile in."""
-    if lane_step == 1:
+    if class_step >= SIDE_BY_SIDE:
         for k in range(len(tile)):
             first = start + k * class_step
             values, row = x[first : first + rows], tile[k]
             for lane in range(rows):
                 row[lane] = widen(values[lane])
-    else:
-        values = x[start : start + rows * lane_step]
-        for j in range(values.size):
-            flat[j] = widen(values[j])
-        lanes = tile.shape[1]
+        return
+    values = x[start : start + rows * len(tile)]
+    for j in range(values.size):
+        flat[j] = widen(values[j])
+    lanes = tile.shape[1]
+    if class_step == 1:
         for lane in range(0, rows, BLOCK):
-            for k in range(0, lane_step, BLOCK):
-                transpose(flat, lane * lane_step + k, lane_step, tile, k * lanes + lane, lanes)
+            for k in range(0, len(tile), BLOCK):
+                transpose(flat, lane * matrix + k, matrix, tile, k * lanes + lane, lanes)
+    else:
+        for lane in range(0, rows, class_step):
+            for k in range(len(tile)):
+                at = lane * len(tile) + k * class_step
+                tile[k, lane : lane + class_step] = flat[at : at + class_step]
 
 
 @inlined()
-def scatter(tile: Any, start: int, class_step: int, lane_step: int, rows: int, flat: Any, y: Any) -> None:
+def scatter(tile: Any, start: int, class_step: int, matrix: int, rows: int, flat: Any, y: Any) -> None:
     """Write a tile back."""
-    if lane_step == 1:
+    if class_step >= SIDE_BY_SIDE:
         for k in range(len(tile)):
             first = start + k * class_step
             values, row = y[first : first + rows], tile[k]
             for lane in range(rows):
                 values[lane] = narrow(row[lane], values[lane])
-    else:
-        lanes, last = tile.shape[1], (lane_step - 1) // BLOCK * BLOCK
+        return
+    lanes, last = tile.shape[1], (len(tile) - 1) // BLOCK * BLOCK
+    if class_step == 1:
         for lane in range(0, rows, BLOCK):
             for k in range(last, -1, -BLOCK):  # what is written past the end of a row is written over by the next
-                transpose(tile, k * lanes + lane, lanes, flat, lane * lane_step + k, lane_step)
-        values = y[start : start + rows * lane_step]
-        for j in range(values.size):
-            values[j] = narrow(flat[j], values[j])
+                transpose(tile, k * lanes + lane, lanes, flat, lane * matrix + k, matrix)
+    else:
+        for lane in range(0, rows, class_step):
+            for k in range(len(tile)):
+                at = lane * len(tile) + k * class_step
+                flat[at : at + class_step] = tile[k, lane : lane + class_step]
+    values = y[start : start + rows * len(tile)]
+    for j in range(values.size):
+        values[j] = narrow(flat[j], values[j])
 
 
 BLOCK = 8  # classes and lanes that are transposed at a time, in vector registers
@@ -189,8 +206,8 @@ def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int,
     total, part = scratch(x, lanes), np.zeros(lanes, top.dtype)
     frame, one = frames(x, lanes), total.dtype.type(1)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, _ = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, flat, tile)
+        at, class_step, matrix, rows, _ = place(unit, x.size, classes, inner, lanes)
+        gather(x, at, class_step, matrix, rows, flat, tile)
         largest_of_lanes(tile, top)
         fill_frames(top, frame)
         shift, lowest, magic = frame
@@ -207,7 +224,7 @@ def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int,
             row = tile[k]
             for lane in range(lanes):
                 row[lane] *= total[lane]
-        scatter(tile, at, class_step, lane_step, rows, flat, y)
+        scatter(tile, at, class_step, matrix, rows, flat, y)
 
 
 @compiled()
@@ -217,9 +234,9 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner
     upstream, p = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
     part = np.zeros(lanes, mean.dtype)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, _ = place(unit, y.size, classes, inner, lanes)
-        gather(dy, at, class_step, lane_step, rows, flat, upstream)
-        gather(y, at, class_step, lane_step, rows, flat, p)
+        at, class_step, matrix, rows, _ = place(unit, y.size, classes, inner, lanes)
+        gather(dy, at, class_step, matrix, rows, flat, upstream)
+        gather(y, at, class_step, matrix, rows, flat, p)
         mean[:] = mean.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
@@ -228,7 +245,7 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner
         for k in range(classes):
             for lane in range(lanes):
                 p[k, lane] *= upstream[k, lane] - mean[lane]
-        scatter(p, at, class_step, lane_step, rows, flat, dx)
+        scatter(p, at, class_step, matrix, rows, flat, dx)
 
 
 @compiled()
@@ -237,8 +254,8 @@ def log_softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: 
     flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, rest, one, frame = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), frames(x, lanes)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, _ = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, flat, tile)
+        at, class_step, matrix, rows, _ = place(unit, x.size, classes, inner, lanes)
+        gather(x, at, class_step, matrix, rows, flat, tile)
         largest_of_lanes(tile, top)
         rest_of_lanes(tile, top, frame, e, rest, one)
         for lane in range(lanes):
@@ -246,7 +263,7 @@ def log_softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: 
         for k in range(classes):
             for lane in range(lanes):
                 tile[k, lane] = (tile[k, lane] - top[lane]) - rest[lane]
-        scatter(tile, at, class_step, lane_step, rows, flat, y)
+        scatter(tile, at, class_step, matrix, rows, flat, y)
 
 
 @compiled()
@@ -256,9 +273,9 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, i
     upstream, logs = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
     part = np.zeros(lanes, total.dtype)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, _ = place(unit, y.size, classes, inner, lanes)
-        gather(dy, at, class_step, lane_step, rows, flat, upstream)
-        gather(y, at, class_step, lane_step, rows, flat, logs)
+        at, class_step, matrix, rows, _ = place(unit, y.size, classes, inner, lanes)
+        gather(dy, at, class_step, matrix, rows, flat, upstream)
+        gather(y, at, class_step, matrix, rows, flat, logs)
         total[:] = total.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
@@ -267,4 +284,4 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, i
         for k in range(classes):
             for lane in range(lanes):
                 upstream[k, lane] -= exp(logs[k, lane]) * total[lane]
-        scatter(upstream, at, class_step, lane_step, rows, flat, dx)
+        scatter(upstream, at, class_step, matrix, rows, flat, dx)

@@ -9,27 +9,44 @@ import numpy as np
 import numpy.typing as npt
 
 from plugrad.backends.numba import elementwise, team
+from plugrad.backends.numba import lanes as lanes_
 
 Array: TypeAlias = npt.NDArray[Any]
 
 # Up to this many classes side by side, several rows are computed at once, one in each lane of the vector registers.
 FEW_CLASSES = 24
 
+# Classes that a tile may have, 16 lanes wide: 2 MiB of float32 for each tile that a kernel works on.
+MOST_IN_TILE = 2**15
+
 LIGHT = 0.15  # the work on an element of a kernel without exponentials, to that of softmax
 
 
+class _Lent:
+    """The memory of a read-only array."""
+
+    def __init__(self, x: Array) -> None:
+        self.owner = x
+        address, _ = x.__array_interface__["data"]
+        self.__array_interface__ = {**x.__array_interface__, "data": (address, False)}
+
+
 def raw(x: Array) -> Array:
-    """`x`, C-contiguous, 16-bit numbers as the integers that stand for them in compiled code."""
-    if not x.flags.c_contiguous:
-        x = x.copy(order="C")
-    if x.itemsize == 2:
-        return x.view(np.int16 if x.dtype == np.float16 else np.uint16)
-    return x
+    """`x`, C-contiguous and aligned, 16-bit numbers as the integers that stand for them in compiled code.
+
+    A read-only array comes as if it could be written, which no kernel does: code would be compiled once more for each
+    argument that cannot be.
+    """
+    if x.itemsize == 2 and x.dtype.kind not in "iu":
+        x = x.view(np.int16 if x.dtype == np.float16 else np.uint16)
+    if x.flags.carray:
+        return x
+    return np.asarray(_Lent(x)) if x.flags.c_contiguous and x.flags.aligned else x.copy(order="C")
 
 
 def written(out: Array, compute: Callable[[Array], None]) -> None:
-    """Call `compute` with `out`, or, if it is not contiguous, with an array that is then copied to it."""
-    if out.flags.c_contiguous:
+    """Call `compute` with `out`, or, if it is not contiguous or aligned, with an array that is then copied to it."""
+    if out.flags.carray:
         compute(raw(out))
     else:
         result = np.empty(out.shape, out.dtype)
@@ -52,13 +69,20 @@ def over_elements(kernel: Callable[..., None], work: float, *arrays: Array) -> N
 
 def by_lanes(shape: tuple[int, ...], axis: int) -> bool:
     """Whether rows along `axis` are for the kernels of `lanes`."""
-    return axis != len(shape) - 1 or shape[axis] <= FEW_CLASSES
+    return shape[axis] <= FEW_CLASSES or math.prod(shape[axis + 1 :]) != 1
+
+
+def too_long(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether rows that do not lie side by side are so long that a tile of them would take too much memory."""
+    return shape[axis] > MOST_IN_TILE and math.prod(shape[axis + 1 :]) != 1
 
 
 def over_rows(
     row_kernel: Callable[..., None], lane_kernel: Callable[..., None], axis: int, work: float, *arrays: Array
 ) -> None:
     """Run a kernel of `rows` or of `lanes` on arrays of one shape, the last one for the result."""
+    if too_long(arrays[0].shape, axis):
+        arrays, axis = tuple(np.moveaxis(array, axis, -1) for array in arrays), arrays[0].ndim - 1
     *reads, out = arrays
     if by_lanes(out.shape, axis):
         units, size, form = tiles(out.shape, axis)
@@ -86,9 +110,8 @@ def tiles(shape: tuple[int, ...], axis: int) -> tuple[int, int, tuple[int, int, 
 
     A tile has 16 to 256 lanes, so that it stays in the first-level cache with what goes with it, and few without a row.
     """
-    classes, inner = shape[axis], math.prod(shape[axis + 1 :])
-    outer = math.prod(shape[:axis])
-    side_by_side = outer if inner == 1 else inner
-    lanes = max(16, min(256, 2**12 // classes // 16 * 16, -(-side_by_side // 16) * 16))
-    units = -(-outer // lanes) if inner == 1 else outer * -(-inner // lanes)
+    classes, inner, outer = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
+    together = inner * outer if inner < lanes_.SIDE_BY_SIDE else inner
+    lanes = max(16, min(256, 2**12 // classes // 16 * 16, -(-together // 16) * 16))
+    units = -(-outer // (lanes // inner)) if inner < lanes_.SIDE_BY_SIDE else outer * -(-inner // lanes)
     return units, classes * lanes, (classes, inner, lanes)

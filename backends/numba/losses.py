@@ -78,6 +78,10 @@ def _targets(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> Any
     if isinstance(t.dtype, types.Integer):
 
         def of_class(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> None:
+            if spread == q.dtype.type(0):  # the weights of other classes do not matter, be they infinite
+                q[:] = spread
+                q[t[i]] = keep * weight[t[i]] if weight.size else keep
+                return
             q[:] = spread
             q[t[i]] += keep
             if weight.size:
@@ -98,6 +102,11 @@ def _targets(t: Any, i: int, weight: Any, keep: Any, spread: Any, q: Any) -> Any
 # ---------------------------------------------------------------------------------------------------------------------
 # Softmax with loss, over rows
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+# Where the gradient of a row is multiplied by less than this, it is multiplied twice: one factor that also undoes the
+# scale of the exponentials could be subnormal.
+SMALL_SHARE = 2.0**-40
 
 
 @compiled()
@@ -140,7 +149,13 @@ def softmax_loss_of_classes(
             if not gradient:
                 store(e, each, y[i])
             elif counts:
-                store(e, factor * scale[r] * each, y[i])
+                share = factor * scale[r]
+                if abs(share) < SMALL_SHARE:
+                    for j in range(e.size):
+                        e[j] *= each
+                    store(e, share, y[i])
+                else:
+                    store(e, share * each, y[i])
                 y[i, label] = narrow(factor * scale[r] * slope, y[i, label])
             else:
                 fill(y[i], zero)
@@ -161,7 +176,8 @@ def inner_with_logs(q: Any, x: Any, top: Any, log_of_sum: Any) -> Any:
     zero = q.dtype.type(0)
     total = zero
     for j in range(q.size):
-        total += zero if q[j] == zero else q[j] * ((top - widen(x[j])) + log_of_sum)
+        loss = (top - widen(x[j])) + log_of_sum
+        total += zero if q[j] == zero and loss == np.inf else q[j] * loss
     return total
 
 
@@ -260,11 +276,12 @@ def softmax_loss_of_class_lanes(
     """For one class per row: ``loss = -weight log(softmax(x))``, and in `y` the softmax or the gradient."""
     flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, beside, log_of_sum, each = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
-    each_loss, slope, frame = scratch(x, lanes), scratch(x, lanes), frames(x, lanes)
+    each_loss, slope, share = scratch(x, lanes), scratch(x, lanes), np.ones(lanes, top.dtype)
+    frame = frames(x, lanes)
     zero, one = top.dtype.type(0), top.dtype.type(1)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, first = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, flat, tile)
+        at, class_step, matrix, rows, first = place(unit, x.size, classes, inner, lanes)
+        gather(x, at, class_step, matrix, rows, flat, tile)
         largest_of_lanes(tile, top)
         rest_of_lanes(tile, top, frame, e, beside, each)
         for lane in range(lanes):
@@ -274,6 +291,7 @@ def softmax_loss_of_class_lanes(
             label = t[first + lane]
             each_loss[lane] = zero
             if ignoring and label == ignore:
+                share[lane] = one
                 if gradient:
                     e[:, lane] = zero
                     each[lane] = zero
@@ -284,12 +302,11 @@ def softmax_loss_of_class_lanes(
                 loss = (top[lane] - tile[label, lane]) + log_of_sum[lane]
                 each_loss[lane] = zero if scale == zero and loss == np.inf else loss * scale
                 slope[lane] = factor * scale * y_less_1
-                if gradient:
-                    each[lane] *= factor * scale
+                share[lane] = factor * scale if gradient else one
         for k in range(classes):
             row = e[k]
             for lane in range(lanes):
-                row[lane] *= each[lane]
+                row[lane] = row[lane] * each[lane] * share[lane]
         if gradient:
             for lane in range(rows):
                 if not (ignoring and t[first + lane] == ignore):
@@ -297,7 +314,7 @@ def softmax_loss_of_class_lanes(
         sums[unit] = _loss_of_tile(each_loss, rows)
         if losses.size:
             losses[first : first + rows] = each_loss[:rows]
-        scatter(e, at, class_step, lane_step, rows, flat, y)
+        scatter(e, at, class_step, matrix, rows, flat, y)
 
 
 def lane_targets(
@@ -305,7 +322,7 @@ def lane_targets(
     first: int,
     at: int,
     class_step: int,
-    lane_step: int,
+    matrix: int,
     rows: int,
     weight: Any,
     keep: Any,
@@ -323,7 +340,7 @@ def _lane_targets(
     first: int,
     at: int,
     class_step: int,
-    lane_step: int,
+    matrix: int,
     rows: int,
     weight: Any,
     keep: Any,
@@ -333,9 +350,9 @@ def _lane_targets(
 ) -> Any:
     if isinstance(t.dtype, types.Integer):
 
-        def of_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q):  # type: ignore[no-untyped-def]
+        def of_class(t, first, at, class_step, matrix, rows, weight, keep, spread, flat, q):  # type: ignore[no-untyped-def]
             for k in range(len(q)):
-                q[k, :] = weight[k] * spread if weight.size else spread
+                q[k, :] = weight[k] * spread if weight.size and spread != q.dtype.type(0) else spread
             for lane in range(rows):
                 label = t[first + lane]
                 if 0 <= label < len(q):  # else it is ignored
@@ -343,8 +360,8 @@ def _lane_targets(
 
         return of_class
 
-    def of_each_class(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q):  # type: ignore[no-untyped-def]
-        gather(t, at, class_step, lane_step, rows, flat, q)
+    def of_each_class(t, first, at, class_step, matrix, rows, weight, keep, spread, flat, q):  # type: ignore[no-untyped-def]
+        gather(t, at, class_step, matrix, rows, flat, q)
         for k in range(len(q)):
             row = q[k]
             for lane in range(row.size):
@@ -383,9 +400,9 @@ def softmax_loss_of_lanes(
     part_together, part_loss = np.zeros(lanes, top.dtype), np.zeros(lanes, top.dtype)
     zero, one = top.dtype.type(0), top.dtype.type(1)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, first = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, lane_step, rows, flat, tile)
-        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        at, class_step, matrix, rows, first = place(unit, x.size, classes, inner, lanes)
+        gather(x, at, class_step, matrix, rows, flat, tile)
+        lane_targets(t, first, at, class_step, matrix, rows, weight, keep, spread, flat, q)
         largest_of_lanes(tile, top)
         rest_of_lanes(tile, top, frame, e, beside, largest_e)
         each_loss[:] = zero
@@ -396,8 +413,8 @@ def softmax_loss_of_lanes(
             row, target = tile[k], q[k]
             for lane in range(lanes):
                 part_together[lane] += target[lane]
-                term = target[lane] * ((top[lane] - row[lane]) + total[lane])
-                part_loss[lane] += zero if target[lane] == zero else term
+                loss = (top[lane] - row[lane]) + total[lane]
+                part_loss[lane] += zero if target[lane] == zero and loss == np.inf else target[lane] * loss
             add(together, part_together, k, classes)
             add(each_loss, part_loss, k, classes)
         for lane in range(lanes):
@@ -423,7 +440,7 @@ def softmax_loss_of_lanes(
         sums[unit] = _loss_of_tile(each_loss, rows)
         if losses.size:
             losses[first : first + rows] = each_loss[:rows]
-        scatter(e, at, class_step, lane_step, rows, flat, y)
+        scatter(e, at, class_step, matrix, rows, flat, y)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -500,7 +517,8 @@ def inner_with_log(q: Any, p: Any) -> Any:
     zero = q.dtype.type(0)
     total = zero
     for j in range(q.size):
-        total -= zero if q[j] == zero else q[j] * log(widen(p[j]))
+        loss = -log(widen(p[j]))
+        total += zero if q[j] == zero and loss == np.inf else q[j] * loss
     return total
 
 
@@ -608,9 +626,9 @@ def softmax_gradient_of_lanes(
     together, factor = scratch(y, lanes), np.zeros(lanes, p.dtype)
     part = np.zeros(lanes, p.dtype)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, first = place(unit, y.size, classes, inner, lanes)
-        gather(y, at, class_step, lane_step, rows, flat, p)
-        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        at, class_step, matrix, rows, first = place(unit, y.size, classes, inner, lanes)
+        gather(y, at, class_step, matrix, rows, flat, p)
+        lane_targets(t, first, at, class_step, matrix, rows, weight, keep, spread, flat, q)
         _fill_upstream(upstream, upstream_step, first, rows, factor)
         together[:] = p.dtype.type(0)
         for k in range(classes):
@@ -623,7 +641,7 @@ def softmax_gradient_of_lanes(
             for lane in range(lanes):
                 row[lane] = factor[lane] * (row[lane] * together[lane] - target[lane])
         _clear_ignored(t, first, rows, ignore, ignoring, p)
-        scatter(p, at, class_step, lane_step, rows, flat, dx)
+        scatter(p, at, class_step, matrix, rows, flat, dx)
 
 
 @compiled()
@@ -648,14 +666,15 @@ def loss_of_lanes(
     each_loss, part = scratch(p, lanes), np.zeros(lanes, tile.dtype)
     zero = tile.dtype.type(0)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, first = place(unit, p.size, classes, inner, lanes)
-        gather(p, at, class_step, lane_step, rows, flat, tile)
-        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        at, class_step, matrix, rows, first = place(unit, p.size, classes, inner, lanes)
+        gather(p, at, class_step, matrix, rows, flat, tile)
+        lane_targets(t, first, at, class_step, matrix, rows, weight, keep, spread, flat, q)
         each_loss[:] = zero
         for k in range(classes):
             row, target = tile[k], q[k]
             for lane in range(lanes):
-                part[lane] -= zero if target[lane] == zero else target[lane] * log(row[lane])
+                loss = -log(row[lane])
+                part[lane] += zero if target[lane] == zero and loss == np.inf else target[lane] * loss
             add(each_loss, part, k, classes)
         for lane in range(rows):
             if is_ignored(t, first + lane, ignore, ignoring):
@@ -687,13 +706,13 @@ def loss_gradient_of_lanes(
     flat, tile, q = flat_like(p, classes, lanes), tile_like(p, classes, lanes), tile_like(p, classes, lanes)
     factor, zero = np.zeros(lanes, tile.dtype), tile.dtype.type(0)
     for unit in range(start, stop):
-        at, class_step, lane_step, rows, first = place(unit, p.size, classes, inner, lanes)
-        gather(p, at, class_step, lane_step, rows, flat, tile)
-        lane_targets(t, first, at, class_step, lane_step, rows, weight, keep, spread, flat, q)
+        at, class_step, matrix, rows, first = place(unit, p.size, classes, inner, lanes)
+        gather(p, at, class_step, matrix, rows, flat, tile)
+        lane_targets(t, first, at, class_step, matrix, rows, weight, keep, spread, flat, q)
         _fill_upstream(upstream, upstream_step, first, rows, factor)
         for k in range(classes):
             row, target = tile[k], q[k]
             for lane in range(lanes):
                 row[lane] = zero if target[lane] == zero else -factor[lane] * target[lane] / row[lane]
         _clear_ignored(t, first, rows, ignore, ignoring, tile)
-        scatter(tile, at, class_step, lane_step, rows, flat, dp)
+        scatter(tile, at, class_step, matrix, rows, flat, dp)

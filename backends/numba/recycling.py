@@ -5,6 +5,7 @@ gone. For softmax of 512 x 50257 that costs half as much again as the kernel. Th
 smaller arrays.
 """
 
+import contextlib
 import ctypes
 import math
 import weakref
@@ -49,9 +50,12 @@ def _leased(memory: npt.NDArray[np.uint8], size: int) -> Any:
 
     def gone(reference: weakref.ref[Any]) -> None:
         del _leases[id(reference)]
+        if memory.size > MOST:
+            return
         _idle.append(memory)
-        while sum(kept.size for kept in tuple(_idle)) > MOST:
-            _idle.popleft()
+        with contextlib.suppress(IndexError, RuntimeError):  # another thread is at it
+            while sum(kept.size for kept in tuple(_idle)) > MOST:
+                _idle.popleft()
 
     told = weakref.ref(lease, gone)
     _leases[id(told)] = told

@@ -33,6 +33,9 @@ PIECE = 2**15
 # How often a thread looks for something to do before it sleeps. A look takes 0.3 to 0.6 us.
 LOOKS = 200
 
+# More threads than this would only wait for Python's lock, whatever PLUGRAD_NUM_THREADS says.
+MOST_THREADS = 256
+
 _give_way = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -65,8 +68,9 @@ class _Job:
         self.kernel, self.arguments = kernel, arguments
         self.ranges = deque(ranges)
         self.helpers: deque[None] = deque()  # an entry for each that came
-        self.left: SimpleQueue[BaseException | None] = SimpleQueue()  # an entry for each that left, with its error
-        self.board = np.zeros(1, np.int64)  # the number of those who left
+        self.left: deque[BaseException | None] = deque()  # an entry for each that left, with its error
+        self.board = np.zeros(1, np.int64)  # changes when one leaves
+        self.bell: SimpleQueue[None] = SimpleQueue()  # rung after that
 
     def work(self) -> None:
         """Compute pieces while there are any."""
@@ -85,25 +89,15 @@ class _Job:
             self.work()
         except BaseException as raised:
             error = raised
-        self.left.put(error)
+        self.left.append(error)
         self.board[0] += 1
+        self.bell.put(None)
 
-    def finish(self) -> None:
-        """Take part, and return, or raise, when nobody computes any more, whatever happens meanwhile."""
-        try:
-            self.work()
-        finally:
-            self.ranges.clear()
-            while (left := self.board[0]) < len(self.helpers) and look_out(self.board, left, LOOKS):
-                pass
-            errors, gone = [], 0
-            while gone < len(self.helpers):  # more may come meanwhile, to find nothing left, and to leave before others
-                error = self.left.get()
-                gone += 1
-                if error is not None:
-                    errors.append(error)
-        if errors:
-            raise errors[0]
+    def wait(self) -> None:
+        """Return when all who came have left; more may come meanwhile, to find nothing left to do."""
+        while len(self.left) < len(self.helpers):
+            if not look_out(self.board, self.board[0], LOOKS) and len(self.left) < len(self.helpers):
+                self.bell.get()
 
 
 class _Team:
@@ -112,20 +106,42 @@ class _Team:
     def __init__(self) -> None:
         self.jobs: deque[_Job] = deque()
         self.board = np.zeros(1, np.int64)  # the number of jobs there have been
+        self.announcing = threading.Lock()
         self.sleeping: deque[SimpleQueue[None]] = deque()
         self.size = 0
-        for _ in range(thread_count() - 1):
+        for _ in range(min(thread_count(), MOST_THREADS) - 1):
             try:
                 threading.Thread(target=self._serve, name="plugrad", daemon=True).start()
             except RuntimeError:  # the system gives us no more threads: those that there are do the work
                 break
             self.size += 1
 
-    def share(self, job: _Job) -> None:
-        """Have others help with a job, one for each of its pieces but one."""
+    def compute(self, job: _Job) -> None:
+        """Compute a job with whoever has time, and return, or raise, when nobody computes any more."""
+        errors: list[BaseException] = []
+        while True:
+            try:
+                if not errors:
+                    self._announce(job)
+                    job.work()
+                job.wait()
+                break
+            except BaseException as error:  # of the kernel, or an interrupt, even while waiting
+                job.ranges.clear()
+                errors.append(error)
+        job.arguments = ()  # who comes late shall not keep them
+        errors += [error for error in job.left if error is not None]
+        if errors:
+            raise errors[0]
+
+    def _announce(self, job: _Job) -> None:
+        """Have others help with a job, one for each of its pieces but one, unless all of them are busy."""
+        if len(self.jobs) > self.size:
+            return
         wanted = min(self.size, len(job.ranges) - 1)
-        self.jobs.extend([job] * wanted)
-        self.board[0] += 1
+        with self.announcing:
+            self.jobs.extend([job] * wanted)
+            self.board[0] += 1
         for _ in range(wanted):
             try:
                 self.sleeping.popleft().put(None)
@@ -181,6 +197,4 @@ def run(kernel: Callable[..., None], units: int, work: float, *arguments: Any) -
     if not team.size:
         kernel(0, units, *arguments)
         return
-    job = _Job(kernel, arguments, pieces(units, work, team.size + 1))
-    team.share(job)
-    job.finish()
+    team.compute(_Job(kernel, arguments, pieces(units, work, team.size + 1)))

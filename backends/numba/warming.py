@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numba import biases, kernels
+from plugrad.backends.numba import biases, kernels, team
 from plugrad.backends.numba.layout import FEW_CLASSES
 from plugrad.backends.options import COMPUTE, LossOptions
 
@@ -13,6 +13,7 @@ from plugrad.backends.options import COMPUTE, LossOptions
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
     """Have the functions of these names compiled for these dtypes, and for class indices of NumPy's own integers."""
     dtypes = tuple(dtypes)
+    team.look_out(np.zeros(1, np.int64), 0, 1)
     for name in names:
         for dtype in dtypes:
             for arguments in _calls(name, dtype):
@@ -42,8 +43,9 @@ def _calls(name: str, dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
 
 def _calls_of_loss(name: str, x: Any, out: Any) -> Iterator[tuple[Any, ...]]:
     """The same for class indices and for labels for each class."""
-    options = LossOptions(name, 1, None, None, 0.0, "mean")
-    for t in (np.zeros(2, np.int64), np.ones_like(x)):
+    plain = LossOptions(name, 1, None, None, 0.0, "mean")
+    smoothed = plain._replace(label_smoothing=0.1, ignore_index=-1)
+    for t, options in ((np.zeros(2, np.int64), plain), (np.zeros(2, np.int64), smoothed), (np.ones_like(x), plain)):
         if name.endswith("_backward"):
             yield 1.0, x, t, options, out
         else:
