@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from plugrad.backends import threads
+from plugrad.backends import BackendUnavailableError, get, threads
 from plugrad.bench.cases import DTYPES, SIZES, STEP, Case
 from plugrad.kernels import KERNELS
 
@@ -32,7 +32,8 @@ def in_own_process(side: str, backend: str, case: Case, seconds: float, check: b
         command, env={**os.environ, "PLUGRAD_BACKEND": backend}, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{side}, {case.name} {case.size}: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip() or f"ended with status {done.returncode}").splitlines()[-1]
+        raise RuntimeError(f"{backend if side == 'ours' else side}, {case.name} {case.size}: {reason}")
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
@@ -52,7 +53,7 @@ def cases(chosen: argparse.Namespace) -> list[Case]:
     """What was asked for: each kernel with each size, dtype and way of giving results."""
     found = []
     for name in chosen.kernel or [*KERNELS, STEP]:
-        for size in chosen.sizes.split(",") if chosen.sizes else SIZES.get(name, SIZES["softmax"]):
+        for size in chosen.sizes.split(",") if chosen.sizes else SIZES[name]:
             found += [Case(name, size, dtype, chosen.new) for dtype in chosen.dtypes.split(",")]
     return found
 
@@ -76,7 +77,14 @@ def about_this_machine(peers: Iterable[str]) -> str:
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m plugrad.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m plugrad.bench",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="'x PEER' is how many times as long the peer takes as the first backend; 'of copy' is how long it takes "
+        "to copy as many bytes as the kernel moves at the least, as a share of what the kernel takes.",
+    )
     parser.add_argument(
         "kernel", nargs="*", help=f"kernels, or 'step', a step of training; all by default: {', '.join(KERNELS)}"
     )
@@ -89,13 +97,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent in each process")
     chosen = parser.parse_args()
     peers = [peer for peer in chosen.peers.split(",") if peer]
-    backends = chosen.backend.split(",")
+    backends = list(dict.fromkeys(chosen.backend.split(",")))
     try:
+        if chosen.rounds < 1 or not chosen.seconds > 0:
+            raise ValueError("--rounds and --seconds: expected more than 0")
+        for backend in backends:
+            get(backend)
         for peer in peers:
             if peer not in PEERS:
                 raise ValueError(f"--peers: expected some of {', '.join(PEERS)}; got {peer!r}")
         wanted = cases(chosen)
-    except ValueError as error:
+    except (BackendUnavailableError, ValueError) as error:
         parser.error(str(error))
     missing = [peer for peer in peers if peer != "textbook" and find_spec(peer) is None]
     peers = [peer for peer in peers if peer not in missing]
@@ -129,4 +141,7 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-4, "float16": 1e-2, "bfloat16": 0.1
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -36,20 +36,34 @@ class Case:
         Of the arrays.
     new : bool
         Whether results go to new arrays, rather than to ``out=``.
+    rate : float
+        How far a step of training goes: little, so that thousands of them change nothing about the time of one.
     """
 
     name: str
     size: str
     dtype: str = "float32"
     new: bool = False
+    rate: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.name != STEP and self.name not in KERNELS:
             raise ValueError(f"kernel: expected one of {', '.join([*KERNELS, STEP])}; got {self.name!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
         dimensions = len(self.shape)
         fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_affine else dimensions >= 2
         if not fits or min(self.shape) < 1:
-            raise ValueError(f"size: {self.size!r} is none for {self.name}")
+            raise ValueError(f"size: expected {self.form} for {self.name}, got {self.size!r}")
+
+    @property
+    def form(self) -> str:
+        """What a size looks like."""
+        if self.name == STEP:
+            return "rows-inputs-hidden-classes, such as 64-784-128-10,"
+        return (
+            "rows x inputs x outputs, such as 64x784x128," if self.is_affine else "rows x classes, such as 4096x1024,"
+        )
 
     @property
     def is_affine(self) -> bool:
@@ -62,7 +76,7 @@ class Case:
         try:
             return tuple(int(number) for number in self.size.split("-" if self.name == STEP else "x"))
         except ValueError:
-            raise ValueError(f"size: expected numbers as in 4096x1024 or 64-784-128-10, got {self.size!r}") from None
+            raise ValueError(f"size: expected {self.form} for {self.name}, got {self.size!r}") from None
 
     @property
     def axis(self) -> int:
@@ -104,7 +118,10 @@ class Case:
 def as_dtype(name: str) -> np.dtype[Any]:
     """The dtype called so; that of bfloat16 is from ml_dtypes."""
     if name == "bfloat16":
-        import ml_dtypes
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ValueError("dtype: bfloat16 needs ml_dtypes: python -m pip install ml_dtypes") from error
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
@@ -117,7 +134,7 @@ class Network:
     x: Any
     t: Any
     parameters: tuple[Any, Any, Any, Any]
-    rate: float = 1e-4
+    rate: float
 
 
 def network(case: Case) -> Network:
@@ -133,4 +150,5 @@ def network(case: Case) -> Network:
             (rng.normal(size=(hidden, classes)) / hidden**0.5).astype(dtype),
             np.zeros(classes, dtype),
         ),
+        rate=case.rate,
     )

@@ -7,6 +7,7 @@ All arrays are the selected backend's own: they go there by `backends.asarray` a
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def main(epochs: int, seed: int, plot: str | None) -> None:
         return loss
 
     print(f"backend: {backends.current()}   train: {split}   test: {len(test_t)}")
-    losses, accuracies, seconds, steps = [], [], 0.0, 0
+    losses, accuracies, times = [], [], []
     for epoch in range(1, epochs + 1):
         batches = [backends.asarray(rows) for rows in np.array_split(rng.permutation(split), split // BATCH)]
         total = 0.0
@@ -63,12 +64,11 @@ def main(epochs: int, seed: int, plot: str | None) -> None:
         for rows in tqdm(batches, desc=f"epoch {epoch}", leave=False):
             total = total + train_step(train_x[rows], train_t[rows])  # on a GPU the sum stays there
         losses.append(float(backends.to_numpy(total)) / len(batches))  # this waits for the GPU, if there is one
-        seconds += time.perf_counter() - start
-        steps += len(batches)
+        times.append((time.perf_counter() - start) / len(batches))
         predicted = backends.to_numpy(logits(test_x)).argmax(axis=1)
         accuracies.append(float((predicted == test_t).mean()))
         print(f"epoch {epoch:3}   loss {losses[-1]:.4f}   test accuracy {accuracies[-1]:.2%}")
-    print(f"{seconds / steps * 1e6:.0f} us per step")
+    print(f"{statistics.median(times) * 1e6:.0f} us per step")  # the first epoch may have compiled
     if plot:
         draw(plot, losses, accuracies, images[split:], test_t, predicted)
 

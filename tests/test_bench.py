@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench.__main__ import PEERS
-from plugrad.bench.cases import STEP, Case, as_dtype
-from plugrad.bench.measure import disagreement
+from plugrad.bench.__main__ import PEERS, TOLERANCE
+from plugrad.bench.cases import DTYPES, STEP, Case, as_dtype
+from plugrad.bench.measure import as_tuple, disagreement
 from plugrad.bench.sides import copy, ours
 from plugrad.kernels import KERNELS
-from plugrad.tests.conformance.subject import as_tuple
 
 peers = pytest.mark.parametrize(
     "peer",
@@ -82,11 +81,11 @@ def test_copying_moves_what_the_kernel_moves() -> None:
     ("name", "size", "message"),
     [
         ("sotfmax", "2x3", "kernel: expected one of softmax, .*; got 'sotfmax'"),
-        ("softmax", "2", "size: '2' is none for softmax"),
-        ("softmax", "2x0", "size: '2x0' is none for softmax"),
-        ("softmax", "2xthree", "size: expected numbers as in 4096x1024 or 64-784-128-10, got '2xthree'"),
-        ("step", "2-3", "size: '2-3' is none for step"),
-        ("affine", "2x3x4x5", "size: '2x3x4x5' is none for affine"),
+        ("softmax", "2", "size: expected rows x classes, such as 4096x1024, for softmax, got '2'"),
+        ("softmax", "2x0", "size: expected rows x classes, .*, got '2x0'"),
+        ("softmax", "2xthree", "size: expected rows x classes, .*, got '2xthree'"),
+        ("step", "2-3", "size: expected rows-inputs-hidden-classes, such as 64-784-128-10, for step, got '2-3'"),
+        ("affine", "2x3x4x5", "size: expected rows x inputs x outputs, .* for affine, got '2x3x4x5'"),
     ],
 )
 def test_a_case_that_cannot_be_is_refused(name: str, size: str, message: str) -> None:
@@ -104,14 +103,24 @@ def test_arguments_of_images_are_those_of_their_pixels() -> None:
     assert Case("softmax", "2x3", "bfloat16").arguments()[0].dtype == as_dtype("bfloat16") == ml_dtypes.bfloat16
 
 
-def test_wrong_results_are_noticed() -> None:
-    case = Case("softmax_cross_entropy_value_and_grad", "20x30")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*KERNELS, STEP])
+def test_results_are_compared_before_they_are_timed(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(name, "8-6-5-3" if name == STEP else "20x30", dtype)
     with backends.use("numpy"):
-        loss, dx = ours.prepare(case)()
-    assert disagreement(case, (loss, dx)) < 1e-6
-    assert disagreement(case, (loss, -dx)) > 0.1
-    dx[3, 4] = np.nan
-    assert not disagreement(case, (loss, dx)) < 1
+        assert disagreement(case) < TOLERANCE[dtype]
+        prepare = ours.prepare
+        wrong = [np.nan if name == "relu" else 1.02]
+
+        def off(case: Case) -> Any:
+            results = [np.asarray(array) for array in as_tuple(prepare(case)())]
+            results[-1] = results[-1] * np.asarray(wrong[0] if len(wrong) else 1, results[-1].dtype)
+            wrong.clear()  # the second call is for comparison
+            return lambda: tuple(results)
+
+        monkeypatch.setattr(ours, "prepare", off)
+        if dtype in ("float32", "float64"):
+            assert not disagreement(case) < TOLERANCE[dtype]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +142,15 @@ def test_a_table_of_all_sides() -> None:
         "--peers: expected some of textbook, torch, jax; got 'no_such_peer'"
         in command("plugrad.bench", *arguments).stderr
     )
-    assert "size: '7' is none for relu" in command("plugrad.bench", "relu", "--sizes", "7").stderr
+    for wrong, message in (
+        (("relu", "--sizes", "7"), "size: expected rows x classes"),
+        (("relu", "--dtypes", "float31"), "dtype: expected one of float16, bfloat16, float32, float64; got 'float31'"),
+        (("relu", "--rounds", "0"), "--rounds and --seconds: expected more than 0"),
+        (("relu", "--backend", "nubma"), "unknown backend 'nubma'; did you mean 'numba'?"),
+    ):
+        done = command("plugrad.bench", *wrong)
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
     done = command(
         "plugrad.bench", "relu", "--sizes", "8x5,9x6", "--backend", "numpy", "--peers", "textbook", "--rounds", "1"
     )

@@ -212,6 +212,102 @@ def test_blocks_are_transposed() -> None:
             np.testing.assert_array_equal(y, x.reshape(-1))
 
 
+LARGEST = 2**64 - 1
+P = np.random.default_rng(0).random((3, 5))
+ZERO_ONE = np.eye(5)[[0, 1, 1]]
+ODD_CALLS: dict[str, Callable[[], Any]] = {
+    "a label beyond int64 is ignored": lambda: K.cross_entropy(
+        P, np.array([0, LARGEST, 2], np.uint64), ignore_index=LARGEST, reduction="none"
+    ),
+    "a label that would be the last class if it wrapped": lambda: K.softmax_cross_entropy_value_and_grad(
+        P, np.array([0, LARGEST, 2], np.uint64), ignore_index=LARGEST
+    ),
+    "the least label is ignored": lambda: K.cross_entropy(
+        P, np.array([0, -(2**63), 2]), ignore_index=-(2**63), reduction="none"
+    ),
+    "no row has a class of infinite weight": lambda: (
+        K.softmax_cross_entropy_backward(1.0, P, [0, 1, 1], weight=[1, 2, np.inf, np.nan, 1], reduction="sum"),
+        K.cross_entropy_backward(1.0, P, [0, 1, 1], weight=[1, 2, np.inf, np.nan, 1], reduction="sum"),
+        K.softmax_cross_entropy_backward(
+            1.0, np.full((2, 40), 0.1), [0, 1], weight=np.where(np.arange(40) > 1, np.inf, 1.0), reduction="sum"
+        ),
+    ),
+    "tiny weights": lambda: [
+        K.softmax_cross_entropy_value_and_grad(
+            np.random.default_rng(0).normal(size=(4, classes)).astype(dtype),
+            [0, 1, 2, 0],
+            weight=np.full(classes, 1e-25 if dtype == np.float32 else 1e-180),
+            reduction="sum",
+        )[1]
+        for classes in (3, 40)
+        for dtype in FLOATS
+    ],
+    "NaN at a label of 0": lambda: [
+        K.cross_entropy(np.where(np.arange(classes) == 2, np.nan, 0.5)[None], np.eye(classes)[:1])
+        for classes in (3, 40)
+    ],
+    "NaN where nothing counts": lambda: [
+        K.softmax_cross_entropy(np.where(np.arange(classes) == 2, np.nan, 0.5)[None], np.zeros((1, classes)))[0]
+        for classes in (3, 40)
+    ],
+    "an upstream gradient in 16 bits": lambda: K.softmax_cross_entropy_backward(
+        np.array(1, np.float16), np.full((200_000, 3), 1 / 3, np.float32), np.zeros(200_000, int)
+    ),
+    "an upstream gradient in 32 bits": lambda: K.softmax_cross_entropy_backward(
+        np.array(0.7, np.float32), P, [0, 1, 2]
+    ),
+    "numbers beyond float32": lambda: K.cross_entropy_backward(1e300, np.full((2, 3), 0.3, np.float32), [0, 1]),
+    "infinite weights": lambda: K.softmax_cross_entropy(P, [0, 0, 1], weight=[0, np.inf, 1, 1, 1])[0],
+}
+
+
+@pytest.mark.parametrize("call", ODD_CALLS.values(), ids=ODD_CALLS)
+def test_odd_calls_come_to_what_the_numpy_backend_makes_of_them(call: Callable[[], Any]) -> None:
+    with backends.use("numpy"):
+        expected = call()
+    with backends.use("numba"):
+        got = call()
+    several = isinstance(got, list | tuple)
+    for a, b in zip(got if several else [got], expected if several else [expected], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6 if np.asarray(a).dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize(
+    "shape", [(200, 10, 2), (7, 40, 15), (3, 5, 16), (3, 5, 17), (50, 1), (2, 300, 1), (2, 40_000, 3)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_along_any_axis_come_to_what_they_do_along_the_last(shape: tuple[int, ...], dtype: Any) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    t = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
+    with backends.use("numba"):
+        for kernel, *arrays in (
+            (K.softmax, x),
+            (K.log_softmax_backward, x, x),
+            (K.softmax_cross_entropy_value_and_grad, x, t),
+            (K.cross_entropy, np.abs(x) + dtype(0.1), np.abs(x)),
+        ):
+            along = kernel(*arrays, axis=1)
+            last = kernel(*(np.moveaxis(a, 1, -1) if a.ndim == x.ndim else a for a in arrays), axis=-1)
+            along, last = (r if isinstance(r, tuple) else (r,) for r in (along, last))
+            for a, b in zip(along, last, strict=True):
+                a = np.moveaxis(a, 1, -1) if a.ndim == x.ndim else a
+                tolerance = 3e-5 if dtype == np.float32 else 5e-3
+                np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=tolerance, atol=tolerance)
+
+
+def test_arrays_that_cannot_be_written_are_not_compiled_for_again() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    with backends.use("numba"):
+        expected = K.softmax(x)
+        before = len(rows.softmax.signatures)
+        x.flags.writeable = False
+        np.testing.assert_array_equal(K.softmax(x), expected)
+        odd = np.frombuffer(b"." + x.tobytes(), np.float32, offset=1).reshape(x.shape)  # not aligned
+        assert not odd.flags.aligned
+        np.testing.assert_array_equal(K.softmax(odd), expected)
+    assert len(rows.softmax.signatures) == before
+
+
 def test_many_threads_call_at_once() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 500)).astype(np.float32)
@@ -263,6 +359,47 @@ def test_after_an_interrupt_nobody_computes_any_more(monkeypatch: pytest.MonkeyP
     assert finished == before
 
 
+def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    begun, done = threading.Event(), []
+    caller = threading.get_ident()
+
+    def slow(start: int, stop: int) -> None:
+        if threading.get_ident() == caller:
+            assert begun.wait(10)
+            return
+        begun.set()
+        time.sleep(0.3)
+        done.append(stop)
+
+    job = team._Job(slow, (), iter([(0, 1), (1, 2)]))
+    wait, interruptions = job.wait, [KeyboardInterrupt(), KeyboardInterrupt()]
+
+    def interrupted() -> None:
+        if interruptions:
+            raise interruptions.pop()
+        wait()
+
+    monkeypatch.setattr(job, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        team._Team().compute(job)
+    assert len(done) == 1
+    assert job.arguments == ()
+
+
+def test_jobs_do_not_pile_up_while_everyone_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "thread_count", lambda: 2)
+    busy, crew = threading.Event(), team._Team()
+    threading.Thread(
+        target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), iter([(0, 1), (1, 2)])),)
+    ).start()
+    time.sleep(0.2)  # both workers are at it
+    for _ in range(50):
+        crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], iter([(0, 1), (1, 2)])))
+    assert len(crew.jobs) <= 2
+    busy.set()
+
+
 def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None:
     begun, done = threading.Event(), []
 
@@ -275,7 +412,7 @@ def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None
     threading.Thread(target=job.help).start()
     assert begun.wait(10)
     threading.Timer(0.1, job.help).start()
-    job.finish()
+    job.wait()
     assert done == [1]
 
 
@@ -316,6 +453,10 @@ def test_memory_of_large_results_is_used_again_within_bounds() -> None:
     many = [recycling.empty(large, np.dtype(np.float32)) for _ in range(12)]
     del many, second
     assert sum(memory.size for memory in recycling._idle) <= recycling.MOST
+    kept = len(recycling._idle)
+    huge = recycling.empty((recycling.MOST,), np.dtype(np.float32))  # is never touched
+    del huge
+    assert len(recycling._idle) == kept > 0  # what cannot be kept does not take the place of what can
     small = recycling.empty((3,), np.dtype(np.float32))
     assert small.base is None
     recycling._idle.clear()
@@ -420,18 +561,20 @@ def test_warming_up_leaves_nothing_to_compile(tmp_path: Path) -> None:
     code = """
 from plugrad.backends.numba import lanes, losses, rows
 backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["float32"])
+from plugrad.backends.numba import team
 found = (rows.softmax, lanes.softmax, losses.softmax_loss_of_classes, losses.softmax_loss_of_class_lanes,
-         losses.softmax_loss_of_labels, losses.softmax_loss_of_lanes, losses.first_wrong)
+         losses.softmax_loss_of_labels, losses.softmax_loss_of_lanes, losses.first_wrong, losses.count, team.look_out)
 before = [len(function.signatures) for function in found]
 for classes in (10, 500):
     part = x[:, :classes].copy()
     K.softmax(part)
     K.softmax_cross_entropy_value_and_grad(part, np.zeros(600, int))
     K.softmax_cross_entropy_value_and_grad(part, part)
+    K.softmax_cross_entropy_value_and_grad(part, np.zeros(600, int), ignore_index=3, label_smoothing=0.1)
 print(before, before == [len(function.signatures) for function in found])
 """
     told = python(code, NUMBA_CACHE_DIR=str(tmp_path))
-    assert told.splitlines()[0] == "[1, 1, 1, 1, 1, 1, 1] True"
+    assert told.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
 
 
 def test_every_kernel_can_be_compiled_ahead() -> None:
@@ -441,8 +584,9 @@ def test_every_kernel_can_be_compiled_ahead() -> None:
             backends.warmup(["sotfmax"])
         with pytest.raises(TypeError, match="warmup: dtypes: expected float16, .*, got int32"):
             backends.warmup(dtypes=[np.int32])
-        with pytest.raises(TypeError, match="warmup: expected a list of kernels"):
-            backends.warmup("softmax")
+        for single in ("softmax", K.softmax):
+            with pytest.raises(TypeError, match="warmup: expected a list of kernels"):
+                backends.warmup(single)
 
 
 def test_processors_without_instructions_for_float16(tmp_path: Path) -> None:
@@ -497,6 +641,33 @@ def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:
     one.write_bytes(other.read_bytes())  # as two processes that write at once can leave them
     other.write_bytes(code)
     assert python(call, **folder).split().count("True") == 2
+
+
+def test_others_may_compile_functions_of_no_module() -> None:
+    code = """
+K.relu(x)
+import numba
+space = {}
+exec("def theirs(a): return a + 1", space)
+space["theirs"].__module__ = None
+print(numba.njit(space["theirs"])(1))
+"""
+    assert python(code).split()[0] == "2"
+
+
+def test_ctrl_c_while_numba_is_imported_leaves_it_whole() -> None:
+    code = """
+import signal, threading
+x = np.ones((3, 4), np.float32)
+threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        K.relu(x)
+except KeyboardInterrupt:
+    pass
+print(K.relu(x).sum())
+"""
+    assert python(code).split()[0] == "12.0"
 
 
 def test_where_nothing_can_be_kept_it_compiles_each_time(tmp_path: Path) -> None:

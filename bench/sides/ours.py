@@ -24,6 +24,18 @@ def prepare(case: Case) -> Callable[[], Any]:
     return lambda: function(*arguments, **options, out=out)
 
 
+def computed(case: Case, exactly: bool) -> Any:
+    """What the kernel computes, of the same numbers in float64 if `exactly`."""
+    kernel, arguments = KERNELS[case.name], case.arguments()
+    if exactly:
+        arguments = [_in_float64(x) for x in arguments]
+    return kernel.function(*arguments, **({"axis": case.axis} if "axis" in kernel.options else {}))
+
+
+def _in_float64(x: Any) -> Any:
+    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind not in "iu" else x
+
+
 def _step(case: Case) -> Callable[[], Any]:
     given = network(case)
     x, t, rate = given.x, given.t, given.x.dtype.type(given.rate)
