@@ -122,8 +122,7 @@ def as_dtype(name: str) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError as error:
             raise ValueError("dtype: bfloat16 needs ml_dtypes: python -m pip install ml_dtypes") from error
-
-        return np.dtype(ml_dtypes.bfloat16)
+        name = ml_dtypes.bfloat16
     return np.dtype(name)
 
 

@@ -1,5 +1,6 @@
 """What only the numba backend has: its functions of numbers, its threads, and the code it keeps on disk."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -285,6 +286,8 @@ def test_rows_along_any_axis_come_to_what_they_do_along_the_last(shape: tuple[in
             (K.log_softmax_backward, x, x),
             (K.softmax_cross_entropy_value_and_grad, x, t),
             (K.cross_entropy, np.abs(x) + dtype(0.1), np.abs(x)),
+            (functools.partial(K.cross_entropy_backward, 1.0), np.abs(x) + dtype(0.1), t),
+            (functools.partial(K.softmax_cross_entropy_backward, 1.0), x, np.abs(x)),
         ):
             along = kernel(*arrays, axis=1)
             last = kernel(*(np.moveaxis(a, 1, -1) if a.ndim == x.ndim else a for a in arrays), axis=-1)

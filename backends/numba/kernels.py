@@ -167,27 +167,27 @@ def _gradient(
         flat = raw(x).reshape(-1)
         written(out, lambda y: team.run(lane_kernel, units, size, flat, *given, *tile, y.reshape(-1)))
     else:
-        rows = raw(x).reshape(-1, x.shape[-1])
+        rows = raw(x).reshape(-1, x.shape[options.axis])
         written(out, lambda y: team.run(row_kernel, len(rows), rows.shape[1], rows, *given, y.reshape(rows.shape)))
 
 
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
-    if out.itemsize == 2 or not out.flags.c_contiguous or out is b:
+    if out.itemsize == 2 or not out.flags.carray or out is b:
         product(x, w, b, out)
         return
     product(x, w, None, out)
     if b is not None:
         rows = out if out.ndim == 2 else out.reshape(-1, out.shape[-1])
-        team.run(biases.add_bias, len(rows), LIGHT * b.size, np.ascontiguousarray(b), rows)
+        team.run(biases.add_bias, len(rows), LIGHT * b.size, raw(b), rows)
 
 
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
     if db is not None and db.size >= LEAST_COLUMNS and all(db is not read for read in (dy, x, w)):
         rows = raw(dy).reshape(-1, db.size)
-        work = LIGHT * dy.size / db.size * biases.COLUMNS
-        written(db, lambda y: team.run(biases.column_sums, -(-db.size // biases.COLUMNS), work, rows, y))
+        units, work = -(-db.size // biases.COLUMNS), LIGHT * len(rows) * biases.COLUMNS
+        written(db, lambda y: team.run(biases.column_sums, units, work, rows, y))
         db = None
     if dx is not None or dw is not None or db is not None:
         gradients(dy, x, w, dx, dw, db)
