@@ -204,18 +204,18 @@ def test_blocks_are_transposed() -> None:
             def there_and_back(x: Array, classes: int, lanes_: int, y: Array) -> Any:
                 flat, tile = lanes.flat_like(x, classes, lanes_), lanes.tile_like(x, classes, lanes_)
                 lanes.gather(x, 0, 1, classes, lanes_, flat, tile)
+                tile *= tile.dtype.type(2)  # what lies beside the tile stays as it was, and must not get into it
                 lanes.scatter(tile, 0, 1, classes, lanes_, flat, y)
                 return tile.copy()
 
             y = np.empty_like(x.reshape(-1))
             tile = there_and_back(x.reshape(-1), classes, rows_, y)
-            np.testing.assert_array_equal(tile, x.T)
-            np.testing.assert_array_equal(y, x.reshape(-1))
+            np.testing.assert_array_equal(tile, 2 * x.T)
+            np.testing.assert_array_equal(y, 2 * x.reshape(-1))
 
 
 LARGEST = 2**64 - 1
 P = np.random.default_rng(0).random((3, 5))
-ZERO_ONE = np.eye(5)[[0, 1, 1]]
 ODD_CALLS: dict[str, Callable[[], Any]] = {
     "a label beyond int64 is ignored": lambda: K.cross_entropy(
         P, np.array([0, LARGEST, 2], np.uint64), ignore_index=LARGEST, reduction="none"
@@ -367,7 +367,7 @@ def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) ->
     begun, done = threading.Event(), []
     caller = threading.get_ident()
 
-    def slow(start: int, stop: int) -> None:
+    def slow(start: int, stop: int, x: Array) -> None:
         if threading.get_ident() == caller:
             assert begun.wait(10)
             return
@@ -375,7 +375,7 @@ def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) ->
         time.sleep(0.3)
         done.append(stop)
 
-    job = team._Job(slow, (), iter([(0, 1), (1, 2)]))
+    job = team._Job(slow, (np.ones(3),), iter([(0, 1), (1, 2)]))
     wait, interruptions = job.wait, [KeyboardInterrupt(), KeyboardInterrupt()]
 
     def interrupted() -> None:
