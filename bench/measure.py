@@ -4,7 +4,6 @@ import argparse
 import importlib
 import json
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,10 +77,8 @@ def main() -> None:
     start = time.perf_counter()
     step()
     told: dict[str, float | list[float]] = {"first": time.perf_counter() - start}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times(step, chosen.seconds / 10)  # caches and clock come up to speed
     told["quantiles"] = np.quantile(times(step, chosen.seconds), [0.2, 0.5, 0.8]).tolist()
-    told["grown_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps(told))
 
 

@@ -85,7 +85,7 @@ def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
 
 @compiled()
 def softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
-    """``y = exp(x) / sum(exp(x))``."""
+    """``y = exp(x) / sum(exp(x))``; the exponentials have memory of their own, however the result is written."""
     e = scratch(x, x.shape[1])
     for i in range(start, stop):
         total = exponentials(x[i], largest(x[i]), e)

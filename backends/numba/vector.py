@@ -231,6 +231,24 @@ def _frame_of(of: Format) -> Any:
     return frame_of
 
 
+def _parts_of_exp(of: Format) -> Any:
+    """Of ``exp(z) = 2**k exp(r)``: ``k`` in the lowest bits of a number, and ``exp(r)`` (see `_exp_in`)."""
+    log2e, high, low = of.float(1 / math.log(2)), of.float(of.ln2[0]), of.float(of.ln2[1])
+    first, rest = of.float(of.exp[0]), tuple(map(of.float, of.exp[1:]))
+
+    @inlined()
+    def parts_of_exp(z: Any, magic: Any) -> Any:
+        shifted = muladd(z, log2e, magic)
+        k = shifted - magic
+        r = muladd(k, -low, muladd(k, -high, z))
+        p = first
+        for coefficient in rest:
+            p = muladd(p, r, coefficient)
+        return shifted, p
+
+    return parts_of_exp
+
+
 def _exp_in(of: Format) -> Any:
     """``exp(x - top)`` times a number next to ``2**scale``, the same for all in the frame of `top`; to 1.1 ulp.
 
@@ -240,19 +258,12 @@ def _exp_in(of: Format) -> Any:
     place of the exponent are ``2**(k + scale - K)``. The scale keeps results that would be subnormal whole, and costs
     nothing: it cancels where sums of exponentials are divided by.
     """
-    integer, shift_ = of.integer, of.integer(of.mantissa)
-    log2e, high, low = of.float(1 / math.log(2)), of.float(of.ln2[0]), of.float(of.ln2[1])
-    first, rest, zero = of.float(of.exp[0]), tuple(map(of.float, of.exp[1:])), of.float(0)
+    parts_of_exp, integer, shift_, zero = _parts_of_exp(of), of.integer, of.integer(of.mantissa), of.float(0)
 
     @inlined()
     def exp_in(x: Any, shift: Any, lowest: Any, magic: Any) -> Any:
         z = x - shift
-        shifted = muladd(z, log2e, magic)
-        k = shifted - magic
-        r = muladd(k, -low, muladd(k, -high, z))
-        p = first
-        for coefficient in rest:
-            p = muladd(p, r, coefficient)
+        shifted, p = parts_of_exp(z, magic)
         e = p * number(integer(bits(shifted) << shift_))
         return zero if z < lowest else e  # not a number next to 0, with which processors take a hundred times as long
 
@@ -261,11 +272,8 @@ def _exp_in(of: Format) -> Any:
 
 def _exp(of: Format) -> Any:
     """``exp(z)`` for every ``z``, to 1.1 ulp: as `exp_in`, but ``2**k`` is multiplied with in two steps."""
-    float_, integer, shift = of.float, of.integer, of.integer(of.mantissa)
-    lowest, highest, log2e = float_(of.lowest), float_(of.highest), float_(1 / math.log(2))
-    magic = float_(1.5 * 2.0**of.mantissa)
-    high, low = float_(of.ln2[0]), float_(of.ln2[1])
-    first, rest = float_(of.exp[0]), tuple(map(float_, of.exp[1:]))
+    parts_of_exp, float_, integer, shift = _parts_of_exp(of), of.float, of.integer, of.integer(of.mantissa)
+    lowest, highest, magic = float_(of.lowest), float_(of.highest), float_(1.5 * 2.0**of.mantissa)
     bias, one, zero = integer(of.bias), integer(1), float_(0)
 
     @inlined()
@@ -273,12 +281,7 @@ def _exp(of: Format) -> Any:
         vanishes = z < lowest
         z = zero if vanishes else z
         z = highest if z > highest else z
-        shifted = muladd(z, log2e, magic)
-        k = shifted - magic
-        r = muladd(k, -low, muladd(k, -high, z))
-        p = first
-        for coefficient in rest:
-            p = muladd(p, r, coefficient)
+        shifted, p = parts_of_exp(z, magic)
         power = integer(bits(shifted) - bits(magic))
         half = integer(power >> one)
         p = p * number(integer(integer(half + bias) << shift))
