@@ -1,0 +1,50 @@
+// Kernels that compute each element of the result from the elements at the same place.
+#include "real.cuh"
+
+template <class A> struct Relu {
+    __device__ static A of(A x) { return x < 0 ? A(0) : x; }  // NaN stays
+};
+template <class A> struct ReluBackward {
+    __device__ static A of(A dy, A y) { return y > 0 ? dy : A(0); }
+};
+// 1 / (1 + exp(-x)), with an exponential that cannot overflow
+template <class A> struct Sigmoid {
+    __device__ static A of(A x) {
+        A e = exp(-fabs(x));
+        return (x < 0 ? e : A(1)) / (1 + e);
+    }
+};
+template <class A> struct SigmoidBackward {
+    __device__ static A of(A dy, A y) { return dy * y * (1 - y); }
+};
+
+template <class F, class T, class... Ts> __device__ inline Vector<T, WIDTH> each(Vector<T, WIDTH> x, Ts... more) {
+    Vector<T, WIDTH> values;
+    for (int k = 0; k < WIDTH; k++)
+        values.element[k] = narrow<T>(F::of(widen(x.element[k]), widen(more.element[k])...));
+    return values;
+}
+
+// Every thread takes WIDTH elements at a time; the first threads take those that are left over, one each.
+template <class F, class T, class... Ts> __device__ inline void map(int64 size, T* out, const Ts*... in) {
+    int64 first = blockIdx.x * int64(blockDim.x) + threadIdx.x, step = int64(gridDim.x) * blockDim.x;
+    int64 whole = size / WIDTH * WIDTH;
+    for (int64 i = first * WIDTH; i < whole; i += step * WIDTH) {
+        write(out + i, each<F>(read<WIDTH>(in + i)...));
+    }
+    if (int64 i = whole + first; i < size) out[i] = narrow<T>(F::of(widen(in[i])...));
+}
+
+#define MAP(NAME, FUNCTION)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(256, 2) NAME(int64 size, const REAL* x, REAL* out) {                     \
+        map<FUNCTION<Compute<REAL>>>(size, out, x);                                                                    \
+    }
+#define MAP_OF_TWO(NAME, FUNCTION)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, 2) NAME(int64 size, const REAL* dy, const REAL* y, REAL* out) {     \
+        map<FUNCTION<Compute<REAL>>>(size, out, dy, y);                                                                \
+    }
+
+MAP(relu, Relu)
+MAP_OF_TWO(relu_backward, ReluBackward)
+MAP(sigmoid, Sigmoid)
+MAP_OF_TWO(sigmoid_backward, SigmoidBackward)

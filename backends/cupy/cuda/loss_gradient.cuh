@@ -1,0 +1,46 @@
+// The gradients of losses, given the gradient that arrives at each row's loss, or at their sum.
+// x (probabilities) and dx are (rows, classes), or (outer, classes, inner); labels are (rows), or of the shape of x.
+#pragma once
+#include "labels.cuh"
+
+// The gradient that arrives: one number, or an array with an entry for each row, or of one entry and a step of 0.
+struct Upstream {
+    double value;
+    const void* array;
+    int kind;
+    int64 step;
+
+    __device__ double operator()(int64 row) const { return array ? number<double>(array, kind, row * step) : value; }
+};
+
+template <class T> struct LossGradient : Operation<T> {
+    using A = Compute<T>;
+    struct Item {
+        A x, q;
+    };
+    const T* x;
+    T* dx;
+    Labels<T> labels;
+    Upstream upstream;
+    Divisor divisor;
+    A factor;
+
+    __device__ LossGradient(const T* x, T* dx, Labels<T> labels, Upstream upstream, Divisor divisor)
+        : x(x), dx(dx), labels(labels), upstream(upstream), divisor(divisor) {}
+    __device__ static Item padding() { return {1, 0}; }
+    __device__ void start(int64 row) {
+        labels.start(row, divisor.value != 0);
+        factor = labels.is_bad ? A(0) * infinity<A>() : A(upstream(row) * divisor.inverse);
+    }
+    template <int W> __device__ void load(Item* items, int64 at, int64 j) const {
+        auto values = read<W>(x + at);
+        A q[W];
+        labels.template targets<W>(q, j, at);
+        for (int i = 0; i < W; i++) items[i] = {widen(values.element[i]), q[i]};
+    }
+};
+
+#define GRADIENT_PARAMETERS                                                                                            \
+    const REAL *x, REAL *dx, LABEL_PARAMETERS, double upstream, const void *upstreams, int64 upstream_kind, int64 step
+#define UPSTREAM                                                                                                       \
+    Upstream { upstream, upstreams, int(upstream_kind), step }

@@ -1,0 +1,79 @@
+// The floating types: what arrays hold, and what it is computed in.
+//
+// `half` and `bfloat16` are bits here, converted by one instruction each way, so that no header of CUDA is needed to
+// compile: wheels of CuPy do not bring them. NVIDIA's `__half` and `__nv_bfloat16` have the same bits.
+#pragma once
+
+using int64 = long long;
+
+struct half {
+    unsigned short bits;
+};
+struct bfloat16 {
+    unsigned short bits;
+};
+
+// 16-bit numbers are computed in float.
+template <class T> struct ComputedIn {
+    using type = float;
+};
+template <> struct ComputedIn<double> {
+    using type = double;
+};
+template <class T> using Compute = typename ComputedIn<T>::type;
+
+template <class A> __device__ inline A infinity();
+template <> __device__ inline float infinity<float>() { return __int_as_float(0x7f800000); }
+template <> __device__ inline double infinity<double>() { return __longlong_as_double(0x7ff0000000000000ll); }
+
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(bfloat16 x) { return __int_as_float(int(x.bits) << 16); }
+__device__ inline float widen(half x) {
+#ifdef __CUDA_ARCH__
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+    return wide;
+#else
+    return float_of_half(x.bits);
+#endif
+}
+
+// Rounded to the nearest number, of two to the even one.
+template <class T> __device__ inline T narrow(Compute<T> x);
+template <> __device__ inline double narrow<double>(double x) { return x; }
+template <> __device__ inline float narrow<float>(float x) { return x; }
+template <> __device__ inline bfloat16 narrow<bfloat16>(float x) {
+#if __CUDA_ARCH__ >= 800
+    bfloat16 narrow;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
+    return narrow;
+#else
+    unsigned bits = __float_as_int(x);
+    if (x != x) return {(unsigned short)(bits >> 16 | 0x40)};  // rounding could make infinity of it
+    return {(unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+#endif
+}
+template <> __device__ inline half narrow<half>(float x) {
+#ifdef __CUDA_ARCH__
+    half narrow;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
+    return narrow;
+#else
+    return {half_of_float(x)};
+#endif
+}
+
+// W elements that lie side by side, read and written in one access of 16 bytes where W is not 1: the host sees
+// to it that they start at a multiple of their size.
+template <class T, int W> struct alignas(sizeof(T) * W) Vector {
+    T element[W];
+};
+
+template <int W, class T> __device__ inline Vector<T, W> read(const T* x) {
+    return *reinterpret_cast<const Vector<T, W>*>(x);
+}
+
+template <int W, class T> __device__ inline void write(T* x, const Vector<T, W>& value) {
+    *reinterpret_cast<Vector<T, W>*>(x) = value;
+}

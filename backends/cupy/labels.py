@@ -1,0 +1,116 @@
+"""The labels of a loss, and where losses go, in the form that the CUDA code takes."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import cupy
+import numpy as np
+
+from plugrad.backends import selection
+from plugrad.backends.cupy.arrays import Array
+from plugrad.backends.cupy.compiling import Instance, kernel
+from plugrad.backends.cupy.rows import MOST_BLOCKS, REAL, Layout, contiguous
+from plugrad.backends.numpy.labels import check
+from plugrad.backends.options import COMPUTE, LossOptions
+
+# As labels.cuh numbers them.
+KINDS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "bfloat16", "float32", "float64")  # fmt: skip
+KIND = {name: number for number, name in enumerate(KINDS)} | {"bool": KINDS.index("uint8")}
+
+THREADS = 256  # as the kernels are declared
+COUNTED = 4096  # labels that a block counts at the least
+NULL = 0
+SUMS = ("count_labels", "divisor_of_labels", "loss_of_blocks")
+
+
+class Labels:
+    """What the kernels need to know of the labels and options of a loss.
+
+    Attributes
+    ----------
+    one_class : bool
+        Whether each row is compared with one class only: class indices, not smoothed.
+    arguments : tuple
+        What labels.cuh declares as ``LABEL_PARAMETERS``.
+    """
+
+    __slots__ = ("_classes", "_compute", "_divisor", "_options", "_sums", "_t", "_weight", "arguments", "one_class")
+
+    def __init__(self, t: Array, x: Array, options: LossOptions, how: Layout, *results: Array) -> None:
+        is_index = t.ndim < x.ndim
+        if is_index and selection.options().get("check"):
+            check(cupy.asnumpy(t), how.classes, options)
+        self.one_class = is_index and not options.label_smoothing
+        self._compute, self._options, self._classes = COMPUTE[x.dtype], options, how.classes
+        self._t, kind = contiguous(t), KIND[t.dtype.name]
+        ignore = _ignored(options.ignore_index, t.dtype) if is_index else None
+        ignored = (ignore or 0, int(ignore is not None))
+        self._weight = self._weights(results)
+        self._divisor: tuple[float, Any] = (1.0, NULL)
+        if options.reduction == "mean":
+            counted = is_index and (ignore is not None or options.weight is not None)
+            self._divisor = (0.0, self._count(kind, ignored)) if counted else (float(how.rows), NULL)
+        shares = 1.0 - options.label_smoothing, options.label_smoothing / how.classes
+        self.arguments = (self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor)
+        self._sums: Any = NULL
+
+    def _weights(self, results: tuple[Array, ...]) -> Any:
+        """The weights, in memory that no result is written to while they are read."""
+        weight = self._options.weight
+        if weight is None:
+            return NULL
+        return weight.copy() if any(result is weight for result in results) else contiguous(weight)
+
+    def _count(self, kind: int, ignored: tuple[int, int]) -> Array:
+        """Find what the sum is divided by, on the device; the weights become their shares in it."""
+        blocks = min(MOST_BLOCKS, -(-self._t.size // COUNTED))
+        parts, found = cupy.empty(blocks, np.float64), cupy.empty(1, np.float64)
+        code, weight = instance(self._compute), self._weight
+        shares: Any = NULL if weight is NULL else cupy.empty(weight.shape, weight.dtype)
+        given = (self._t.size, self._classes, self._t, kind, weight, *ignored, parts)
+        kernel("count_labels", code)((blocks,), (THREADS,), given)
+        kernel("divisor_of_labels", code)((1,), (THREADS,), (parts, blocks, found, self._classes, weight, shares))
+        self._weight = shares
+        return found
+
+    def beside(self, *arrays: Array) -> tuple[Array, ...]:
+        """The arrays, and the labels if they are read together with them, element by element."""
+        return (*arrays, self._t) if self._t.dtype == arrays[0].dtype else arrays
+
+    def losses(self, loss: Array, blocks: int) -> tuple[Any, ...]:
+        """What labels.cuh declares as ``LOSS_PARAMETERS``: where so many blocks leave the losses, or their sums."""
+        if self._options.reduction == "none":
+            return loss, NULL, NULL
+        self._sums = cupy.empty(blocks, np.float64) if blocks > 1 else NULL
+        return NULL, self._sums, loss
+
+    def finish(self, loss: Array, blocks: int) -> None:
+        """Make the loss of the sums that the blocks have left."""
+        if self._options.reduction != "none" and blocks > 1:
+            given = (self._sums, blocks, *self._divisor, loss)
+            kernel("loss_of_blocks", instance(self._compute))((1,), (THREADS,), given)
+
+    def upstream(self, dloss: Any) -> tuple[Any, ...]:
+        """The gradient that arrives: its value, or the array, its kind, and the step in it from row to row."""
+        if isinstance(dloss, float):
+            return dloss, NULL, 0, 0
+        return 0.0, contiguous(dloss), KIND[dloss.dtype.name], int(dloss.ndim > 0)
+
+
+def _ignored(index: int | None, dtype: np.dtype[Any]) -> int | None:
+    """The class index that does not count, as int64 holds the bits of labels of `dtype`; None if no label can be it."""
+    if index is None or not np.iinfo(dtype).min <= index <= np.iinfo(dtype).max:
+        return None
+    return index if index < 2**63 else index - 2**64
+
+
+@functools.cache
+def instance(dtype: np.dtype[Any]) -> Instance:
+    """What is compiled for sums over arrays of a dtype."""
+    return Instance("sums.cu", (("REAL", REAL[dtype.name]), ("WIDTH", 1)))
+
+
+def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
+    """Everything that may be compiled for losses of arrays of a dtype, and the names of the kernels in it."""
+    yield instance(COMPUTE[dtype]), SUMS

@@ -1,0 +1,162 @@
+"""Matrix products by cuBLAS, and the sums of columns.
+
+cuBLAS's ``gemmEx`` adds to what the result holds: the biases are put there first, and are added before the one rounding
+to 16 bits, in the traffic that a pass for the biases would take.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import cupy
+import numpy as np
+
+from plugrad.backends.cupy.arrays import Array
+from plugrad.backends.cupy.compiling import Instance, kernel
+from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, REAL, WARP, contiguous, written
+from plugrad.backends.options import COMPUTE, FLOAT64
+
+# cudaDataType_t and cublasComputeType_t, by cuBLAS's library_types.h and cublas_api.h.
+TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+COMPUTE_TYPE = {"float32": 68, "float64": 70}
+NOT_TRANSPOSED, TRANSPOSED = 0, 1
+ANY_ALGORITHM = -1
+
+# cuBLAS adds up float32, and over a million rows its sum of like numbers could drift by thousands of ulp: products that
+# sum over more rows than these are added up from several.
+SUMMED_ROWS = 2**13
+
+MOST_ROWS = 2**30  # what cuBLAS's 32-bit sizes hold
+
+COLUMN_SUM_THREADS = 16  # for each of the 32 columns of a block
+LEAST_ROWS = 256  # of a block, if several share the rows
+THREADS = 256  # as the kernels are declared
+SUMS = ("column_sums", "join_column_sums", "narrow_all")
+
+# cuBLAS reads the factors of product and sum in the type that it computes in.
+ZERO = {name: np.zeros((), name) for name in COMPUTE_TYPE}
+ONE = {name: np.ones((), name) for name in COMPUTE_TYPE}
+
+
+def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
+    """``out = x w + b``."""
+    w = _matrix(w.copy() if out is w else w)
+    rows = _matrix(_rows(x.copy() if out is x else x))
+
+    def write(target: Array) -> None:
+        if b is not None:
+            target[...] = b
+        _product(rows, w, target.reshape(-1, target.shape[-1]), adds=b is not None)
+
+    written(out, write)
+
+
+def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
+    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    slopes = _matrix(_rows(dy))
+    results = []
+    if dw is not None:
+        results.append((dw, _weights(slopes, _matrix(_rows(x)), _aside(dw, dy, x, w))))
+    if db is not None:
+        results.append((db, _column_sums(contiguous(slopes), _aside(db, dy, x, w))))
+    if dx is not None:
+        target = _aside(dx, dy, x, w)
+        _product(slopes, _matrix(w).T, _rows(target), adds=False)
+        results.append((dx, target))
+    for wanted, found in results:
+        if found is not wanted:
+            wanted[...] = found
+
+
+def _rows(x: Array) -> Array:
+    """`x` with two dimensions."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _aside(target: Array, *arguments: Array) -> Array:
+    """`target`, or a new array in its place, if it is an argument that is still read, or not C-contiguous."""
+    if target.flags.c_contiguous and not any(target is argument for argument in arguments):
+        return target
+    return cupy.empty(target.shape, target.dtype)
+
+
+def _matrix(x: Array) -> Array:
+    """`x`, or a copy, that cuBLAS can read: C-contiguous, or the transpose of what is."""
+    return x if x.flags.c_contiguous or x.flags.f_contiguous else cupy.ascontiguousarray(x)
+
+
+def _weights(dy: Array, x: Array, dw: Array) -> Array:
+    """``dw = x^T dy``."""
+    rows = len(x)
+    if rows <= SUMMED_ROWS:
+        _product(x.T, dy, dw, adds=False)
+        return dw
+    compute = COMPUTE[dw.dtype]
+    total = dw if dw.dtype == compute else cupy.empty(dw.shape, compute)
+    for start in range(0, rows, SUMMED_ROWS):
+        part = slice(start, start + SUMMED_ROWS)
+        _product(_matrix(x[part]).T, _matrix(dy[part]), total, adds=start > 0)
+    if total is not dw:
+        blocks = min(MOST_BLOCKS, -(-dw.size // THREADS))
+        kernel("narrow_all", instance(dw.dtype))((blocks,), (THREADS,), (dw.size, total, dw))
+    return dw
+
+
+def _product(a: Array, b: Array, out: Array, adds: bool) -> None:
+    """``out = a b``, or ``out += a b``, of matrices that `_matrix` gave, or their transposes; `out` is C-contiguous."""
+    for start in range(0, len(a), MOST_ROWS):
+        part = slice(start, start + MOST_ROWS)
+        _gemm(a[part], b, out[part], adds)
+
+
+def _gemm(a: Array, b: Array, out: Array, adds: bool) -> None:
+    """One call of cuBLAS. It counts along columns first: what is rows here is columns there, and so is ``b^T a^T``."""
+    (m, n), k = out.shape, len(b)
+    compute = COMPUTE[out.dtype].name
+    cupy.cuda.cublas.gemmEx(
+        cupy.cuda.get_cublas_handle(),
+        *(_transposition(b), _transposition(a)),
+        *(n, m, k),
+        ONE[compute].ctypes.data,
+        *(b.data.ptr, TYPE[b.dtype.name], _leading(b)),
+        *(a.data.ptr, TYPE[a.dtype.name], _leading(a)),
+        (ONE if adds else ZERO)[compute].ctypes.data,
+        *(out.data.ptr, TYPE[out.dtype.name], n),
+        COMPUTE_TYPE[compute],
+        ANY_ALGORITHM,
+    )
+
+
+def _transposition(x: Array) -> int:
+    return NOT_TRANSPOSED if x.flags.c_contiguous else TRANSPOSED
+
+
+def _leading(x: Array) -> int:
+    """The distance, in elements, from one row to the next, or between the columns of a transpose."""
+    rows, columns = x.shape
+    return columns if x.flags.c_contiguous else rows
+
+
+def _column_sums(x: Array, sums: Array) -> Array:
+    """The sums of the columns, in float64."""
+    rows, columns = x.shape
+    code, tiles = instance(x.dtype), -(-columns // WARP)
+    parts = max(1, min(rows // LEAST_ROWS, PLACES * 4 // tiles))
+    found: Any = cupy.empty((parts, columns), FLOAT64) if parts > 1 else 0
+    given = (rows, columns, parts, x, found, sums)
+    kernel("column_sums", code)((tiles * parts,), (WARP, COLUMN_SUM_THREADS), given)
+    if parts > 1:
+        blocks = min(MOST_BLOCKS, -(-columns // THREADS))
+        kernel("join_column_sums", code)((blocks,), (THREADS,), (columns, parts, found, sums))
+    return sums
+
+
+@functools.cache
+def instance(dtype: np.dtype[Any]) -> Instance:
+    """What is compiled for the sums of arrays of a dtype."""
+    return Instance("sums.cu", (("REAL", REAL[dtype.name]), ("WIDTH", 1)))
+
+
+def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
+    """Everything that may be compiled for arrays of a dtype, and the names of the kernels in it."""
+    yield instance(dtype), SUMS

@@ -1,0 +1,228 @@
+// A device on the CPU: what the CUDA sources use of CUDA, for g++.
+//
+// Blocks run one after another. Each thread of a block is a fiber, which runs until it comes to a barrier or a shuffle,
+// or to its end. A barrier opens when all threads of the block are there, a shuffle when all lanes of the warp are: where
+// some are elsewhere the launch fails, as a real one would hang or be undefined. The order in which fibers run is
+// ascending, descending or random, since a missing barrier does no harm in one order or the other.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define __global__ __attribute__((annotate_kernel))
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+};
+static dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace device {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Fibers
+// ---------------------------------------------------------------------------------------------------------------------
+
+#if defined(__x86_64__)
+// Stores the stack pointer and the registers that a call preserves, and takes up those of another fiber.
+extern "C" void device_switch(void** from, void* to);
+asm(".text\n.hidden device_switch\n.globl device_switch\n.type device_switch,@function\ndevice_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp,(%rdi)\nmov %rsi,%rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+struct Context {
+    void* stack_pointer;
+    void start(char* stack, size_t size, void (*function)()) {
+        auto top = reinterpret_cast<uintptr_t>(stack + size) & ~uintptr_t(15);
+        auto frame = reinterpret_cast<void**>(top - 64);
+        std::fill(frame, frame + 6, nullptr);
+        frame[6] = reinterpret_cast<void*>(function);
+        stack_pointer = frame;
+    }
+    void switch_to(Context& other) { device_switch(&stack_pointer, other.stack_pointer); }
+};
+#else
+#include <ucontext.h>
+struct Context {
+    ucontext_t context;
+    void start(char* stack, size_t size, void (*function)()) {
+        getcontext(&context);
+        context.uc_stack.ss_sp = stack;
+        context.uc_stack.ss_size = size;
+        makecontext(&context, function, 0);
+    }
+    void switch_to(Context& other) { swapcontext(&context, &other.context); }
+};
+#endif
+
+enum State { RUNS, AT_BARRIER, AT_SHUFFLE, ENDED };
+constexpr int WARP_SIZE = 32;
+constexpr size_t STACK = 64 * 1024;
+
+struct Fiber {
+    Context context;
+    State state;
+    dim3 place;
+    int shuffles;
+    unsigned char slot[2][8];  // what it gives its neighbours, in this shuffle and the one before
+};
+
+static std::vector<Fiber> fibers;
+static std::vector<char> stacks;
+static Context scheduler;
+static int running;
+static void (*kernel_body)(void*);
+static void* kernel_arguments;
+static std::string error;
+
+inline void wait(State state) {
+    fibers[running].state = state;
+    fibers[running].context.switch_to(scheduler);
+}
+
+inline void body_of_fiber() {
+    kernel_body(kernel_arguments);
+    wait(ENDED);
+}
+
+// Opens the barriers that all have come to. A lane that has ended can take part in no shuffle.
+inline bool open_barriers() {
+    bool opened = false, all_at_barrier = true, any = false;
+    int count = int(fibers.size());
+    for (int first = 0; first < count; first += WARP_SIZE) {
+        int last = std::min(count, first + WARP_SIZE), at_shuffle = 0;
+        for (int i = first; i < last; i++) at_shuffle += fibers[i].state == AT_SHUFFLE;
+        if (at_shuffle == last - first) {
+            for (int i = first; i < last; i++) fibers[i].state = RUNS;
+            opened = true;
+        }
+    }
+    for (auto& fiber : fibers) {
+        any |= fiber.state == AT_BARRIER;
+        all_at_barrier &= fiber.state == AT_BARRIER || fiber.state == ENDED;
+    }
+    if (any && all_at_barrier) {
+        for (auto& fiber : fibers)
+            if (fiber.state == AT_BARRIER) fiber.state = RUNS;
+        opened = true;
+    }
+    return opened;
+}
+
+enum Order { ASCENDING, DESCENDING, RANDOM };
+
+inline bool run_block(int order, std::minstd_rand& random) {
+    int count = int(fibers.size());
+    std::vector<int> turn(count);
+    for (int i = 0; i < count; i++) turn[i] = order == DESCENDING ? count - 1 - i : i;
+    for (;;) {
+        if (order == RANDOM) std::shuffle(turn.begin(), turn.end(), random);
+        for (int i : turn) {
+            if (fibers[i].state != RUNS) continue;
+            running = i;
+            threadIdx = fibers[i].place;
+            scheduler.switch_to(fibers[i].context);
+        }
+        if (open_barriers()) continue;
+        for (auto& fiber : fibers)
+            if (fiber.state != ENDED) {
+                error = fiber.state == AT_SHUFFLE ? "not all lanes of a warp take part in a shuffle"
+                                                  : "not all threads of a block come to a barrier";
+                return false;
+            }
+        return true;
+    }
+}
+
+template <class... P> struct Launch {
+    void (*kernel)(P...);
+    void** arguments;
+    template <size_t... I> void call(std::index_sequence<I...>) { kernel(*static_cast<P*>(arguments[I])...); }
+    static void run(void* self) { static_cast<Launch*>(self)->call(std::index_sequence_for<P...>{}); }
+};
+
+// Runs a kernel, whose arguments are given by address, and in bytes. What is wrong is returned, or null.
+template <class... P>
+const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** arguments,
+                   const int* sizes, int count, int order) {
+    int expected[] = {int(sizeof(P))...};
+    if (count != int(sizeof...(P))) {
+        error = "expected " + std::to_string(sizeof...(P)) + " arguments, got " + std::to_string(count);
+        return error.c_str();
+    }
+    for (int i = 0; i < count; i++)
+        if (sizes[i] != expected[i]) {
+            error = "argument " + std::to_string(i) + ": expected " + std::to_string(expected[i]) + " bytes, got " +
+                    std::to_string(sizes[i]);
+            return error.c_str();
+        }
+    Launch<P...> given{kernel, arguments};
+    kernel_body = Launch<P...>::run;
+    kernel_arguments = &given;
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    std::minstd_rand random(1);
+    fibers.resize(size_t(block[0]) * block[1] * block[2]);
+    if (stacks.size() < fibers.size() * STACK) stacks.resize(fibers.size() * STACK);
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
+                for (unsigned i = 0; i < fibers.size(); i++) {
+                    fibers[i].state = RUNS;
+                    fibers[i].shuffles = 0;
+                    fibers[i].place = {i % block[0], i / block[0] % block[1], i / (block[0] * block[1])};
+                    fibers[i].context.start(&stacks[i * STACK], STACK, body_of_fiber);
+                }
+                if (!run_block(order, random)) return error.c_str();
+            }
+    return nullptr;
+}
+
+}  // namespace device
+
+#define LAUNCHER(NAME)                                                                                                 \
+    extern "C" const char* launch_##NAME(const unsigned* grid, const unsigned* block, void** arguments,                \
+                                         const int* sizes, int count, int order) {                                     \
+        return device::launch(&NAME, grid, block, arguments, sizes, count, order);                                     \
+    }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Functions of CUDA
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline void __syncthreads() { device::wait(device::AT_BARRIER); }
+
+template <class T> inline T __shfl_xor_sync(unsigned, T value, int lanes) {
+    static_assert(sizeof(T) <= 8);
+    int self = device::running, parity = device::fibers[self].shuffles++ & 1;
+    std::memcpy(device::fibers[self].slot[parity], &value, sizeof(T));
+    device::wait(device::AT_SHUFFLE);
+    std::memcpy(&value, device::fibers[self ^ lanes].slot[parity], sizeof(T));
+    return value;
+}
+
+template <class To, class From> inline To bits_as(From value) {
+    static_assert(sizeof(To) == sizeof(From));
+    To same;
+    std::memcpy(&same, &value, sizeof(To));
+    return same;
+}
+inline float __int_as_float(int bits) { return bits_as<float>(bits); }
+inline int __float_as_int(float x) { return bits_as<int>(x); }
+inline double __longlong_as_double(long long bits) { return bits_as<double>(bits); }
+inline float float_of_half(unsigned short bits) { return bits_as<_Float16>(bits); }
+inline unsigned short half_of_float(float x) { return bits_as<unsigned short>(_Float16(x)); }
+
+using std::exp;
+using std::fabs;
+using std::log;
+using std::log1p;
