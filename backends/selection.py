@@ -7,6 +7,7 @@ never sees another thread's scope.
 """
 
 import functools
+import numbers
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -380,6 +381,9 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
     """
     name = _kernel_name("explain: kernel", kernel)
     choice = chosen()
+    arrays = tuple(
+        array for array in arrays if not isinstance(array, numbers.Number)
+    )  # a gradient of a loss may be one
     kind = type(arrays[0]) if arrays else np.ndarray
     candidates = choice.candidates(kind)
     backend, _ = registry.first_usable(candidates)

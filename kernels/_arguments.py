@@ -274,15 +274,20 @@ def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
 def upstream(kernel: str, dloss: Any, x: Array, options: LossOptions, backend: Backend) -> Any:
     """The gradient of the loss: a Python float, or an array of the backend of the shape of the loss."""
     shape = loss_shape(x, options)
-    if isinstance(dloss, float | int | np.floating | np.integer) and not shape:
+    if isinstance(dloss, float | int | np.floating | np.integer):
+        if shape:
+            raise ValueError(_upstream_shape(kernel, options, shape, ()))
         try:
             return float(dloss)
         except OverflowError as error:
             raise ValueError(f"{kernel}: dloss: expected a number that a float can hold, got {dloss}") from error
     dloss = floating(kernel, "dloss", dloss, backend)
     if dloss.shape != shape:
-        raise ValueError(
-            f"{kernel}: dloss: expected the shape of the loss with reduction={options.reduction!r}, {shape}, "
-            f"got {dloss.shape}"
-        )
+        raise ValueError(_upstream_shape(kernel, options, shape, dloss.shape))
     return dloss
+
+
+def _upstream_shape(kernel: str, options: LossOptions, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    return (
+        f"{kernel}: dloss: expected the shape of the loss with reduction={options.reduction!r}, {expected}, got {got}"
+    )

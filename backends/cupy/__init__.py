@@ -1,9 +1,9 @@
 """The CuPy backend: CUDA kernels that read a row once, and products by cuBLAS, on the current device and stream.
 
-`kernels` has its functions. `rows` chooses how the rows of an array are worked on, by their length; `labels` brings the
-labels of losses to the form that the CUDA code takes, `products` multiplies matrices, `compiling` compiles. `arrays` has
-the hooks that take arrays in. The CUDA sources are in `cuda/`, where rows.cuh is the one to read first. CuPy is imported
-by the probe, and not before.
+`kernels` has its functions, and `products` those of the affine layer. `rows` chooses how the rows of an array are worked
+on, by their length; `labels` brings the labels of losses to the form that the CUDA code takes; `compiling` compiles;
+`arrays` has the hooks that take arrays in. The CUDA sources are in `cuda/`, where rows.cuh is the one to read first.
+CuPy is imported by the probe, and not before.
 """
 
 import importlib
@@ -36,7 +36,7 @@ _KERNELS = (
 )
 _HOOKS = ("asarray", "empty", "overlap", "take", "to_numpy")
 
-__all__ = [*_HOOKS, *_KERNELS]  # noqa: PLE0604
+__all__ = [*_HOOKS, *_KERNELS]
 
 INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of CUDA 12)"
 
@@ -44,6 +44,8 @@ INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of
 def __getattr__(name: str) -> Any:
     if name in _HOOKS:
         return getattr(importlib.import_module("plugrad.backends.cupy.arrays"), name)
+    if name.startswith("affine"):
+        return getattr(importlib.import_module("plugrad.backends.cupy.products"), name)
     if name in _KERNELS:
         return getattr(importlib.import_module("plugrad.backends.cupy.kernels"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -62,7 +64,9 @@ def probe() -> str | None:
         return f"cupy is not installed; install it with: {INSTALL}"
     packages = installed_packages()
     if len(packages) > 1:
-        return f"several packages bring cupy, and each overwrites the other: {', '.join(packages)}; uninstall all but one"
+        return (
+            f"several packages bring cupy, and each overwrites the other: {', '.join(packages)}; uninstall all but one"
+        )
     try:
         import cupy
     except Exception as error:  # a library that cannot be loaded is an ImportError, or an OSError
@@ -108,7 +112,9 @@ def _lacking_library(cupy: Any) -> str | None:
                 library.getVersion()
         except Exception as error:  # depending on the version of CuPy: ImportError, RuntimeError, NVRTCError
             reason = str(error).partition("\n")[0]
-            return f"cupy {cupy.__version__} is installed, but {what} was not found ({reason}); install it with: {INSTALL}"
+            return (
+                f"cupy {cupy.__version__} is installed, but {what} was not found ({reason}); install it with: {INSTALL}"
+            )
     return None
 
 

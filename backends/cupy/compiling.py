@@ -33,13 +33,13 @@ def kernel(name: str, instance: Instance) -> Callable[..., None]:
     return _kernel(name, instance, cupy.cuda.runtime.getDevice())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _kernel(name: str, instance: Instance, device: int) -> Callable[..., None]:
     function: Callable[..., None] = _module(instance, architecture(device)).get_function(name)
     return function
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _module(instance: Instance, architecture: str) -> Any:
     key = _key(instance, architecture)
     path = _kept(key)

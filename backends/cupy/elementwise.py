@@ -8,7 +8,7 @@ import numpy as np
 
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, REAL, contiguous, widest, written
+from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, written
 
 THREADS = 256  # as the kernels are declared
 NAMES = ("relu", "relu_backward", "sigmoid", "sigmoid_backward")
@@ -31,7 +31,7 @@ def _run(name: str, *arrays: Array) -> None:
 @functools.cache
 def instance(dtype: np.dtype[Any], is_aligned: bool) -> Instance:
     """What is compiled for arrays of a dtype."""
-    return Instance("elementwise.cu", (("REAL", REAL[dtype.name]), ("WIDTH", widest(dtype) if is_aligned else 1)))
+    return Instance("elementwise.cu", macros(dtype, widest(dtype) if is_aligned else 1, True))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:

@@ -1,29 +1,27 @@
 """The functions of the room."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cupy import compiling, elementwise, labels, products
+from plugrad.backends.cupy import elementwise, labels, products, rows
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.elementwise import over_elements
 from plugrad.backends.cupy.labels import Labels
-from plugrad.backends.cupy.products import affine, affine_backward
 from plugrad.backends.cupy.rows import (
     MOST_BLOCKS,
     ONE_BLOCK,
-    REAL,
     Operation,
     contiguous,
     layout,
+    macros,
     planned,
     run,
     written,
 )
-from plugrad.backends.cupy import rows
 from plugrad.backends.options import LossOptions
 
 SOFTMAX = Operation("softmax", inputs=1, sums=2)
@@ -153,7 +151,7 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
 
 
 def _of_class(dtype: np.dtype[Any]) -> Instance:
-    return Instance("cross_entropy_of_class.cu", (("REAL", REAL[dtype.name]), ("WIDTH", 1)))
+    return Instance("cross_entropy_of_class.cu", macros(dtype, 1, True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import numpy as np
 from plugrad.backends import selection
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.rows import MOST_BLOCKS, REAL, Layout, contiguous
+from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous, macros
 from plugrad.backends.numpy.labels import check
 from plugrad.backends.options import COMPUTE, LossOptions
 
 # As labels.cuh numbers them.
-KINDS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "bfloat16", "float32", "float64")  # fmt: skip
+KINDS = "int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64".split()
 KIND = {name: number for number, name in enumerate(KINDS)} | {"bool": KINDS.index("uint8")}
 
 THREADS = 256  # as the kernels are declared
@@ -108,7 +108,7 @@ def _ignored(index: int | None, dtype: np.dtype[Any]) -> int | None:
 @functools.cache
 def instance(dtype: np.dtype[Any]) -> Instance:
     """What is compiled for sums over arrays of a dtype."""
-    return Instance("sums.cu", (("REAL", REAL[dtype.name]), ("WIDTH", 1)))
+    return Instance("sums.cu", macros(dtype, 1, True))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:

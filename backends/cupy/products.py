@@ -13,7 +13,7 @@ import numpy as np
 
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, REAL, WARP, contiguous, written
+from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, written
 from plugrad.backends.options import COMPUTE, FLOAT64
 
 # cudaDataType_t and cublasComputeType_t, by cuBLAS's library_types.h and cublas_api.h.
@@ -154,7 +154,7 @@ def _column_sums(x: Array, sums: Array) -> Array:
 @functools.cache
 def instance(dtype: np.dtype[Any]) -> Instance:
     """What is compiled for the sums of arrays of a dtype."""
-    return Instance("sums.cu", (("REAL", REAL[dtype.name]), ("WIDTH", 1)))
+    return Instance("sums.cu", macros(dtype, 1, True))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:

@@ -32,11 +32,11 @@ COLUMN_THREADS = 16  # for each of the 32 columns of a block
 # Blocks go over the rows in turn, and losses are summed up for each of them.
 MOST_BLOCKS = 2048
 
-# Up to so many elements one block does it all, and finishes the sum of the losses itself: another launch would take longer.
+# Up to so many elements one block does it all, and finishes the sum of the losses itself: another launch takes longer.
 ONE_BLOCK = 4096
 
-# Rows that are read twice are shared by several blocks, of so many elements at the least, if there are fewer of them than
-# a device has places for blocks.
+# Rows that are read twice are shared by several blocks, of so many elements at the least, if they are fewer than the
+# places that a device has for blocks.
 PLACES, LEAST_PART = 256, 8192
 
 
@@ -98,12 +98,14 @@ def items(operation: Operation, dtype: np.dtype[Any], width: int, tier: str) -> 
 def plan(operation: Operation, dtype: np.dtype[Any], how: Layout, is_aligned: bool) -> Plan:
     """How to carry out `operation`; `is_aligned` tells that all its arrays start at multiples of 16 bytes."""
     rows, classes, inner = how
-    width = widest(dtype) if is_aligned and inner == 1 and classes % widest(dtype) == 0 else 1
+    width = widest(dtype) if inner == 1 and classes % widest(dtype) == 0 else 1
+    is_aligned |= width == 1
 
     def one_kernel(tier: str, each: int, blocks: int, block: tuple[int, ...], *more: int) -> Plan:
         few = 1 if rows * classes <= ONE_BLOCK else min(blocks, MOST_BLOCKS)
         names = (f"{operation.name}_{tier.lower()}",)
-        return Plan(instance(operation, dtype, width, each, tier), names, (few,), block, (rows, classes, *more), 0)
+        code = instance(operation, dtype, width, is_aligned, each, tier)
+        return Plan(code, names, (few,), block, (rows, classes, *more), 0)
 
     if inner > 1:
         (each,) = items(operation, dtype, width, "COLUMNS")
@@ -123,7 +125,7 @@ def plan(operation: Operation, dtype: np.dtype[Any], how: Layout, is_aligned: bo
     (each,) = items(operation, dtype, width, "PARTS")
     names = (f"{operation.name}_gather", f"{operation.name}_join")
     workspace = rows * parts * (max(1, operation.sums) + 1)
-    code = instance(operation, dtype, width, each, "PARTS")
+    code = instance(operation, dtype, width, is_aligned, each, "PARTS")
     return Plan(code, names, (rows * parts,), (BLOCK_THREADS,), (classes, parts), workspace)
 
 
@@ -132,19 +134,28 @@ def _power_of_2(classes: int, each: int) -> int:
     return 1 << (-(-classes // each) - 1).bit_length()
 
 
-def instance(operation: Operation, dtype: np.dtype[Any], width: int, each: int, tier: str) -> Instance:
+def instance(
+    operation: Operation, dtype: np.dtype[Any], width: int, is_aligned: bool, each: int, tier: str
+) -> Instance:
     """What is compiled for a plan."""
-    macros = (("REAL", REAL[dtype.name]), ("WIDTH", width), ("ITEMS", each), ("TIER", tier))
-    return Instance(f"{operation.name}.cu", macros)
+    more = (("ITEMS", each), ("TIER", tier))
+    return Instance(f"{operation.name}.cu", (*macros(dtype, width, is_aligned), *more))
+
+
+def macros(dtype: np.dtype[Any], width: int, is_aligned: bool) -> tuple[tuple[str, str | int], ...]:
+    """What every source has to be told."""
+    return (("REAL", REAL[dtype.name]), ("WIDTH", width), ("ALIGNED", int(is_aligned)))
 
 
 def instances(operation: Operation, dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
     """Everything that may be compiled for `operation` on arrays of a dtype, and the names of the kernels in it."""
     for tier in ("LANES", "BLOCKS", "LONG_ROWS", "PARTS", "COLUMNS"):
-        for width in (1, widest(dtype)) if tier != "COLUMNS" else (1,):
+        wide = widest(dtype)
+        for width, is_aligned in ((1, True), (wide, True), (wide, False)) if tier != "COLUMNS" else ((1, True),):
             for each in items(operation, dtype, width, tier):
                 names = ("gather", "join") if tier == "PARTS" else (tier.lower(),)
-                yield instance(operation, dtype, width, each, tier), tuple(f"{operation.name}_{n}" for n in names)
+                code = instance(operation, dtype, width, is_aligned, each, tier)
+                yield code, tuple(f"{operation.name}_{name}" for name in names)
 
 
 def planned(operation: Operation, how: Layout, *arrays: Array) -> Plan:

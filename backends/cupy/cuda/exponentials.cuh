@@ -34,7 +34,7 @@ template <class T> struct Exponentials : Operation<T> {
 
     __device__ void rescale(double* sums, A top) {
         if (top == this->top) return;
-        sums[REST] = (sums[REST] + sums[LARGEST]) * exp(double(this->top) - double(top));
+        sums[REST] = (sums[REST] + sums[LARGEST]) * exponential<double>(this->top, top);
         sums[LARGEST] = 0;
         this->top = top;
     }

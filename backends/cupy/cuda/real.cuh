@@ -64,9 +64,10 @@ template <> __device__ inline half narrow<half>(float x) {
 #endif
 }
 
-// W elements that lie side by side, read and written in one access of 16 bytes where W is not 1: the host sees
-// to it that they start at a multiple of their size.
-template <class T, int W> struct alignas(sizeof(T) * W) Vector {
+// W elements that lie side by side. Where ALIGNED is set, as the compiler is told, they start at a multiple of their size
+// and are read and written in one access, of 16 bytes or of one element; else one by one. Which thread takes which
+// elements does not depend on it, and so results do not either.
+template <class T, int W> struct alignas(sizeof(T) * (ALIGNED ? W : 1)) Vector {
     T element[W];
 };
 

@@ -191,7 +191,8 @@ def right_or_refused(
     before = [bits(subject, room) for room in rooms]
     with told(subject, case):
         try:
-            got = subject.call_on(case.kernel, arrays, {**case.options, "out": packed(out)})
+            options = {name: subject.array(option) for name, option in case.options.items()}
+            got = subject.call_on(case.kernel, arrays, {**options, "out": packed(out)})
         except ValueError as error:
             refusal = str(error)
         else:

@@ -1,7 +1,7 @@
 """A stand-in for CuPy, as far as plugrad and its tests use it: arrays in host memory, kernels run by `device.hpp`.
 
-An array is of a class of its own that NumPy does not take for an array, so that moving data by accident fails as it does
-with CuPy. New memory is poisoned. Waiting for the device is counted, and refused where cupyx.allow_synchronize says so.
+An array is of a class of its own that NumPy does not take for an array, so that moving data by accident fails as it
+does with CuPy. New memory is poisoned. Waiting for the device is refused where cupyx.allow_synchronize says so.
 """
 
 import operator
@@ -13,11 +13,9 @@ __version__ = "14.2.0"
 
 POISON = 0xA5
 waiting_is_allowed = [True]
-waits = [0]
 
 
 def _wait() -> None:
-    waits[0] += 1
     if not waiting_is_allowed[0]:
         raise RuntimeError("the device was waited for")
 
@@ -73,6 +71,9 @@ class ndarray:  # noqa: N801  (CuPy's name)
 
     def __int__(self) -> int:
         return int(self.item())
+
+    def __neg__(self) -> "ndarray":
+        return _new(-self._host, self)
 
     def __len__(self) -> int:
         return len(self._host)
@@ -136,7 +137,7 @@ def _operator(name: str) -> Any:
     return operate
 
 
-for _name in ("add", "sub", "mul", "truediv", "lt", "le", "gt", "ge", "eq", "ne"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "lt", "le", "gt", "ge", "eq", "ne"):
     for _prefix in ("", "r", "i"):
         if not (_prefix and len(_name) == 2):
             setattr(ndarray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))

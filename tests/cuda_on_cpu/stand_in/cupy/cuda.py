@@ -141,7 +141,7 @@ class _Kernel:
         self.name, self._function = name, function
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-        grid, block = ((tuple(max(1, n) for n in size) + (1, 1))[:3] for size in (grid, block))
+        grid, block = ((*(max(1, n) for n in size), 1, 1)[:3] for size in (grid, block))
         if math.prod(block) > 1024 or block[2] > 64 or grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
             raise CUDARuntimeError(f"{self.name}: the device has no grid of {grid} blocks of {block} threads")
         values = [_value(argument) for argument in arguments]
@@ -195,8 +195,9 @@ def _matrix(pointer: int, kind: int, rows: int, columns: int, leading: int) -> A
     return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, leading * dtype.itemsize))
 
 
-def _gemm_ex(handle: int, transpose_a: int, transpose_b: int, m: int, n: int, k: int, alpha: int, a: int, kind_a: int, leading_a: int, b: int, kind_b: int, leading_b: int, beta: int, c: int, kind_c: int, leading_c: int, compute: int, algorithm: int) -> None:  # fmt: skip
+def _gemm_ex(handle: int, transpose_a: int, transpose_b: int, m: int, n: int, k: int, *given: int) -> None:
     """``c = alpha op(a) op(b) + beta c``, as cuBLAS's reference describes it; with a beta of 0, c is not read."""
+    alpha, a, kind_a, leading_a, b, kind_b, leading_b, beta, c, kind_c, leading_c, compute, _ = given
     wide: Any = {68: np.float32, 70: np.float64}[compute]
     factors = [wide(np.frombuffer((ctypes.c_char * 8).from_address(p), wide, 1)[0]) for p in (alpha, beta)]
     left = _matrix(a, kind_a, *((k, m) if transpose_a else (m, k)), leading_a)
