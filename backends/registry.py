@@ -5,7 +5,7 @@ are checked already and write their results into arrays that are allocated alrea
 in an entry point of the group ``plugrad.backends`` of any installed distribution, or was given to `register`.
 
 Built so that nothing is imported before it is selected: a room of another distribution is not even looked for while
-the name of a built-in one is asked for, and probing a built-in room imports neither numba nor CuPy.
+the name of a built-in one is asked for, and probing a built-in room imports at most the library it is about.
 """
 
 import importlib

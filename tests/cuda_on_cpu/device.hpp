@@ -5,14 +5,12 @@
 // some are elsewhere the launch fails, as a real one would hang or be undefined. The order in which fibers run is
 // ascending, descending or random, since a missing barrier does no harm in one order or the other.
 #pragma once
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <random>
-#include <string>
 #include <utility>
-#include <vector>
 
 #define __global__ __attribute__((annotate_kernel))
 #define __device__
@@ -43,7 +41,7 @@ struct Context {
     void start(char* stack, size_t size, void (*function)()) {
         auto top = reinterpret_cast<uintptr_t>(stack + size) & ~uintptr_t(15);
         auto frame = reinterpret_cast<void**>(top - 64);
-        std::fill(frame, frame + 6, nullptr);
+        for (int i = 0; i < 6; i++) frame[i] = nullptr;
         frame[6] = reinterpret_cast<void*>(function);
         stack_pointer = frame;
     }
@@ -64,7 +62,7 @@ struct Context {
 #endif
 
 enum State { RUNS, AT_BARRIER, AT_SHUFFLE, ENDED };
-constexpr int WARP_SIZE = 32;
+constexpr int WARP_SIZE = 32, MOST_THREADS = 1024;
 constexpr size_t STACK = 64 * 1024;
 
 struct Fiber {
@@ -75,13 +73,14 @@ struct Fiber {
     unsigned char slot[2][8];  // what it gives its neighbours, in this shuffle and the one before
 };
 
-static std::vector<Fiber> fibers;
-static std::vector<char> stacks;
+static Fiber fibers[MOST_THREADS];
+static int count;  // of the fibers of a block
+static char* stacks = static_cast<char*>(std::malloc(MOST_THREADS * STACK));
 static Context scheduler;
 static int running;
 static void (*kernel_body)(void*);
 static void* kernel_arguments;
-static std::string error;
+static char error[100];
 
 inline void wait(State state) {
     fibers[running].state = state;
@@ -95,23 +94,23 @@ inline void body_of_fiber() {
 
 // Opens the barriers that all have come to. A lane that has ended can take part in no shuffle.
 inline bool open_barriers() {
-    bool opened = false, all_at_barrier = true, any = false;
-    int count = int(fibers.size());
+    bool opened = false;
+    int at_barrier = 0, ended = 0;
     for (int first = 0; first < count; first += WARP_SIZE) {
-        int last = std::min(count, first + WARP_SIZE), at_shuffle = 0;
+        int last = first + WARP_SIZE < count ? first + WARP_SIZE : count, at_shuffle = 0;
         for (int i = first; i < last; i++) at_shuffle += fibers[i].state == AT_SHUFFLE;
         if (at_shuffle == last - first) {
             for (int i = first; i < last; i++) fibers[i].state = RUNS;
             opened = true;
         }
     }
-    for (auto& fiber : fibers) {
-        any |= fiber.state == AT_BARRIER;
-        all_at_barrier &= fiber.state == AT_BARRIER || fiber.state == ENDED;
+    for (int i = 0; i < count; i++) {
+        at_barrier += fibers[i].state == AT_BARRIER;
+        ended += fibers[i].state == ENDED;
     }
-    if (any && all_at_barrier) {
-        for (auto& fiber : fibers)
-            if (fiber.state == AT_BARRIER) fiber.state = RUNS;
+    if (at_barrier && at_barrier + ended == count) {
+        for (int i = 0; i < count; i++)
+            if (fibers[i].state == AT_BARRIER) fibers[i].state = RUNS;
         opened = true;
     }
     return opened;
@@ -119,23 +118,28 @@ inline bool open_barriers() {
 
 enum Order { ASCENDING, DESCENDING, RANDOM };
 
-inline bool run_block(int order, std::minstd_rand& random) {
-    int count = int(fibers.size());
-    std::vector<int> turn(count);
+inline bool run_block(int order, uint32_t& random) {
+    int turn[MOST_THREADS];
     for (int i = 0; i < count; i++) turn[i] = order == DESCENDING ? count - 1 - i : i;
     for (;;) {
-        if (order == RANDOM) std::shuffle(turn.begin(), turn.end(), random);
-        for (int i : turn) {
+        if (order == RANDOM)
+            for (int i = count - 1; i > 0; i--) {
+                random = random * 1664525u + 1013904223u;  // Numerical Recipes' generator
+                std::swap(turn[i], turn[(random >> 8) % (i + 1)]);
+            }
+        for (int k = 0; k < count; k++) {
+            int i = turn[k];
             if (fibers[i].state != RUNS) continue;
             running = i;
             threadIdx = fibers[i].place;
             scheduler.switch_to(fibers[i].context);
         }
         if (open_barriers()) continue;
-        for (auto& fiber : fibers)
-            if (fiber.state != ENDED) {
-                error = fiber.state == AT_SHUFFLE ? "not all lanes of a warp take part in a shuffle"
-                                                  : "not all threads of a block come to a barrier";
+        for (int i = 0; i < count; i++)
+            if (fibers[i].state != ENDED) {
+                std::snprintf(error, sizeof(error), "%s",
+                              fibers[i].state == AT_SHUFFLE ? "not all lanes of a warp take part in a shuffle"
+                                                            : "not all threads of a block come to a barrier");
                 return false;
             }
         return true;
@@ -152,48 +156,40 @@ template <class... P> struct Launch {
 // Runs a kernel, whose arguments are given by address, and in bytes. What is wrong is returned, or null.
 template <class... P>
 const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** arguments,
-                   const int* sizes, int count, int order) {
-    int expected[] = {int(sizeof(P))...};
-    if (count != int(sizeof...(P))) {
-        error = "expected " + std::to_string(sizeof...(P)) + " arguments, got " + std::to_string(count);
-        return error.c_str();
+                   const int* sizes, int given_count, int order) {
+    int expected[] = {int(sizeof(P))...}, expected_count = sizeof...(P);
+    if (given_count != expected_count) {
+        std::snprintf(error, sizeof(error), "expected %d arguments, got %d", expected_count, given_count);
+        return error;
     }
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < expected_count; i++)
         if (sizes[i] != expected[i]) {
-            error = "argument " + std::to_string(i) + ": expected " + std::to_string(expected[i]) + " bytes, got " +
-                    std::to_string(sizes[i]);
-            return error.c_str();
+            std::snprintf(error, sizeof(error), "argument %d: expected %d bytes, got %d", i, expected[i], sizes[i]);
+            return error;
         }
     Launch<P...> given{kernel, arguments};
     kernel_body = Launch<P...>::run;
     kernel_arguments = &given;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    std::minstd_rand random(1);
-    fibers.resize(size_t(block[0]) * block[1] * block[2]);
-    if (stacks.size() < fibers.size() * STACK) stacks.resize(fibers.size() * STACK);
+    uint32_t random = 1;
+    count = int(block[0] * block[1] * block[2]);
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
             for (unsigned x = 0; x < grid[0]; x++) {
                 blockIdx = {x, y, z};
-                for (unsigned i = 0; i < fibers.size(); i++) {
+                for (unsigned i = 0; i < unsigned(count); i++) {
                     fibers[i].state = RUNS;
                     fibers[i].shuffles = 0;
                     fibers[i].place = {i % block[0], i / block[0] % block[1], i / (block[0] * block[1])};
-                    fibers[i].context.start(&stacks[i * STACK], STACK, body_of_fiber);
+                    fibers[i].context.start(stacks + i * STACK, STACK, body_of_fiber);
                 }
-                if (!run_block(order, random)) return error.c_str();
+                if (!run_block(order, random)) return error;
             }
     return nullptr;
 }
 
 }  // namespace device
-
-#define LAUNCHER(NAME)                                                                                                 \
-    extern "C" const char* launch_##NAME(const unsigned* grid, const unsigned* block, void** arguments,                \
-                                         const int* sizes, int count, int order) {                                     \
-        return device::launch(&NAME, grid, block, arguments, sizes, count, order);                                     \
-    }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Functions of CUDA

@@ -1,7 +1,7 @@
 """A stand-in for cupy.cuda: a device, g++ in place of NVRTC, and NumPy in place of cuBLAS.
 
-``CUDA_ON_CPU_ORDER`` is the order in which threads run: ascending, descending, random, or ``alternating`` between the
-three from launch to launch. ``CUDA_ON_CPU_FLAGS`` are more flags for g++, such as those of a sanitizer.
+``CUDA_ON_CPU_ORDER`` is the order in which threads run: ascending, descending, random, ``alternating`` between the three
+from launch to launch, or ``every``: each launch is repeated in all three, and must leave the same bits. ``CUDA_ON_CPU_FLAGS`` are more flags for g++, such as those of a sanitizer.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import numpy as np
 
 ORDERS = ("ascending", "descending", "random")
 HERE = Path(__file__).resolve().parents[2]
-FLAGS = ["-std=c++20", "-O1", "-w", "-ffp-contract=off", *os.environ.get("CUDA_ON_CPU_FLAGS", "").split()]
+FLAGS = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", *os.environ.get("CUDA_ON_CPU_FLAGS", "").split()]
 
 _devices = [0]  # the current one last
 
@@ -117,10 +117,12 @@ nvrtc = SimpleNamespace(
 _turns = itertools.cycle(range(len(ORDERS)))
 
 
-def order() -> int:
-    """The order of the threads of the next launch."""
+def orders() -> list[int]:
+    """The orders of the threads of the next launch."""
     name = os.environ.get("CUDA_ON_CPU_ORDER", "alternating")
-    return next(_turns) if name == "alternating" else ORDERS.index(name)
+    if name == "every":
+        return list(range(len(ORDERS)))
+    return [next(_turns) if name == "alternating" else ORDERS.index(name)]
 
 
 class RawModule:
@@ -148,9 +150,20 @@ class _Kernel:
         addresses = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         sizes = (ctypes.c_int * len(values))(*[ctypes.sizeof(value) for value in values])
         three = ctypes.c_uint * 3
-        problem = self._function(three(*grid), three(*block), addresses, sizes, len(values), order())
-        if problem is not None:
-            raise CUDARuntimeError(f"{self.name}: {problem.decode()}")
+        memory = [argument._host for argument in arguments if hasattr(argument, "_host")]
+        turns = orders()
+        before = [array.copy() for array in memory] if len(turns) > 1 else []
+        after: list[bytes] = []
+        for order in turns:
+            for array, held in zip(memory, before, strict=False):
+                array[...] = held
+            problem = self._function(three(*grid), three(*block), addresses, sizes, len(values), order)
+            if problem is not None:
+                raise CUDARuntimeError(f"{self.name}: {problem.decode()}")
+            left = [array.tobytes() for array in memory] if before else []
+            if after and left != after:
+                raise CUDARuntimeError(f"{self.name}: the results depend on the order in which threads run")
+            after = left
 
 
 def _value(argument: Any) -> Any:

@@ -1,0 +1,348 @@
+"""The cupy backend without a GPU: its sources compile for GPUs, and run on the CPU (see cuda_on_cpu/README.md)."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+RIG = HERE / "cuda_on_cpu"
+SOURCES = HERE.parent / "backends" / "cupy" / "cuda"
+SANITIZERS = "-g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+# The launches that planted bugs are looked for in: rows of every length, both ways of losses, columns, sums.
+CALLS = """
+import numpy as np
+from plugrad import backends, kernels as K
+rng = np.random.default_rng(0)
+d = backends.asarray
+for shape in ((40, 10), (70, 100), (3, 4000), (2, 40_000), (300, 20_500)):
+    x, t = d(rng.normal(size=shape).astype("f4")), d(rng.integers(0, shape[1], shape[0]))
+    K.softmax(x)
+    K.softmax_cross_entropy_value_and_grad(x, t)
+    K.relu(x)
+K.softmax(d(rng.normal(size=(3, 50, 7)).astype("f4")), axis=1)
+K.affine_backward(d(np.ones((3000, 5), "f4")), d(np.ones((3000, 4), "f4")), d(np.ones((4, 5), "f4")))
+print("done")
+"""
+
+
+def environment(tmp_path: Path, order: str = "every", flags: str = "") -> dict[str, str]:
+    """The environment of a process that has the device on the CPU in place of CuPy."""
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(RIG / "stand_in"),
+        "CUPY_CACHE_DIR": str(tmp_path),
+        "CUDA_ON_CPU_ORDER": order,
+        "CUDA_ON_CPU_FLAGS": flags,
+        "PLUGRAD_BACKEND": "cupy",
+    }
+    if flags:
+        found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+        variables |= {"LD_PRELOAD": found.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    return variables
+
+
+def run(*arguments: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A Python process."""
+    return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True, check=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the CPU
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, subprocess.CompletedProcess[str]]":
+    """The conformance suite with every order of threads for each launch, and with sanitizers; both at once."""
+    ways = {"orders": ("every", ""), "sanitizers": ("alternating", SANITIZERS)}
+
+    def suite(way: str) -> subprocess.CompletedProcess[str]:
+        variables = environment(tmp_path_factory.mktemp(way), *ways[way])
+        return run("-m", "plugrad.tests", "--backend", "cupy", variables=variables)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(ways, pool.map(suite, ways), strict=True))
+
+
+@pytest.mark.parametrize("way", ["orders", "sanitizers"])
+def test_the_conformance_suite_passes(suites: "dict[str, subprocess.CompletedProcess[str]]", way: str) -> None:
+    done = suites[way]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    passed = re.search(r"^(\d+) passed in", done.stdout, re.M)
+    assert passed is not None, done.stdout[-4000:]
+    assert int(passed[1]) > 1400, "most of the suite did not run"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled code is kept for the tests that need no other."""
+    return tmp_path_factory.mktemp("cuda")
+
+
+def test_the_digits_example_runs_unchanged(cache: Path) -> None:
+    done = run(str(HERE.parent / "examples" / "digits.py"), "--epochs", "2", variables=environment(cache, "ascending"))
+    assert done.returncode == 0, done.stderr
+    assert "backend: cupy" in done.stdout
+    accuracies = re.findall(r"test accuracy (\d+)", done.stdout)
+    assert int(accuracies[-1]) >= 90
+
+
+def calls(cache: Path, sources: Path, flags: str = "") -> subprocess.CompletedProcess[str]:
+    """The calls above, with the CUDA sources of a folder."""
+    code = f"from pathlib import Path\nfrom plugrad.backends.cupy import compiling\ncompiling.SOURCES = Path({str(sources)!r})"
+    return run("-c", f"{code}\n{CALLS}", variables=environment(cache, "every", flags))
+
+
+def test_nothing_is_wrong_with_the_calls_that_bugs_are_looked_for_in(cache: Path) -> None:
+    done = calls(cache, SOURCES)
+    assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "flags", "message"),
+    [
+        pytest.param(
+            "rows.cuh",
+            "        __syncthreads();\n        for (int i = 0; i < size / WARP; i++) x = larger",
+            "        for (int i = 0; i < size / WARP; i++) x = larger",
+            "",
+            "depend on the order",
+            id="a missing barrier",
+        ),
+        pytest.param(
+            "rows.cuh",
+            "        __syncthreads();\n    }\n};\n\n// The threads of one column",
+            "    }\n};\n\n// The threads of one column",
+            "",
+            "depend on the order",
+            id="a missing barrier before shared memory is written again",
+        ),
+        pytest.param(
+            "rows.cuh",
+            "x = larger(x, __shfl_xor_sync(ALL_LANES, x, step));",
+            "if (rank != 1) x = larger(x, __shfl_xor_sync(ALL_LANES, x, step));",
+            "",
+            "not all lanes of a warp take part in a shuffle",
+            id="a divergent shuffle",
+        ),
+        pytest.param(
+            "rows.cuh",
+            "        if (rank % WARP == 0) part[rank / WARP] = x;\n        __syncthreads();",
+            "        if (rank % WARP == 0) {\n            part[rank / WARP] = x;\n            __syncthreads();\n        }",
+            "",
+            "not all threads of a block come to a barrier",
+            id="a barrier for some threads only",
+        ),
+        pytest.param(
+            "softmax.cuh",
+            "auto values = read<W>(x + at);",
+            "auto values = read<W>(x + at + 1);",
+            "-g -fsanitize=address",
+            "heap-buffer-overflow",
+            id="a read out of bounds",
+        ),
+        pytest.param(
+            "softmax.cuh",
+            "auto values = read<W>(x + at);",
+            "auto values = read<W>(x + at - (at > 0));",
+            "-fsanitize=undefined -fno-sanitize-recover=undefined",
+            "misaligned address",
+            id="a vector that is not aligned",
+        ),
+        pytest.param(
+            "rows.cuh",
+            "NAME##_lanes(int64 rows, int64 classes, int64 size, __VA_ARGS__)",
+            "NAME##_lanes(int64 rows, int64 classes, int size, __VA_ARGS__)",
+            "",
+            "argument 2: expected 4 bytes, got 8",
+            id="an argument of another width",
+        ),
+        pytest.param(
+            "logit_loss.cuh",
+            "const REAL *x, REAL *out, int64 is_gradient,",
+            "const REAL *x, REAL *out,",
+            "",
+            "arguments, got",
+            id="an argument that is not expected",
+        ),
+    ],
+)
+def test_planted_bugs_are_found(
+    cache: Path, tmp_path: Path, file: str, right: str, wrong: str, flags: str, message: str
+) -> None:
+    shutil.copytree(SOURCES, tmp_path / "cuda")
+    text = (tmp_path / "cuda" / file).read_text()
+    assert right in text, "the source has changed; plant the bug anew"
+    replaced = text.replace(right, wrong, 1)
+    if file == "logit_loss.cuh":
+        replaced += "\n#define is_gradient 0\n"
+    (tmp_path / "cuda" / file).write_text(replaced)
+    done = calls(cache, tmp_path / "cuda", flags)
+    assert done.returncode != 0, "the bug was not found"
+    assert message in done.stderr, done.stderr[-3000:]
+
+
+WAITS = """
+import cupy
+from plugrad import backends, kernels as K
+from plugrad.tests.conformance.cases import sample
+from plugrad.tests.conformance.subject import Subject
+subject = Subject("cupy")
+inside = subject.backend.functions["relu"]
+subject.backend.functions["relu"] = lambda x, out: (inside(x, out), out.get())
+subject.call(sample(K.KERNELS["relu"], 3, 4, cupy.np.dtype("f4")))
+"""
+
+
+def test_the_suite_notices_a_kernel_that_waits(cache: Path) -> None:
+    done = run("-c", WAITS, variables=environment(cache, "ascending"))
+    assert "the device was waited for" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CuPy's manners
+# ---------------------------------------------------------------------------------------------------------------------
+
+MANNERS = """
+import cupy, numpy as np
+from plugrad import backends, kernels as K
+
+def refused(error, call):
+    try:
+        call()
+    except error as told:
+        return str(told)
+    raise AssertionError(f"not refused: {call}")
+
+x = backends.asarray(np.ones((3, 4), "f4"))
+with cupy.cuda.Device(1):
+    other = backends.asarray(np.ones((3, 4), "f4"))
+told = refused(TypeError, lambda: K.softmax_backward(x, other))
+assert "y: expected an array on the current device, 0, got one on device 1" in told and "cupy.cuda.Device(1)" in told, told
+assert "x: expected an array on the current device" in refused(TypeError, lambda: K.relu(other))
+assert "out: expected an array on the current device" in refused(TypeError, lambda: K.relu(x, out=other))
+with cupy.cuda.Device(1):
+    assert K.relu(other).device.id == 1
+told = refused(TypeError, lambda: K.relu(np.ones(3)))
+assert "relu: x: expected a cupy.ndarray, got a numpy.ndarray; call plugrad.backends.asarray" in told, told
+assert "weight" in refused(TypeError, lambda: K.cross_entropy(x, backends.asarray([0, 0, 0]), weight=[1.0] * 4))
+
+# auto goes by the arrays
+with backends.use("auto"):
+    assert type(K.relu(x)) is cupy.ndarray
+    assert backends.explain(K.relu, x).backend == "cupy"
+    assert backends.explain(K.cross_entropy_backward, 1.0, x, x).backend == "cupy"
+    assert type(K.relu(np.ones(3))) is np.ndarray
+
+# a label that names no class: NaN for its row, or an error in the checking mode
+t = backends.asarray(np.array([0, 9, 3]))
+loss, dx = K.softmax_cross_entropy_value_and_grad(x, t, reduction="none")
+assert np.isnan(loss.get()).tolist() == [False, True, False]
+assert np.isnan(dx.get()).all(axis=1).tolist() == [False, True, False]
+assert np.isnan(dx.get()).any(axis=1).tolist() == [False, True, False]
+assert np.isnan(float(K.softmax_cross_entropy(x, t)[0]))
+assert np.isnan(float(K.cross_entropy(x, t)))
+for smoothing in (0.0, 0.1):
+    for backward in (K.softmax_cross_entropy_backward, K.cross_entropy_backward):
+        d = backward(1.0, x, t, label_smoothing=smoothing).get()
+        assert np.isnan(d).all(axis=1).tolist() == [False, True, False], (backward, d)
+with backends.use("cupy", check=True):
+    assert "expected labels in [0, 4), got 9 at row 1" in refused(ValueError, lambda: K.cross_entropy(x, t))
+
+# another library's array on the device is seen as CuPy's
+class Tensor:
+    __cuda_array_interface__ = {}
+    def __init__(self, array):
+        self.array = array
+seen = cupy.asarray
+cupy.asarray = lambda x: x.array if isinstance(x, Tensor) else seen(x)
+assert type(K.relu(Tensor(x))) is cupy.ndarray
+cupy.asarray = seen
+
+# compiled ahead, nothing is compiled in the call
+from plugrad.backends.cupy import compiling
+backends.warmup([K.relu], dtypes=["float32"])
+compiling.compile = None
+assert compiling._module.cache_info().currsize
+K.relu(x)
+print("done")
+"""
+
+
+def test_the_manners_of_cupy(cache: Path) -> None:
+    done = run("-c", MANNERS, variables=environment(cache, "ascending"))
+    assert done.stdout == "done\n", done.stderr
+
+
+CACHE = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from plugrad import backends, kernels as K
+from plugrad.backends.cupy import compiling
+folder, calls = Path(os.environ["CUPY_CACHE_DIR"]), []
+compile = compiling.compile
+compiling.compile = lambda *given: calls.append(given) or compile(*given)
+assert K.relu(backends.asarray(np.array([-1.0, 2.0], "f4"))).get().tolist() == [0, 2]
+print(len(calls), len(list(folder.glob("plugrad_*.bin"))))
+"""
+
+
+def test_compiled_code_is_kept_and_trusted_only_where_it_is_whole_and_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    variables = environment(folder, "ascending")
+
+    def told() -> str:
+        done = run("-c", CACHE, variables=variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert told() == "1 1"
+    assert told() == "0 1"
+    (kept,) = folder.glob("plugrad_*.bin")
+    kept.write_bytes(kept.read_bytes()[:1000])  # damaged
+    assert told().startswith("1 ")
+    assert told().startswith("0 ")
+    folder.chmod(0o777)  # others can write there
+    assert told().startswith("1 ")
+    folder.chmod(0o700)
+    variables["CUPY_CACHE_DIR"] = str(tmp_path / "file" / "cache")
+    (tmp_path / "file").touch()  # where there can be no folder
+    assert told() == "1 0"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For GPUs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def reports() -> "dict[str, str]":
+    """What NVRTC tells of every instance, for the oldest and the newest GPUs that are aimed at."""
+    done = run(str(RIG / "registers.py"), variables={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+
+
+def test_every_instance_compiles_for_gpus_and_spills_no_register() -> None:
+    told = reports()
+    assert len(told) > 1000
+    spilling = {kernel: report for kernel, report in told.items() if "spills 0 bytes" not in report}
+    assert not spilling, f"registers are spilled: {spilling}"
+
+
+def test_subnormal_numbers_are_not_flushed_on_gpus() -> None:
+    from plugrad.backends.cupy import compiling, elementwise
+
+    assembly, _ = compiling.compile(elementwise.instance(np.dtype(np.float32), True), "compute_90")
+    assert re.search(rb"\bmul\.f32", assembly)
+    assert not re.search(rb"\b(add|mul|fma\.r[nz])\.ftz\.f32", assembly)
