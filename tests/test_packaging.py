@@ -76,4 +76,4 @@ def test_it_works_installed_in_a_fresh_environment(distributions: dict[str, Path
         [python, "-m", "plugrad.backends"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert "numba is not installed; install it with: python -m pip install 'plugrad[numba]'" in listed.stdout
-    assert "cupy is not installed, and this version of plugrad has no kernels for it yet" in listed.stdout
+    assert "cupy is not installed; install it with: python -m pip install 'plugrad[cuda13]'" in listed.stdout
