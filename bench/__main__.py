@@ -20,7 +20,7 @@ from plugrad.bench.cases import DTYPES, SIZES, STEP, Case
 from plugrad.kernels import KERNELS
 
 PEERS = ("textbook", "torch", "jax")
-COPY = "copy"
+COPY, HOST = "copy", "host"
 
 
 def in_own_process(side: str, backend: str, case: Case, seconds: float, check: bool = False) -> dict[str, Any]:
@@ -39,13 +39,18 @@ def in_own_process(side: str, backend: str, case: Case, seconds: float, check: b
 
 
 def medians(sides: Iterable[tuple[str, str]], case: Case, rounds: int, seconds: float) -> dict[str, float]:
-    """The best median of each side, a name and a backend, in microseconds."""
+    """The best median of each side, a name and a backend, in microseconds; for a GPU also the host's time, ``host``."""
     best: dict[str, float] = {}
+
+    def keep(name: str, seconds: float) -> None:
+        best[name] = min(best.get(name, float("inf")), seconds * 1e6)
+
     for _ in range(rounds):
         for side, backend in sides:
             told = in_own_process(side, backend, case, seconds)
-            name = backend if side == "ours" else side
-            best[name] = min(best.get(name, float("inf")), told["quantiles"][1] * 1e6)
+            keep(backend if side == "ours" else side, told["quantiles"][1])
+            if side == "ours" and "host" in told:
+                keep(HOST, told["host"])
     return best
 
 
@@ -58,14 +63,18 @@ def cases(chosen: argparse.Namespace) -> list[Case]:
     return found
 
 
-def about_this_machine(peers: Iterable[str]) -> str:
-    """Processor, threads and versions."""
+def about_this_machine(backends: Iterable[str], peers: Iterable[str]) -> str:
+    """Processor, threads, GPUs and versions."""
     try:
         with open("/proc/cpuinfo") as told:
             processor = next(line.partition(":")[2].strip() for line in told if line.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()
     versions = {}
+    for name in backends:
+        if devices := get(name).describe().get("devices", "CPU").removeprefix("CPU"):
+            processor = f"{devices}, {processor}"
+            versions[name] = get(name).describe()["version"]
     for package in ("numpy", "numba", *(peer for peer in peers if peer != "textbook")):
         try:
             versions[package] = version(package)
@@ -83,7 +92,9 @@ def main() -> None:
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="'x PEER' is how many times as long the peer takes as the first backend; 'of copy' is how long it takes "
-        "to copy as many bytes as the kernel moves at the least, as a share of what the kernel takes.",
+        "to copy as many bytes as the kernel moves at the least, as a share of what the kernel takes. On a GPU, calls "
+        "are timed by its events, with nothing of their arrays in its caches; 'host us' is the time until a call "
+        "returns.",
     )
     parser.add_argument(
         "kernel", nargs="*", help=f"kernels, or 'step', a step of training; all by default: {', '.join(KERNELS)}"
@@ -98,6 +109,7 @@ def main() -> None:
     chosen = parser.parse_args()
     peers = [peer for peer in chosen.peers.split(",") if peer]
     backends = list(dict.fromkeys(chosen.backend.split(",")))
+    on_gpu = backends[0] == "cupy"
     try:
         if chosen.rounds < 1 or not chosen.seconds > 0:
             raise ValueError("--rounds and --seconds: expected more than 0")
@@ -106,15 +118,18 @@ def main() -> None:
         for peer in peers:
             if peer not in PEERS:
                 raise ValueError(f"--peers: expected some of {', '.join(PEERS)}; got {peer!r}")
+            if on_gpu and peer != "torch":
+                raise ValueError(f"--peers: expected torch beside cupy, since {peer} is measured on the CPU")
         wanted = cases(chosen)
     except (BackendUnavailableError, ValueError) as error:
         parser.error(str(error))
     missing = [peer for peer in peers if peer != "textbook" and find_spec(peer) is None]
     peers = [peer for peer in peers if peer not in missing]
-    print(about_this_machine(peers))
+    print(about_this_machine(backends, peers))
     for peer in missing:
         print(f"{peer} is not installed, and left out")
-    columns = [f"{backend} us" for backend in backends] + [f"x {peer}" for peer in peers] + ["of copy"]
+    columns = [f"{name} us" for name in (*backends, *[HOST] * on_gpu)] + [f"x {peer}" for peer in peers]
+    columns += ["GB/s", "of copy"]
     print(f"\n{'kernel':37} {'size':>15} {'dtype':>8}", *(f"{column:>11}" for column in columns), flush=True)
     for case in wanted:
         sides = [("ours", backend) for backend in backends] + [(peer, backends[0]) for peer in peers]
@@ -130,9 +145,10 @@ def main() -> None:
             print(error, file=sys.stderr)
             raise SystemExit(1) from None
         ours = best[backends[0]]
-        cells = [f"{best[backend]:11.1f}" for backend in backends]
+        cells = [f"{best[name]:11.1f}" for name in (*backends, *[HOST] * on_gpu)]
         cells += [f"{best[peer] / ours:11.2f}" for peer in peers]
-        cells.append(f"{best[COPY] / ours:11.0%}" if COPY in best else f"{'-':>11}")
+        cells += [f"{case.bytes / ours / 1e3:11.1f}" if case.bytes else f"{'-':>11}"]
+        cells += [f"{best[COPY] / ours:11.0%}" if COPY in best else f"{'-':>11}"]
         print(f"{case.name:37} {case.size:>15} {case.dtype:>8}", *cells, flush=True)
 
 

@@ -5,7 +5,6 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +12,8 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.bench.cases import STEP, Case, network
+from plugrad.bench.clocks import host_time, is_on_gpu, times
 from plugrad.bench.sides import ours
-
-
-def times(step: Callable[[], Any], seconds: float) -> list[float]:
-    """The time of each call, in seconds, of as many as fit."""
-    found: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < 5:
-        start = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - start)
-    return found
 
 
 def disagreement(case: Case) -> float:
@@ -34,7 +23,7 @@ def disagreement(case: Case) -> float:
     rate.
     """
     case = replace(case, rate=1.0)
-    found = as_tuple(ours.prepare(case)())
+    found = tuple(backends.to_numpy(result) for result in as_tuple(ours.prepare(case)()))
     with backends.use("numpy"):
         if case.name == STEP:
             before = network(case).parameters
@@ -78,6 +67,8 @@ def main() -> None:
     step()
     told: dict[str, float | list[float]] = {"first": time.perf_counter() - start}
     times(step, chosen.seconds / 10)  # caches and clock come up to speed
+    if is_on_gpu():
+        told["host"] = host_time(step)
     told["quantiles"] = np.quantile(times(step, chosen.seconds), [0.2, 0.5, 0.8]).tolist()
     print(json.dumps(told))
 

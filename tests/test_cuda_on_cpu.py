@@ -98,7 +98,9 @@ def test_the_digits_example_runs_unchanged(cache: Path) -> None:
 
 def calls(cache: Path, sources: Path, flags: str = "") -> subprocess.CompletedProcess[str]:
     """The calls above, with the CUDA sources of a folder."""
-    code = f"from pathlib import Path\nfrom plugrad.backends.cupy import compiling\ncompiling.SOURCES = Path({str(sources)!r})"
+    code = (
+        f"import pathlib\nfrom plugrad.backends.cupy import compiling as c\nc.SOURCES = pathlib.Path({str(sources)!r})"
+    )
     return run("-c", f"{code}\n{CALLS}", variables=environment(cache, "every", flags))
 
 
@@ -137,7 +139,7 @@ def test_nothing_is_wrong_with_the_calls_that_bugs_are_looked_for_in(cache: Path
         pytest.param(
             "rows.cuh",
             "        if (rank % WARP == 0) part[rank / WARP] = x;\n        __syncthreads();",
-            "        if (rank % WARP == 0) {\n            part[rank / WARP] = x;\n            __syncthreads();\n        }",
+            "        if (rank % WARP == 0) {\n  part[rank / WARP] = x;\n  __syncthreads();\n}",
             "",
             "not all threads of a block come to a barrier",
             id="a barrier for some threads only",
@@ -227,7 +229,8 @@ x = backends.asarray(np.ones((3, 4), "f4"))
 with cupy.cuda.Device(1):
     other = backends.asarray(np.ones((3, 4), "f4"))
 told = refused(TypeError, lambda: K.softmax_backward(x, other))
-assert "y: expected an array on the current device, 0, got one on device 1" in told and "cupy.cuda.Device(1)" in told, told
+assert "y: expected an array on the current device, 0, got one on device 1" in told, told
+assert "cupy.cuda.Device(1)" in told, told
 assert "x: expected an array on the current device" in refused(TypeError, lambda: K.relu(other))
 assert "out: expected an array on the current device" in refused(TypeError, lambda: K.relu(x, out=other))
 with cupy.cuda.Device(1):
@@ -281,6 +284,22 @@ print("done")
 def test_the_manners_of_cupy(cache: Path) -> None:
     done = run("-c", MANNERS, variables=environment(cache, "ascending"))
     assert done.stdout == "done\n", done.stderr
+
+
+def test_benchmarks_tell_of_the_device(cache: Path) -> None:
+    arguments = ("-m", "plugrad.bench", "softmax", "step", "--backend", "cupy", "--rounds", "1", "--seconds", "0.01")
+    done = run(*arguments[:3], *arguments[4:], "--sizes", "64x24", variables=environment(cache, "ascending"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("a device on the CPU"), done.stdout
+    heads, row = (line.split() for line in done.stdout.splitlines()[-2:])
+    assert heads[-7:] == ["cupy", "us", "host", "us", "GB/s", "of", "copy"]
+    assert row[0] == "softmax"
+    assert all(float(number.rstrip("%")) >= 0 for number in row[3:])
+    done = run(*arguments[:2], *arguments[3:], "--sizes", "8-5-4-3", variables=environment(cache, "ascending"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[-2:] == ["-", "-"]
+    done = run(*arguments[:3], *arguments[4:], "--peers", "textbook", variables=environment(cache, "ascending"))
+    assert "--peers: expected torch beside cupy, since textbook is measured on the CPU" in done.stderr
 
 
 CACHE = """

@@ -1,9 +1,9 @@
 """The CuPy backend: CUDA kernels that read a row once, and products by cuBLAS, on the current device and stream.
 
-`kernels` has its functions, and `products` those of the affine layer. `rows` chooses how the rows of an array are worked
-on, by their length; `labels` brings the labels of losses to the form that the CUDA code takes; `compiling` compiles;
-`arrays` has the hooks that take arrays in. The CUDA sources are in `cuda/`, where rows.cuh is the one to read first.
-CuPy is imported by the probe, and not before.
+`kernels` has its functions, and `products` those of the affine layer. `rows` chooses how the rows of an array are
+worked on, by their length; `labels` brings the labels of losses to the form that the CUDA code takes, and `compiling`
+compiles; `arrays` has the hooks that take arrays in. The CUDA sources are in `cuda/`, where rows.cuh is the one to read
+first. CuPy is imported by the probe, and not before.
 """
 
 import importlib

@@ -14,7 +14,9 @@ def take(what: str, x: Any) -> Array:
     """The argument `x`, called `what` in messages, as a CuPy array on the current device; no data is moved."""
     if not isinstance(x, cupy.ndarray):
         kind = type(x)
-        if not hasattr(kind, "__cuda_array_interface__"):
+        if (
+            getattr(x, "__cuda_array_interface__", None) is None
+        ):  # an array that could be on a device, and is not, has none
             raise TypeError(
                 f"{what}: expected a cupy.ndarray, got a {kind.__module__}.{kind.__qualname__}; "
                 f"call plugrad.backends.asarray on it first, or select a backend that computes in host memory"

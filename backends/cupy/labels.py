@@ -15,8 +15,8 @@ from plugrad.backends.numpy.labels import check
 from plugrad.backends.options import COMPUTE, LossOptions
 
 # As labels.cuh numbers them.
-KINDS = "int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64".split()
-KIND = {name: number for number, name in enumerate(KINDS)} | {"bool": KINDS.index("uint8")}
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+KINDS = (*INTEGERS, "float16", "bfloat16", "float32", "float64")
 
 THREADS = 256  # as the kernels are declared
 COUNTED = 4096  # labels that a block counts at the least
@@ -43,7 +43,7 @@ class Labels:
             check(cupy.asnumpy(t), how.classes, options)
         self.one_class = is_index and not options.label_smoothing
         self._compute, self._options, self._classes = COMPUTE[x.dtype], options, how.classes
-        self._t, kind = contiguous(t), KIND[t.dtype.name]
+        self._t, kind = contiguous(t), kind_of(t.dtype)
         ignore = _ignored(options.ignore_index, t.dtype) if is_index else None
         ignored = (ignore or 0, int(ignore is not None))
         self._weight = self._weights(results)
@@ -95,7 +95,13 @@ class Labels:
         """The gradient that arrives: its value, or the array, its kind, and the step in it from row to row."""
         if isinstance(dloss, float):
             return dloss, NULL, 0, 0
-        return 0.0, contiguous(dloss), KIND[dloss.dtype.name], int(dloss.ndim > 0)
+        return 0.0, contiguous(dloss), kind_of(dloss.dtype), int(dloss.ndim > 0)
+
+
+@functools.cache  # NumPy takes microseconds to find the name of a dtype
+def kind_of(dtype: np.dtype[Any]) -> int:
+    """The number of a dtype among `KINDS`."""
+    return KINDS.index("uint8" if dtype.name == "bool" else dtype.name)
 
 
 def _ignored(index: int | None, dtype: np.dtype[Any]) -> int | None:

@@ -14,11 +14,11 @@ import numpy as np
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, written
-from plugrad.backends.options import COMPUTE, FLOAT64
+from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 
 # cudaDataType_t and cublasComputeType_t, by cuBLAS's library_types.h and cublas_api.h.
-TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
-COMPUTE_TYPE = {"float32": 68, "float64": 70}
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+COMPUTE_TYPE = {FLOAT32: 68, FLOAT64: 70}
 NOT_TRANSPOSED, TRANSPOSED = 0, 1
 ANY_ALGORITHM = -1
 
@@ -34,8 +34,8 @@ THREADS = 256  # as the kernels are declared
 SUMS = ("column_sums", "join_column_sums", "narrow_all")
 
 # cuBLAS reads the factors of product and sum in the type that it computes in.
-ZERO = {name: np.zeros((), name) for name in COMPUTE_TYPE}
-ONE = {name: np.ones((), name) for name in COMPUTE_TYPE}
+ZERO = {dtype: np.zeros((), dtype) for dtype in COMPUTE_TYPE}
+ONE = {dtype: np.ones((), dtype) for dtype in COMPUTE_TYPE}
 
 
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
@@ -112,19 +112,24 @@ def _product(a: Array, b: Array, out: Array, adds: bool) -> None:
 def _gemm(a: Array, b: Array, out: Array, adds: bool) -> None:
     """One call of cuBLAS. It counts along columns first: what is rows here is columns there, and so is ``b^T a^T``."""
     (m, n), k = out.shape, len(b)
-    compute = COMPUTE[out.dtype].name
+    compute = COMPUTE[out.dtype]
     cupy.cuda.cublas.gemmEx(
         cupy.cuda.get_cublas_handle(),
         *(_transposition(b), _transposition(a)),
         *(n, m, k),
         ONE[compute].ctypes.data,
-        *(b.data.ptr, TYPE[b.dtype.name], _leading(b)),
-        *(a.data.ptr, TYPE[a.dtype.name], _leading(a)),
+        *(b.data.ptr, _type(b.dtype), _leading(b)),
+        *(a.data.ptr, _type(a.dtype), _leading(a)),
         (ONE if adds else ZERO)[compute].ctypes.data,
-        *(out.data.ptr, TYPE[out.dtype.name], n),
+        *(out.data.ptr, _type(out.dtype), n),
         COMPUTE_TYPE[compute],
         ANY_ALGORITHM,
     )
+
+
+@functools.cache  # NumPy takes microseconds to find the name of a dtype
+def _type(dtype: np.dtype[Any]) -> int:
+    return TYPES[dtype.name]
 
 
 def _transposition(x: Array) -> int:

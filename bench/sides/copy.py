@@ -1,4 +1,4 @@
-"""Copying as much as a kernel moves, from an array to another, on all threads: what memory can do."""
+"""Copying as much as a kernel moves, from an array to another, on all threads or on the GPU: what memory can do."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from plugrad import backends
 from plugrad.backends import threads
 from plugrad.bench.cases import Case
+from plugrad.bench.clocks import is_on_gpu
 
 
 def prepare(case: Case) -> Callable[[], Any]:
@@ -15,6 +17,10 @@ def prepare(case: Case) -> Callable[[], Any]:
     if case.bytes is None:
         raise ValueError(f"{case.name}: not bound by memory")
     source = np.ones(int(case.bytes) // 2, np.uint8)
+    if is_on_gpu():
+        read = backends.asarray(source)
+        written = backends.current().empty(read.shape, read.dtype)
+        return lambda: written.__setitem__(..., read)
     target = np.zeros_like(source)
     if source.size < 2**19:  # handing a part of it to another thread would take longer than copying it
         return lambda: np.copyto(target, source)

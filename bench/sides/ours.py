@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad import kernels
+from plugrad import backends, kernels
 from plugrad.bench.cases import STEP, Case, network
 from plugrad.kernels import KERNELS
 
@@ -14,7 +14,7 @@ def prepare(case: Case) -> Callable[[], Any]:
     """The case, computed by plugrad."""
     if case.name == STEP:
         return _step(case)
-    kernel, arguments = KERNELS[case.name], case.arguments()
+    kernel, arguments = KERNELS[case.name], [_moved(x) for x in case.arguments()]
     options = {"axis": case.axis} if "axis" in kernel.options else {}
     function: Callable[..., Any] = kernel.function
     if case.new or kernel.results == ("loss",):
@@ -22,6 +22,11 @@ def prepare(case: Case) -> Callable[[], Any]:
     results = function(*arguments, **options)
     out = (None, results[1]) if kernel.results[0] == "loss" else results
     return lambda: function(*arguments, **options, out=out)
+
+
+def _moved(x: Any) -> Any:
+    """An argument on the device of the backend, if it has one."""
+    return backends.asarray(x) if isinstance(x, np.ndarray) else x
 
 
 def computed(case: Case, exactly: bool) -> Any:
@@ -38,10 +43,10 @@ def _in_float64(x: Any) -> Any:
 
 def _step(case: Case) -> Callable[[], Any]:
     given = network(case)
-    x, t, rate = given.x, given.t, given.x.dtype.type(given.rate)
-    w1, b1, w2, b2 = given.parameters
-    a, z = np.empty((len(x), b1.size), x.dtype), np.empty((len(x), b2.size), x.dtype)
-    da, dw1, db1, dw2, db2 = map(np.empty_like, (a, w1, b1, w2, b2))
+    x, t, rate = _moved(given.x), _moved(given.t), given.x.dtype.type(given.rate)
+    w1, b1, w2, b2 = map(_moved, given.parameters)
+    shapes = (len(x), b1.size), (len(x), b2.size), (len(x), b1.size), w1.shape, b1.shape, w2.shape, b2.shape
+    a, z, da, dw1, db1, dw2, db2 = (backends.current().empty(shape, x.dtype) for shape in shapes)
 
     def reusing() -> Any:
         h = kernels.relu(kernels.affine(x, w1, b1, out=a), out=a)

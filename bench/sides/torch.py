@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from plugrad.bench.cases import STEP, Case, network
+from plugrad.bench.clocks import is_on_gpu
 
 aten = torch.ops.aten
 
@@ -20,9 +22,13 @@ def prepare(case: Case) -> Callable[[], Any]:
 
 
 def _tensor(x: Any) -> Any:
-    if getattr(getattr(x, "dtype", None), "name", "") == "bfloat16":  # PyTorch does not know NumPy's
-        return torch.from_numpy(x.view("int16")).view(torch.bfloat16)
-    return torch.as_tensor(x)
+    if not isinstance(x, np.ndarray):
+        return x
+    if x.dtype.name == "bfloat16":  # PyTorch does not know NumPy's
+        tensor = torch.from_numpy(x.view("int16")).view(torch.bfloat16)
+    else:
+        tensor = torch.as_tensor(x)
+    return tensor.cuda() if is_on_gpu() else tensor
 
 
 def _writing(case: Case, *arguments: Any) -> Callable[[], Any]:

@@ -20,7 +20,8 @@ DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
 ARCHITECTURES = ("sm_80", "sm_90")  # A100, H100 and H200
 
 FOUND = re.compile(
-    r"Function properties for (\w+)\s+ptxas.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
+    r"Function properties for (\w+)\s+ptxas.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+    re.S,
 )
 
 

@@ -1,7 +1,8 @@
 """A stand-in for cupy.cuda: a device, g++ in place of NVRTC, and NumPy in place of cuBLAS.
 
-``CUDA_ON_CPU_ORDER`` is the order in which threads run: ascending, descending, random, ``alternating`` between the three
-from launch to launch, or ``every``: each launch is repeated in all three, and must leave the same bits. ``CUDA_ON_CPU_FLAGS`` are more flags for g++, such as those of a sanitizer.
+``CUDA_ON_CPU_ORDER`` is the order in which threads run: ascending, descending, random, ``alternating`` between the
+three from launch to launch, or ``every``: each launch is repeated in all three, and must leave the same bits.
+``CUDA_ON_CPU_FLAGS`` are more flags for g++, such as those of a sanitizer.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +44,24 @@ class Device:
 
     def __exit__(self, *error: Any) -> None:
         _devices.pop()
+
+
+class Event:
+    """A point in time."""
+
+    time = 0.0
+
+    def record(self) -> None:
+        """Take the time."""
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+
+def get_elapsed_time(start: Event, stop: Event) -> float:
+    """Milliseconds between two events."""
+    return (stop.time - start.time) * 1e3
 
 
 runtime = SimpleNamespace(
@@ -91,7 +111,8 @@ def _launcher(kernel: str) -> str:
 
 
 def _run(program: _Program, *arguments: str) -> str:
-    done = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True, check=False)
+    variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # no sanitizer in g++
+    done = subprocess.run(["g++", *FLAGS, *arguments], env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         program.log = done.stderr
         raise NVRTCError(done.stderr)
