@@ -140,6 +140,7 @@ def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[A
     """Refuse an array that a result cannot be written to."""
     if not backend.owns(type(out)):
         raise TypeError(f"{what}: expected a plain array of backend {backend.name!r}, got {type(out).__qualname__}")
+    backend.take(what, out)  # refuses what lies on another device
     if out.dtype != dtype:
         raise TypeError(f"{what}: expected dtype {dtype}, the dtype of the result, got {out.dtype}")
     if out.shape != shape:

@@ -138,8 +138,8 @@ def _transposition(x: Array) -> int:
 
 def _leading(x: Array) -> int:
     """The distance, in elements, from one row to the next, or between the columns of a transpose."""
-    rows, columns = x.shape
-    return columns if x.flags.c_contiguous else rows
+    leading: int = x.shape[1 if x.flags.c_contiguous else 0]
+    return leading
 
 
 def _column_sums(x: Array, sums: Array) -> Array:

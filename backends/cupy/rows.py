@@ -168,9 +168,9 @@ def planned(operation: Operation, how: Layout, *arrays: Array) -> Plan:
 
 def run(chosen: Plan, *arguments: Any) -> None:
     """Launch the kernels of a plan."""
-    first = chosen.arguments
+    first: tuple[Any, ...] = chosen.arguments
     if chosen.workspace:
-        first = (*first, cupy.empty(chosen.workspace, np.float64))  # type: ignore[assignment]
+        first = (*first, cupy.empty(chosen.workspace, np.float64))
     for name in chosen.kernels:
         kernel(name, chosen.instance)(chosen.grid, chosen.block, (*first, *arguments))
 

@@ -2,8 +2,9 @@
 //
 // Blocks run one after another. Each thread of a block is a fiber, which runs until it comes to a barrier or a shuffle,
 // or to its end. A barrier opens when all threads of the block are there, a shuffle when all lanes of the warp are: where
-// some are elsewhere the launch fails, as a real one would hang or be undefined. The order in which fibers run is
-// ascending, descending or random, since a missing barrier does no harm in one order or the other.
+// some are elsewhere the launch fails, as a real one would hang or be undefined. Each warp runs as far as it can before
+// the next one does, and the order is ascending, descending or random, since a missing barrier does no harm in one order
+// or the other.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -92,57 +93,55 @@ inline void body_of_fiber() {
     wait(ENDED);
 }
 
-// Opens the barriers that all have come to. A lane that has ended can take part in no shuffle.
-inline bool open_barriers() {
-    bool opened = false;
-    int at_barrier = 0, ended = 0;
-    for (int first = 0; first < count; first += WARP_SIZE) {
-        int last = first + WARP_SIZE < count ? first + WARP_SIZE : count, at_shuffle = 0;
-        for (int i = first; i < last; i++) at_shuffle += fibers[i].state == AT_SHUFFLE;
-        if (at_shuffle == last - first) {
-            for (int i = first; i < last; i++) fibers[i].state = RUNS;
-            opened = true;
-        }
-    }
-    for (int i = 0; i < count; i++) {
-        at_barrier += fibers[i].state == AT_BARRIER;
-        ended += fibers[i].state == ENDED;
-    }
-    if (at_barrier && at_barrier + ended == count) {
-        for (int i = 0; i < count; i++)
-            if (fibers[i].state == AT_BARRIER) fibers[i].state = RUNS;
-        opened = true;
-    }
-    return opened;
-}
-
 enum Order { ASCENDING, DESCENDING, RANDOM };
 
-inline bool run_block(int order, uint32_t& random) {
-    int turn[MOST_THREADS];
-    for (int i = 0; i < count; i++) turn[i] = order == DESCENDING ? count - 1 - i : i;
-    for (;;) {
-        if (order == RANDOM)
-            for (int i = count - 1; i > 0; i--) {
-                random = random * 1664525u + 1013904223u;  // Numerical Recipes' generator
-                std::swap(turn[i], turn[(random >> 8) % (i + 1)]);
-            }
-        for (int k = 0; k < count; k++) {
-            int i = turn[k];
-            if (fibers[i].state != RUNS) continue;
+inline uint32_t draw(uint32_t& random) {
+    random = random * 1664525u + 1013904223u;  // Numerical Recipes' generator
+    return random >> 16;
+}
+
+// Runs a warp until it can go no further without the others, and so as far ahead of them as can be. Its lanes take turns
+// in the order of their numbers with some bits flipped. Those that have ended can take part in no shuffle.
+inline void run_warp(int first, int last, int order, uint32_t& random) {
+    for (int at_shuffle = 0;; at_shuffle = 0) {
+        int flipped = order == ASCENDING ? 0 : order == DESCENDING ? WARP_SIZE - 1 : draw(random) % WARP_SIZE;
+        for (int k = 0; k < WARP_SIZE; k++) {
+            int i = first + (k ^ flipped);
+            if (i >= last || fibers[i].state != RUNS) continue;
             running = i;
             threadIdx = fibers[i].place;
             scheduler.switch_to(fibers[i].context);
         }
-        if (open_barriers()) continue;
+        for (int i = first; i < last; i++) at_shuffle += fibers[i].state == AT_SHUFFLE;
+        if (at_shuffle < last - first) return;
+        for (int i = first; i < last; i++) fibers[i].state = RUNS;
+    }
+}
+
+inline bool run_block(int order, uint32_t& random) {
+    int warps = (count + WARP_SIZE - 1) / WARP_SIZE, turn[MOST_THREADS / WARP_SIZE];
+    for (int w = 0; w < warps; w++) turn[w] = order == DESCENDING ? warps - 1 - w : w;
+    for (;;) {
+        if (order == RANDOM)
+            for (int w = warps - 1; w > 0; w--) std::swap(turn[w], turn[draw(random) % (w + 1)]);
+        for (int w = 0; w < warps; w++) {
+            int first = turn[w] * WARP_SIZE;
+            run_warp(first, first + WARP_SIZE < count ? first + WARP_SIZE : count, order, random);
+        }
+        int at_barrier = 0, ended = 0;
+        for (int i = 0; i < count; i++) {
+            at_barrier += fibers[i].state == AT_BARRIER;
+            ended += fibers[i].state == ENDED;
+        }
+        if (ended == count) return true;
+        if (at_barrier + ended < count || (ended && at_barrier % WARP_SIZE)) {
+            const char* what = at_barrier ? "not all threads of a block come to a barrier"
+                                          : "not all lanes of a warp take part in a shuffle";
+            std::snprintf(error, sizeof(error), "%s", what);
+            return false;
+        }
         for (int i = 0; i < count; i++)
-            if (fibers[i].state != ENDED) {
-                std::snprintf(error, sizeof(error), "%s",
-                              fibers[i].state == AT_SHUFFLE ? "not all lanes of a warp take part in a shuffle"
-                                                            : "not all threads of a block come to a barrier");
-                return false;
-            }
-        return true;
+            if (fibers[i].state == AT_BARRIER) fibers[i].state = RUNS;
     }
 }
 
