@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -364,3 +365,18 @@ def test_subnormal_numbers_are_not_flushed_on_gpus() -> None:
     assembly, _ = compiling.compile(elementwise.instance(np.dtype(np.float32), True), "compute_90")
     assert re.search(rb"\bmul\.f32", assembly)
     assert not re.search(rb"\b(add|mul|fma\.r[nz])\.ftz\.f32", assembly)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "softmax_backward", "log_softmax_backward"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_are_read_and_written_16_bytes_at_a_time_on_gpus(name: str, dtype: Any) -> None:
+    from plugrad.backends.cupy import compiling, kernels, rows
+
+    (operation,) = kernels.OPERATIONS[name]
+    for instance, _ in rows.instances(operation, np.dtype(dtype)):
+        macros = dict(instance.macros)
+        if macros["WIDTH"] == 1 or not macros["ALIGNED"] or macros["TIER"] == "PARTS":
+            continue
+        assembly, _ = compiling.compile(instance, "compute_90")
+        for access in re.findall(rb"(?:ld|st)\.global\.(\w+)", assembly):
+            assert access == b"v4", f"{macros}: an access of {access.decode()}"

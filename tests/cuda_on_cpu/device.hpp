@@ -21,6 +21,9 @@
 struct dim3 {
     unsigned x, y, z;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace device {
@@ -218,6 +221,7 @@ inline float float_of_half(unsigned short bits) { return bits_as<_Float16>(bits)
 inline unsigned short half_of_float(float x) { return bits_as<unsigned short>(_Float16(x)); }
 
 using std::exp;
+using std::memcpy;
 using std::fabs;
 using std::log;
 using std::log1p;

@@ -64,17 +64,37 @@ template <> __device__ inline half narrow<half>(float x) {
 #endif
 }
 
-// W elements that lie side by side. Where ALIGNED is set, as the compiler is told, they start at a multiple of their size
-// and are read and written in one access, of 16 bytes or of one element; else one by one. Which thread takes which
-// elements does not depend on it, and so results do not either.
-template <class T, int W> struct alignas(sizeof(T) * (ALIGNED ? W : 1)) Vector {
+// W elements that lie side by side. Where ALIGNED is set, as the compiler is told, 16 bytes start at a multiple of 16 and
+// are read and written in one access. Which thread takes which elements does not depend on it, and so results do not.
+template <class T, int W> struct Vector {
     T element[W];
 };
 
 template <int W, class T> __device__ inline Vector<T, W> read(const T* x) {
-    return *reinterpret_cast<const Vector<T, W>*>(x);
+    Vector<T, W> value;
+    if constexpr (ALIGNED && sizeof(value) == sizeof(uint4)) {
+        uint4 bits = *reinterpret_cast<const uint4*>(x);
+        memcpy(&value, &bits, sizeof(bits));
+    } else {
+        for (int i = 0; i < W; i++) value.element[i] = x[i];
+    }
+    return value;
 }
 
 template <int W, class T> __device__ inline void write(T* x, const Vector<T, W>& value) {
-    *reinterpret_cast<Vector<T, W>*>(x) = value;
+    if constexpr (ALIGNED && sizeof(value) == sizeof(uint4)) {
+        uint4 bits;
+        memcpy(&bits, &value, sizeof(bits));
+#ifdef __CUDA_ARCH__
+        // Left to itself, the compiler takes the 16 bytes apart and writes them element by element.
+        asm volatile("{ .reg .u64 to; cvta.to.global.u64 to, %0; st.global.v4.b32 [to], {%1, %2, %3, %4}; }"
+                     :
+                     : "l"(x), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                     : "memory");
+#else
+        *reinterpret_cast<uint4*>(x) = bits;
+#endif
+    } else {
+        for (int i = 0; i < W; i++) x[i] = value.element[i];
+    }
 }
