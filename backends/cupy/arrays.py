@@ -53,7 +53,8 @@ def overlap(a: Array, b: Array) -> str:
     (first, last), (other_first, other_last) = _bounds(a), _bounds(b)
     if last <= other_first or other_last <= first:
         return "none"
-    return host.overlap(_as_addresses(a), _as_addresses(b))
+    found = host.overlap(_as_addresses(a), _as_addresses(b))
+    return "partial" if found == "same" and a.dtype != b.dtype else found
 
 
 def _bounds(x: Array) -> tuple[int, int]:

@@ -106,7 +106,7 @@ def _product(a: Array, b: Array, out: Array, adds: bool) -> None:
     """``out = a b``, or ``out += a b``, of matrices that `_matrix` gave, or their transposes; `out` is C-contiguous."""
     for start in range(0, len(a), MOST_ROWS):
         part = slice(start, start + MOST_ROWS)
-        _gemm(a[part], b, out[part], adds)
+        _gemm(_matrix(a[part]), b, out[part], adds)
 
 
 def _gemm(a: Array, b: Array, out: Array, adds: bool) -> None:

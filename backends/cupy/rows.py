@@ -88,7 +88,7 @@ def items(operation: Operation, dtype: np.dtype[Any], width: int, tier: str) -> 
         return (8, room)
     if tier == "BLOCKS":
         more = room * 5 // 4
-        return (room, more) if width > 1 and dtype.itemsize < 8 else (room,)
+        return (room, more) if width > 1 and dtype.itemsize < 8 and more % width == 0 else (room,)
     if tier == "COLUMNS":
         return (4 if dtype.itemsize == 8 else 8,)
     return (max(width, room // (2 if width > 1 else 4)),)  # two accesses of each array in flight

@@ -103,6 +103,7 @@ template <class Op> constexpr int SUMS = Op::SUMS ? Op::SUMS : 1;
 
 template <int N, int W, class Op, class Group>
 __device__ inline void load(const Op& op, typename Op::Item (&items)[N], Group group, Span span, int64 first) {
+    static_assert(N % W == 0, "a thread has whole vectors");
 #pragma unroll
     for (int k = 0; k < N; k += W) {
         int64 j = first + (int64(k / W) * group.size + group.rank) * W;

@@ -96,6 +96,10 @@ class ndarray:  # noqa: N801  (CuPy's name)
         """A copy."""
         return _new(self._host.copy(), self)
 
+    def view(self, dtype: Any) -> "ndarray":
+        """The same memory as elements of another dtype."""
+        return _new(self._host.view(dtype), self)
+
     def reshape(self, *shape: Any) -> "ndarray":
         """The same elements in another shape."""
         return _new(self._host.reshape(*shape), self)
