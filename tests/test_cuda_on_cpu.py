@@ -53,6 +53,12 @@ def environment(tmp_path: Path, order: str = "every", flags: str = "") -> dict[s
     return variables
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiler() -> None:
+    if shutil.which("g++") is None:
+        pytest.fail("the device on the CPU needs g++: install it, for instance with apt-get install g++", pytrace=False)
+
+
 def run(*arguments: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A Python process."""
     return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True, check=False)
