@@ -156,7 +156,7 @@ def test_a_table_of_all_sides() -> None:
     )
     assert done.returncode == 0, done.stderr
     heading, *rows = done.stdout.splitlines()[2:]
-    assert heading.split() == ["kernel", "size", "dtype", "numpy", "us", "x", "textbook", "of", "copy"]
+    assert heading.split() == ["kernel", "size", "dtype", "numpy", "us", "x", "textbook", "GB/s", "of", "copy"]
     assert [row.split()[:3] for row in rows] == [["relu", "8x5", "float32"], ["relu", "9x6", "float32"]]
     assert "numpy" in done.stdout.splitlines()[0]
 

@@ -1,6 +1,6 @@
 // How rows of classes are worked on: who takes which elements, and what is kept of them.
 //
-// What is computed of a row is an operation, such as `Softmax` in softmax.cu. It has
+// What is computed of a row is an operation, such as `Softmax` in softmax.cuh. It has
 //
 //     Real, Item             the type of its arrays, and what is kept of one element while the row is worked on
 //     TOP, SUMS              whether it needs the largest number of a row, and how many sums over the row
