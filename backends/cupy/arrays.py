@@ -14,9 +14,8 @@ def take(what: str, x: Any) -> Array:
     """The argument `x`, called `what` in messages, as a CuPy array on the current device; no data is moved."""
     if not isinstance(x, cupy.ndarray):
         kind = type(x)
-        if (
-            getattr(x, "__cuda_array_interface__", None) is None
-        ):  # an array that could be on a device, and is not, has none
+        # Asked of the array, not of its type: one that could be on a device, and is not, has none.
+        if getattr(x, "__cuda_array_interface__", None) is None:
             raise TypeError(
                 f"{what}: expected a cupy.ndarray, got a {kind.__module__}.{kind.__qualname__}; "
                 f"call plugrad.backends.asarray on it first, or select a backend that computes in host memory"

@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     auto divided_by = DIVISOR;
     for (int64 row = blockIdx.x * int64(blockDim.x) + threadIdx.x; row < rows; row += int64(gridDim.x) * blockDim.x) {
         labels.start(row, divided_by.value != 0);
-        A value = labels.is_bad ? A(0) * infinity<A>() : A(0);
+        A value = labels.is_bad ? not_a_number<A>() : A(0);
         if (labels.label >= 0) {
             A weight = labels.weight ? labels.weight[labels.label] : A(1);
             A term = -log(widen(p[(row / inner * classes + labels.label) * inner + row % inner]));

@@ -33,7 +33,7 @@ template <class T> struct CrossEntropy : Operation<T> {
     template <class S> __device__ void know(const S* sums) { loss = A(sums[0]); }
     template <int W> __device__ void store(const Item*, int64, int64) const {}
     __device__ void finish(int64 row, bool first) {
-        if (first) losses.put(row, labels.is_bad ? A(0) * infinity<A>() : labels.counts ? loss : A(0));
+        if (first) losses.put(row, labels.is_bad ? not_a_number<A>() : labels.counts ? loss : A(0));
     }
     __device__ void end() { losses.end(divisor); }
 };

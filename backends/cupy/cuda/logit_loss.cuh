@@ -19,7 +19,7 @@ template <class T> struct LogitLoss : Exponentials<T> {
         : x(x), out(out), is_gradient(is_gradient), labels(labels), losses(losses), divisor(divisor) {}
     __device__ void start(int64 row) {
         labels.start(row, divisor.value != 0);
-        factor = labels.is_bad ? A(0) * infinity<A>() : A(divisor.inverse);
+        factor = labels.is_bad ? not_a_number<A>() : A(divisor.inverse);
     }
     __device__ void end() { losses.end(divisor); }
 };

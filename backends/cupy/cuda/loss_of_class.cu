@@ -50,7 +50,7 @@ template <class T> struct LossOfClass : LogitLoss<T> {
             A loss = (this->top - label_logit) + log1p(this->rest);
             this->losses.put(row, weight == 0 && loss == infinity<A>() ? A(0) : loss * weight);
         } else if (first && this->labels.label < 0) {
-            this->losses.put(row, this->labels.is_bad ? A(0) * infinity<A>() : A(0));
+            this->losses.put(row, this->labels.is_bad ? not_a_number<A>() : A(0));
         }
     }
 };

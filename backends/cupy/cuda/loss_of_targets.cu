@@ -51,7 +51,7 @@ template <class T> struct LossOfTargets : LogitLoss<T> {
     }
     __device__ void finish(int64 row, bool first) {
         if (first)
-            this->losses.put(row, this->labels.is_bad ? A(0) * infinity<A>() : this->labels.counts ? loss : A(0));
+            this->losses.put(row, this->labels.is_bad ? not_a_number<A>() : this->labels.counts ? loss : A(0));
     }
 };
 

@@ -26,6 +26,8 @@ template <class A> __device__ inline A infinity();
 template <> __device__ inline float infinity<float>() { return __int_as_float(0x7f800000); }
 template <> __device__ inline double infinity<double>() { return __longlong_as_double(0x7ff0000000000000ll); }
 
+template <class A> __device__ inline A not_a_number() { return A(0) * infinity<A>(); }
+
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(bfloat16 x) { return __int_as_float(int(x.bits) << 16); }
