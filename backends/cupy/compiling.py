@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ import cupy
 
 SOURCES = Path(__file__).parent / "cuda"
 OPTIONS = ("-std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
+
+
+# NVRTC loads a library of its own at its first call, and two threads that both make it may find it missing.
+_compiling = threading.Lock()
 
 
 class Instance(NamedTuple):
@@ -66,6 +71,11 @@ def compile(instance: Instance, architecture: str) -> tuple[bytes, str]:
 
     For an architecture called ``compute_...`` it is code that the driver compiles further.
     """
+    with _compiling:
+        return _compile(instance, architecture)
+
+
+def _compile(instance: Instance, architecture: str) -> tuple[bytes, str]:
     nvrtc = cupy.cuda.nvrtc
     source, headers = sources(instance.file)
     program = nvrtc.createProgram(source, instance.file, tuple(headers.values()), tuple(headers))
