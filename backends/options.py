@@ -36,6 +36,9 @@ class LossOptions(NamedTuple):
         The share in [0, 1] of each label that is spread evenly over all classes.
     reduction : str
         ``"mean"``, ``"sum"`` or ``"none"``.
+    divisor : float or None
+        What the mean divides by, where the rows are some of more, in the form that the backend has for it; None where
+        it is to be counted, as for every call from outside of a backend.
     """
 
     kernel: str
@@ -44,6 +47,7 @@ class LossOptions(NamedTuple):
     ignore_index: int | None
     label_smoothing: float
     reduction: str
+    divisor: Any = None
 
 
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:

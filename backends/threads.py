@@ -41,10 +41,15 @@ def count() -> int:
 
 
 @functools.cache
+def blas_library() -> ctypes.CDLL:
+    """NumPy's extension module, in which the symbols of the libraries that it was linked with are found, too."""
+    return ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
+
+
+@functools.cache
 def _blas() -> tuple[Callable[[int], None], Callable[[], int]] | None:
     """The functions that set and get the number of threads of NumPy's BLAS; None if it has none that we know."""
-    # A handle on NumPy's extension module finds the symbols of the libraries that it was linked with, too.
-    library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
+    library = blas_library()
     for setter, getter in BLAS_THREADS:
         if hasattr(library, setter) and hasattr(library, getter):
             return getattr(library, setter), getattr(library, getter)

@@ -20,7 +20,7 @@ from plugrad.bench.cases import DTYPES, SIZES, STEP, Case
 from plugrad.kernels import KERNELS
 
 PEERS = ("textbook", "torch", "jax")
-COPY, HOST = "copy", "host"
+COPY, HOST, MEMORY = "copy", "host", " MB"
 
 
 def in_own_process(side: str, backend: str, case: Case, seconds: float, check: bool = False) -> dict[str, Any]:
@@ -39,7 +39,10 @@ def in_own_process(side: str, backend: str, case: Case, seconds: float, check: b
 
 
 def medians(sides: Iterable[tuple[str, str]], case: Case, rounds: int, seconds: float) -> dict[str, float]:
-    """The best median of each side, a name and a backend, in microseconds; for a GPU also the host's time, ``host``."""
+    """The best median of each side, a name and a backend, in microseconds; for a GPU also the host's time, ``host``.
+
+    And the memory that each takes, in bytes, under its name with `MEMORY` behind it.
+    """
     best: dict[str, float] = {}
 
     def keep(name: str, seconds: float) -> None:
@@ -48,7 +51,9 @@ def medians(sides: Iterable[tuple[str, str]], case: Case, rounds: int, seconds: 
     for _ in range(rounds):
         for side, backend in sides:
             told = in_own_process(side, backend, case, seconds)
-            keep(backend if side == "ours" else side, told["quantiles"][1])
+            name = backend if side == "ours" else side
+            keep(name, told["quantiles"][1])
+            best[name + MEMORY] = max(best.get(name + MEMORY, 0), told["memory"])
             if side == "ours" and "host" in told:
                 keep(HOST, told["host"])
     return best
@@ -106,6 +111,11 @@ def main() -> None:
     parser.add_argument("--new", action="store_true", help="results go to new arrays rather than to out=")
     parser.add_argument("--rounds", type=int, default=3, help="processes for each side")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent in each process")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="also the most memory that each side takes beside its arguments and results, in MB of 10^6 bytes",
+    )
     chosen = parser.parse_args()
     peers = [peer for peer in chosen.peers.split(",") if peer]
     backends = list(dict.fromkeys(chosen.backend.split(",")))
@@ -130,6 +140,8 @@ def main() -> None:
         print(f"{peer} is not installed, and left out")
     columns = [f"{name} us" for name in (*backends, *[HOST] * on_gpu)] + [f"x {peer}" for peer in peers]
     columns += ["GB/s", "of copy"]
+    measured = [*backends, *peers] if chosen.memory else []
+    columns += [name + MEMORY for name in measured]
     print(f"\n{'kernel':37} {'size':>15} {'dtype':>8}", *(f"{column:>11}" for column in columns), flush=True)
     for case in wanted:
         sides = [("ours", backend) for backend in backends] + [(peer, backends[0]) for peer in peers]
@@ -149,6 +161,7 @@ def main() -> None:
         cells += [f"{best[peer] / ours:11.2f}" for peer in peers]
         cells += [f"{case.bytes / ours / 1e3:11.1f}" if case.bytes else f"{'-':>11}"]
         cells += [f"{best[COPY] / ours:11.0%}" if COPY in best else f"{'-':>11}"]
+        cells += [f"{best[name + MEMORY] / 1e6:11.1f}" for name in measured]
         print(f"{case.name:37} {case.size:>15} {case.dtype:>8}", *cells, flush=True)
 
 

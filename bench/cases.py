@@ -14,9 +14,16 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 _ELEMENTWISE = ("256x10", "1024x1024", "4096x1024", "512x50257")
 _ROWS = ("256x10", "1024x1024", "4096x1024", "512x50257", "4x256000", "65536x10", "8x21x256x256")
 _AFFINE = ("64x784x128", "256x1024x1024")
+_LAST_LAYER = ("1024x768x50257", "4096x512x32000")
 SIZES = {
-    name: _ELEMENTWISE if name.startswith(("relu", "sigmoid")) else _AFFINE if name.startswith("affine") else _ROWS
-    for name in KERNELS
+    name: _LAST_LAYER
+    if "max_workspace" in kernel.options
+    else _AFFINE
+    if "w" in kernel.arguments
+    else _ROWS
+    if "axis" in kernel.options
+    else _ELEMENTWISE
+    for name, kernel in KERNELS.items()
 } | {STEP: ("64-784-128-10", "256-784-512-10")}
 
 
@@ -52,7 +59,7 @@ class Case:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
         dimensions = len(self.shape)
-        fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_affine else dimensions >= 2
+        fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_product else dimensions >= 2
         if not fits or min(self.shape) < 1:
             raise ValueError(f"size: expected {self.form} for {self.name}, got {self.size!r}")
 
@@ -62,13 +69,13 @@ class Case:
         if self.name == STEP:
             return "rows-inputs-hidden-classes, such as 64-784-128-10,"
         return (
-            "rows x inputs x outputs, such as 64x784x128," if self.is_affine else "rows x classes, such as 4096x1024,"
+            "rows x inputs x outputs, such as 64x784x128," if self.is_product else "rows x classes, such as 4096x1024,"
         )
 
     @property
-    def is_affine(self) -> bool:
+    def is_product(self) -> bool:
         """Whether the arguments are matrices to multiply."""
-        return self.name.startswith("affine")
+        return self.name != STEP and "w" in KERNELS[self.name].arguments
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,10 +94,15 @@ class Case:
         """The arrays the kernel is called with, from the samples in its record."""
         kernel, rng, dtype = KERNELS[self.name], np.random.default_rng(0), as_dtype(self.dtype)
         shape = self.shape
-        if self.is_affine and len(shape) == 3:
+        if self.is_product and len(shape) == 3:
             rows, inputs, outputs = shape
             made = {"x": (rows, inputs), "w": (inputs, outputs), "b": (outputs,), "dy": (rows, outputs)}
-            return [(rng.normal(size=made[name]) / inputs**0.5).astype(dtype) for name in kernel.arguments]
+            return [
+                rng.integers(0, outputs, rows)
+                if name == "t"
+                else (rng.standard_normal(made[name], np.float32) / np.float32(inputs**0.5)).astype(dtype)
+                for name in kernel.arguments
+            ]
         if len(shape) == 2:
             sample = kernel.sample(rng, *shape, dtype)
             return [sample[name] for name in kernel.arguments]
@@ -110,7 +122,7 @@ class Case:
     @property
     def bytes(self) -> float | None:
         """How much memory is moved at the least; None where something else takes the time."""
-        if self.name == STEP or self.is_affine:
+        if self.name == STEP or self.is_product:
             return None
         return KERNELS[self.name].passes * np.prod(self.shape) * as_dtype(self.dtype).itemsize
 

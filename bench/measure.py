@@ -13,6 +13,7 @@ import numpy as np
 from plugrad import backends
 from plugrad.bench.cases import STEP, Case, network
 from plugrad.bench.clocks import host_time, is_on_gpu, times
+from plugrad.bench.memory import watched
 from plugrad.bench.sides import ours
 
 
@@ -63,12 +64,15 @@ def main() -> None:
         print(json.dumps({"off": disagreement(case)}))
         return
     step = importlib.import_module(f"plugrad.bench.sides.{chosen.side}").prepare(case)
+    taken = watched()
     start = time.perf_counter()
-    step()
+    results = as_tuple(step())
     told: dict[str, float | list[float]] = {"first": time.perf_counter() - start}
     times(step, chosen.seconds / 10)  # caches and clock come up to speed
     if is_on_gpu():
         told["host"] = host_time(step)
+    is_new = chosen.side != "ours" or case.new  # else the results lie where they did before
+    told["memory"] = taken() - is_new * sum(getattr(result, "nbytes", 0) for result in results)
     told["quantiles"] = np.quantile(times(step, chosen.seconds), [0.2, 0.5, 0.8]).tolist()
     print(json.dumps(told))
 

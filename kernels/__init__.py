@@ -4,10 +4,21 @@ Every function is pure: it returns new arrays, and writes to no argument but the
 one record per kernel; ``python -m plugrad.kernels`` prints them as the table in the README.
 """
 
-from plugrad.kernels import _affine, _cross_entropy, _log_softmax, _relu, _sigmoid, _softmax, _softmax_cross_entropy
+from plugrad.backends.workspace import Workspace
+from plugrad.kernels import (
+    _affine,
+    _cross_entropy,
+    _linear_cross_entropy,
+    _log_softmax,
+    _relu,
+    _sigmoid,
+    _softmax,
+    _softmax_cross_entropy,
+)
 from plugrad.kernels._affine import affine, affine_backward
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._kernel import Kernel
+from plugrad.kernels._linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_value_and_grad
 from plugrad.kernels._log_softmax import log_softmax, log_softmax_backward
 from plugrad.kernels._relu import relu, relu_backward
 from plugrad.kernels._sigmoid import sigmoid, sigmoid_backward
@@ -20,17 +31,29 @@ from plugrad.kernels._softmax_cross_entropy import (
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
-    for module in (_softmax, _log_softmax, _relu, _sigmoid, _affine, _cross_entropy, _softmax_cross_entropy)
+    for module in (
+        _softmax,
+        _log_softmax,
+        _relu,
+        _sigmoid,
+        _affine,
+        _cross_entropy,
+        _softmax_cross_entropy,
+        _linear_cross_entropy,
+    )
     for kernel in module.KERNELS
 }
 
 __all__ = [
     "KERNELS",
     "Kernel",
+    "Workspace",
     "affine",
     "affine_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_value_and_grad",
     "log_softmax",
     "log_softmax_backward",
     "relu",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, floating, given_results, promoted, result
 from plugrad.kernels._kernel import Inputs, Kernel, Mistake
@@ -51,16 +52,12 @@ def affine(x: Any, w: Any, b: Any = None, *, out: Any = None) -> Array:
     backend = backend_for(x)
     x = floating("affine", "x", x, backend)
     w = floating("affine", "w", w, backend)
-    _fit("affine", x, w)
+    fit("affine", x, w)
     if b is None:
         if x.dtype != w.dtype:
             x, w = promoted((x, w))
     else:
-        b = floating("affine", "b", b, backend)
-        if b.shape != w.shape[1:]:
-            raise ValueError(
-                f"affine: b: expected shape {w.shape[1:]}, one bias per column of w {w.shape}, got {b.shape}"
-            )
+        b = biases("affine", b, w, backend)
         if not x.dtype == w.dtype == b.dtype:
             x, w, b = promoted((x, w, b))
     reads = [x, w] if b is None else [x, w, b]
@@ -114,18 +111,15 @@ def affine_backward(
     dy = floating(kernel, "dy", dy, backend)
     x = floating(kernel, "x", x, backend)
     w = floating(kernel, "w", w, backend)
-    _fit(kernel, x, w)
+    fit(kernel, x, w)
     shape = x.shape[:-1] + w.shape[1:]
     if dy.shape != shape:
         raise ValueError(f"{kernel}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
     if not dy.dtype == x.dtype == w.dtype:
         dy, x, w = promoted((dy, x, w))
-    wanted = _needed(needs)
+    wanted = needed(kernel, needs)
     given = given_results(kernel, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
-    if wanted is not GRADIENTS:
-        for name, array in zip(GRADIENTS, given, strict=True):
-            if array is not None and name not in wanted:
-                raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
+    refuse_unneeded(kernel, wanted, given)
     reads = [dy, x, w]
     dx = dw = db = None
     if "dx" in wanted:
@@ -152,7 +146,7 @@ def _without_products(compute: Callable[..., None], reads: list[Array], dx: Any,
         db[...] = 0
 
 
-def _fit(kernel: str, x: Array, w: Array) -> None:
+def fit(kernel: str, x: Array, w: Array) -> None:
     """Refuse inputs and weights that cannot be multiplied."""
     if w.ndim != 2:
         raise ValueError(f"{kernel}: w: expected shape (in, out), got {w.shape}")
@@ -165,23 +159,40 @@ def _fit(kernel: str, x: Array, w: Array) -> None:
         )
 
 
-def _needed(needs: Iterable[str]) -> tuple[str, ...]:
+def biases(kernel: str, b: Any, w: Array, backend: Backend) -> Array:
+    """The biases for weights `w`."""
+    b = floating(kernel, "b", b, backend)
+    if b.shape != w.shape[1:]:
+        raise ValueError(
+            f"{kernel}: b: expected shape {w.shape[1:]}, one bias per column of w {w.shape}, got {b.shape}"
+        )
+    return b
+
+
+def needed(kernel: str, needs: Iterable[str]) -> tuple[str, ...]:
     """The names of the gradients asked for, in order."""
     if needs is GRADIENTS:
         return GRADIENTS
     try:
         names = (needs,) if isinstance(needs, str) else tuple(needs)
     except TypeError as error:
-        raise TypeError(
-            f"affine_backward: needs: expected names out of {', '.join(GRADIENTS)}; got {needs!r}"
-        ) from error
+        raise TypeError(f"{kernel}: needs: expected names out of {', '.join(GRADIENTS)}; got {needs!r}") from error
     for name in names:
         if name not in GRADIENTS:
-            raise ValueError(f"affine_backward: needs: expected some of {', '.join(GRADIENTS)}; got {name!r}")
+            raise ValueError(f"{kernel}: needs: expected some of {', '.join(GRADIENTS)}; got {name!r}")
     return tuple(name for name in GRADIENTS if name in names)
 
 
-def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+def refuse_unneeded(kernel: str, wanted: tuple[str, ...], given: tuple[Any, ...]) -> None:
+    """Refuse an array, one of those `given` for the gradients, for a gradient that is not wanted."""
+    if wanted is not GRADIENTS:
+        for name, array in zip(GRADIENTS, given, strict=True):
+            if array is not None and name not in wanted:
+                raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
+
+
+def sample_layer(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
+    """Inputs, weights and biases."""
     inputs = min(classes, 256) + 3  # so that many classes do not make a square of weights
     return {
         "x": rng.normal(size=(rows, inputs)).astype(dtype),
@@ -191,8 +202,20 @@ def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype
 
 
 def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    forward = _sample(rng, rows, classes, dtype)
+    forward = sample_layer(rng, rows, classes, dtype)
     return {"dy": rng.normal(size=(rows, classes)).astype(dtype), "x": forward["x"], "w": forward["w"]}
+
+
+def mistakes_of_layers(kernel: str) -> tuple[Mistake, ...]:
+    """The mistakes that can be made with inputs, weights and biases."""
+    return (
+        Mistake({"x": np.ones((2, 5))}, ValueError, f"{kernel}: x: expected 6 inputs along the last axis"),
+        Mistake({"x": 1.0}, ValueError, rf"{kernel}: x: expected shape \(..., in\) with in = 6, got a single number"),
+        Mistake({"w": np.ones(6)}, ValueError, rf"{kernel}: w: expected shape \(in, out\), got \(6,\)"),
+        Mistake({"b": np.ones(2)}, ValueError, rf"{kernel}: b: expected shape \(3,\), one bias per column"),
+        Mistake({"b": np.ones((2, 3))}, ValueError, rf"{kernel}: b: expected shape \(3,\)"),
+        Mistake({"w": np.ones((6, 3), complex)}, TypeError, f"{kernel}: w: expected .*, got dtype complex128"),
+    )
 
 
 KERNELS = (
@@ -202,14 +225,9 @@ KERNELS = (
         arguments=("x", "w", "b"),
         results=("y",),
         backward="affine_backward",
-        sample=_sample,
+        sample=sample_layer,
         mistakes=(
-            Mistake({"x": np.ones((2, 5))}, ValueError, "affine: x: expected 6 inputs along the last axis"),
-            Mistake({"x": 1.0}, ValueError, r"affine: x: expected shape \(..., in\) with in = 6, got a single number"),
-            Mistake({"w": np.ones(6)}, ValueError, r"affine: w: expected shape \(in, out\), got \(6,\)"),
-            Mistake({"b": np.ones(2)}, ValueError, r"affine: b: expected shape \(3,\), one bias per column"),
-            Mistake({"b": np.ones((2, 3))}, ValueError, r"affine: b: expected shape \(3,\)"),
-            Mistake({"w": np.ones((6, 3), complex)}, TypeError, "affine: w: expected .*, got dtype complex128"),
+            *mistakes_of_layers("affine"),
             Mistake({"out": np.ones((2, 6), np.float32)}, ValueError, r"affine: out: expected shape \(2, 3\)"),
             Mistake({"out": np.ones((2, 3))}, TypeError, "affine: out: expected dtype float32"),
         ),

@@ -156,6 +156,14 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
     return (
         Mistake({rows: np.ones((2, 0))}, ValueError, f"{kernel}: {rows}: expected at least one class along axis 1"),
         Mistake({rows: np.ones((2, 3), complex)}, TypeError, f"{kernel}: {rows}: expected .*, got dtype complex128"),
+        Mistake({"axis": 2}, ValueError, rf"{kernel}: axis: expected an axis in \[-2, 2\), got 2"),
+        *mistakes_of_labels(kernel),
+    )
+
+
+def mistakes_of_labels(kernel: str) -> tuple[Mistake, ...]:
+    """The mistakes that can be made with labels, and with options but the axis."""
+    return (
         Mistake({"t": [0.0, 1.0]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype f"),
         Mistake(
             {"t": [True, False]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype b"
@@ -185,7 +193,6 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
         Mistake({"label_smoothing": "0"}, TypeError, f"{kernel}: label_smoothing: expected a number in .*, got '0'"),
         Mistake({"reduction": "avg"}, ValueError, f"{kernel}: reduction: expected one of mean, sum, none; got 'avg'"),
         Mistake({"reduction": None}, TypeError, f"{kernel}: reduction: expected one of mean, sum, none; got None"),
-        Mistake({"axis": 2}, ValueError, rf"{kernel}: axis: expected an axis in \[-2, 2\), got 2"),
     )
 
 

@@ -4,10 +4,12 @@ A mutant starts as a room with all functions of the numpy backend; its function 
 says by which check it must be caught, and on which kernel.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from plugrad import backends
 from plugrad.backends import host, threads
 from plugrad.backends.options import LossOptions
+from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 
 Room: TypeAlias = Any
@@ -855,6 +858,63 @@ def probabilities_no_smaller_than_the_rounding_of_one(room: Room) -> None:
         y[y < finfo(y.dtype).eps] = 0
 
     afterwards(room, "softmax_cross_entropy", change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bounded workspaces
+# ---------------------------------------------------------------------------------------------------------------------
+
+LAYER_WITH_LOSS = "linear_cross_entropy_value_and_grad"
+
+
+@mutant(LAYER_WITH_LOSS, "chunks_of_any_size")
+def last_chunk_left_out(room: Room) -> None:
+    sound = getattr(room, LAYER_WITH_LOSS)
+
+    def broken(x: Array, w: Array, b: Any, t: Array, options: LossOptions, workspace: Workspace, *results: Any) -> None:
+        some = slice(None) if workspace.size >= 10**6 or len(x) < 2 else slice(0, -1)
+        loss, dx, *parameters = results
+        if options.reduction == "none":
+            loss = loss[some]
+        sound(x[some], w, b, t[some], options, workspace, loss, dx if dx is None else dx[some], *parameters)
+
+    setattr(room, LAYER_WITH_LOSS, broken)
+
+
+@mutant(LAYER_WITH_LOSS, "chunks_of_any_layout")
+def weights_read_after_their_gradient_was_written(room: Room) -> None:
+    def change(*arguments: Any) -> None:
+        x, w, dx, dw = arguments[0], arguments[1], arguments[-3], arguments[-2]
+        if dw is w and dx is not None:
+            dx[...] = x @ w.T
+
+    afterwards(room, LAYER_WITH_LOSS, change)
+
+
+@mutant(LAYER_WITH_LOSS, "the_least_that_works")
+def twice_the_least_named(room: Room) -> None:
+    sound = getattr(room, LAYER_WITH_LOSS)
+
+    def broken(*arguments: Any) -> None:
+        try:
+            sound(*arguments)
+        except ValueError as error:
+            raise ValueError(re.sub(r"at least (\d+)", lambda m: f"at least {2 * int(m[1])}", str(error))) from None
+
+    setattr(room, LAYER_WITH_LOSS, broken)
+
+
+@mutant(LAYER_WITH_LOSS, "a_workspace_is_kept")
+def what_the_last_call_left_counts(room: Room) -> None:
+    seen: WeakSet[Workspace] = WeakSet()
+
+    def change(*arguments: Any) -> None:
+        workspace, loss = arguments[5], arguments[6]
+        if workspace in seen:
+            loss[...] *= 1.5
+        seen.add(workspace)
+
+    afterwards(room, LAYER_WITH_LOSS, change)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -202,6 +202,29 @@ def softmax_cross_entropy_value_and_grad(x: Any, t: Any, axis: int = -1, **optio
     return loss, np.moveaxis(slope * _share(1.0, y.shape, reduction, divisor), -1, axis)
 
 
+def linear_cross_entropy(
+    x: Any, w: Any, b: Any, t: Any, max_workspace: Any = None, **options: Any
+) -> tuple[Array, ...]:
+    return softmax_cross_entropy(affine(x, w, b)[0], t, **options)[:1]
+
+
+def linear_cross_entropy_value_and_grad(
+    x: Any,
+    w: Any,
+    b: Any,
+    t: Any,
+    needs: tuple[str, ...] = ("dx", "dw", "db"),
+    max_workspace: Any = None,
+    **options: Any,
+) -> tuple[Array, ...]:
+    loss, dz = softmax_cross_entropy_value_and_grad(affine(x, w, b)[0], t, **options)
+    # What is multiplied by a gradient of exactly 0 adds 0, be it infinite: of rows that do not count.
+    rows = np.where(dz.any(axis=-1, keepdims=True) | np.isnan(dz).any(axis=-1, keepdims=True), double(x), 0.0)
+    with np.errstate(all="ignore"):
+        dx, dw, db = affine_backward(dz, rows, w, needs)
+    return loss, dx, dw, None if b is None else db
+
+
 ORACLES: dict[str, Callable[..., tuple[Array, ...]]] = {
     function.__name__: function
     for function in (
@@ -220,6 +243,8 @@ ORACLES: dict[str, Callable[..., tuple[Array, ...]]] = {
         softmax_cross_entropy,
         softmax_cross_entropy_backward,
         softmax_cross_entropy_value_and_grad,
+        linear_cross_entropy,
+        linear_cross_entropy_value_and_grad,
     )
 }
 
@@ -263,6 +288,47 @@ def _terms_of_softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: An
     return loss, _terms_of_softmax_cross_entropy_backward(np.ones(np.shape(loss)), y, t, **options)[0]
 
 
+def _terms_of_linear_cross_entropy(
+    x: Any,
+    w: Any,
+    b: Any,
+    t: Any,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    max_workspace: Any = None,
+) -> tuple[Array, ...]:
+    shape = (*np.shape(x)[:-1], np.shape(w)[1])
+    q, divisor = _labels(t, shape, -1, weight, ignore_index, label_smoothing)
+    losses = abs(_times_log(q, log_softmax(affine(x, w, b)[0])[0])).sum(axis=-1)
+    # A logit is off by a share of its terms, and a loss by as much as its logits.
+    return (_reduced(losses + _terms_of_logits(x, w, b) * abs(q).sum(axis=-1), reduction, divisor),)
+
+
+def _terms_of_logits(x: Any, w: Any, b: Any) -> Array:
+    """For each row the largest of the terms of its logits."""
+    terms = _terms_of_affine(x, w, b)[0]
+    return np.where(np.isfinite(terms), terms, 0.0).max(axis=-1)
+
+
+def _terms_of_linear_cross_entropy_value_and_grad(
+    x: Any,
+    w: Any,
+    b: Any,
+    t: Any,
+    needs: tuple[str, ...] = ("dx", "dw", "db"),
+    max_workspace: Any = None,
+    **options: Any,
+) -> tuple[Array, ...]:
+    (loss,) = _terms_of_linear_cross_entropy(x, w, b, t, **options)
+    slopes = _terms_of_softmax_cross_entropy_value_and_grad(affine(x, w, b)[0], t, **options)[1]
+    # The gradient of a logit is off by the share of itself that its logits are off.
+    slopes = slopes * np.maximum(1.0, _terms_of_logits(x, w, b)[..., None])
+    dx, dw, db = affine_backward(slopes, abs(double(x)), abs(double(w)), needs)
+    return loss, dx, dw, None if b is None else db
+
+
 # The sums of the magnitudes of the terms of results that are sums: where terms cancel, their rounding errors stay.
 TERMS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "affine": _terms_of_affine,
@@ -271,4 +337,6 @@ TERMS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "log_softmax_backward": _terms_of_log_softmax_backward,
     "softmax_cross_entropy_backward": _terms_of_softmax_cross_entropy_backward,
     "softmax_cross_entropy_value_and_grad": _terms_of_softmax_cross_entropy_value_and_grad,
+    "linear_cross_entropy": _terms_of_linear_cross_entropy,
+    "linear_cross_entropy_value_and_grad": _terms_of_linear_cross_entropy_value_and_grad,
 }

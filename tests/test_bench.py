@@ -161,6 +161,18 @@ def test_a_table_of_all_sides() -> None:
     assert "numpy" in done.stdout.splitlines()[0]
 
 
+def test_memory_beside_arguments_and_results() -> None:
+    name = "linear_cross_entropy_value_and_grad"
+    sizes = ("--sizes", "3000x64x5000", "--backend", "numpy", "--peers", "textbook", "--rounds", "1", "--memory")
+    done = command("plugrad.bench", name, *sizes)
+    assert done.returncode == 0, done.stderr
+    heading, row = done.stdout.splitlines()[2:]
+    assert heading.split()[-4:] == ["numpy", "MB", "textbook", "MB"]
+    ours, logits = float(row.split()[-2]), 3000 * 5000 * 4 / 1e6
+    assert float(row.split()[-1]) > 2 * logits
+    assert 0 < ours < 1.5 * 64 < 2 * logits
+
+
 def test_a_peer_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from plugrad.bench import __main__ as bench
 

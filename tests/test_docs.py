@@ -21,6 +21,7 @@ DOCUMENTS = ["README.md", "docs/adding-a-backend.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 public = {f"kernels.{name}": kernel.function for name, kernel in KERNELS.items()}
+public["Workspace"] = kernels.Workspace
 public |= {f"backends.{name}": getattr(backends, name) for name in backends.__all__ if name.islower()}
 
 

@@ -11,15 +11,19 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def digits(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def example(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / "digits.py"), *arguments],
+        [sys.executable, str(EXAMPLES / name), *arguments],
         env={**os.environ, **environment},
         cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def digits(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return example("digits.py", *arguments, cwd=cwd, **environment)
 
 
 def epochs(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -59,3 +63,27 @@ def test_digits_tells_what_is_wrong(
     done = digits(*arguments, cwd=tmp_path, **environment)
     assert done.returncode == 2
     assert told in done.stderr.splitlines()[-1]
+
+
+def test_words_learns_and_saves_memory(tmp_path: Path) -> None:
+    done = example("words.py", "--steps", "40", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
+    assert done.returncode == 0, done.stderr
+    told = re.match(r"backend: numpy   words: ([\d,]+)   vocabulary: ([\d,]+)\n", done.stdout)
+    assert told
+    assert int(told[2].replace(",", "")) >= 10_000
+    perplexities = [
+        float(number) for number in re.findall(r"held-out perplexity +([\d.]+)$", done.stdout, re.MULTILINE)
+    ]
+    assert len(perplexities) == 11
+    assert perplexities[0] > perplexities[1] > perplexities[5] > perplexities[10] > 1
+    assert perplexities[10] < perplexities[0] / 10
+    assert "steps to 4:" in done.stderr, "no progress was shown"
+    fused, composed = (int(number) for number in re.findall(r": (\d+) MB$", done.stdout, re.MULTILINE))
+    assert fused < 40 < 200 < composed
+
+
+def test_words_tells_what_is_wrong(tmp_path: Path) -> None:
+    for arguments, told in ((("--steps", "0"), "--steps: expected at least 1"), (("--backend", "nubma"), "'numba'?")):
+        done = example("words.py", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert told in done.stderr.splitlines()[-1]

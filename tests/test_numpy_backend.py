@@ -75,7 +75,7 @@ def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
                 return np.empty(value.shape, value.dtype)
             return np.empty(tuple(2 * n for n in value.shape), value.dtype)[tuple([slice(None, None, 2)] * value.ndim)]
 
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"max_workspace": "1MB"} if "max_workspace" in kernel.options else {}
         if "loss" not in kernel.results or len(kernel.results) > 1:
             out = tuple(array(value) for value in as_tuple(kernel.function(*inputs)))
             options["out"] = out if len(out) > 1 else out[0]
@@ -100,7 +100,7 @@ import sys, hashlib, numpy as np
 from plugrad import backends, kernels as K
 from plugrad.kernels import KERNELS
 for name, kernel in KERNELS.items():
-    if "affine" in name:
+    if "w" in kernel.arguments:
         continue
     for rows, classes in ((400_000, 7), (3_000, 1_000), (40, 70_001)):
         inputs = kernel.sample(np.random.default_rng(0), rows, classes, np.dtype(np.float32))

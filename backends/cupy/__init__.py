@@ -1,9 +1,9 @@
 """The CuPy backend: CUDA kernels that read a row once, and products by cuBLAS, on the current device and stream.
 
-`kernels` has its functions, and `products` those of the affine layer. `rows` chooses how the rows of an array are
-worked on, by their length; `labels` brings the labels of losses to the form that the CUDA code takes, and `compiling`
-compiles; `arrays` has the hooks that take arrays in. The CUDA sources are in `cuda/`, where rows.cuh is the one to read
-first. CuPy is imported by the probe, and not before.
+`kernels` has its functions, `products` those of the affine layer, and `last_layer` those of a layer with its loss.
+`rows` chooses how the rows of an array are worked on, by their length; `labels` brings the labels of losses to the form
+that the CUDA code takes, and `compiling` compiles; `arrays` has the hooks that take arrays in. The CUDA sources are in
+`cuda/`, where rows.cuh is the one to read first. CuPy is imported by the probe, and not before.
 """
 
 import importlib
@@ -22,6 +22,8 @@ _KERNELS = (
     "affine_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_value_and_grad",
     "log_softmax",
     "log_softmax_backward",
     "relu",
@@ -46,6 +48,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("plugrad.backends.cupy.arrays"), name)
     if name.startswith("affine"):
         return getattr(importlib.import_module("plugrad.backends.cupy.products"), name)
+    if name.startswith("linear"):
+        return getattr(importlib.import_module("plugrad.backends.cupy.last_layer"), name)
     if name in _KERNELS:
         return getattr(importlib.import_module("plugrad.backends.cupy.kernels"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from plugrad.backends.cupy.rows import (
     run,
     written,
 )
-from plugrad.backends.options import LossOptions
+from plugrad.backends.options import COMPUTE, LossOptions
 
 SOFTMAX = Operation("softmax", inputs=1, sums=2)
 LOG_SOFTMAX = Operation("log_softmax", inputs=1, sums=2)
@@ -170,11 +170,25 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "softmax_cross_entropy": (LOSS_OF_CLASS, LOSS_OF_TARGETS),
     "softmax_cross_entropy_backward": (GRADIENT_OF_SOFTMAX,),
     "softmax_cross_entropy_value_and_grad": (LOSS_OF_CLASS, LOSS_OF_TARGETS),
+    "linear_cross_entropy": (LOSS_OF_CLASS, LOSS_OF_TARGETS),
+    "linear_cross_entropy_value_and_grad": (LOSS_OF_CLASS, LOSS_OF_TARGETS),
 }
+
+
+LAYER = ("widen_rows", "double_rows", "narrow_rows", "put_biases", "add_to_total", "narrow_total")
+
+
+def layer_instance(dtype: np.dtype[Any]) -> Instance:
+    """What is compiled for the layer of `linear_cross_entropy` on arrays of a dtype."""
+    return Instance("last_layer.cu", macros(dtype, 1, True))
 
 
 def instances(name: str, dtype: np.dtype[Any]) -> Instances:
     """Everything that function `name` may have compiled for arrays of a dtype, and the names of the kernels in it."""
+    if name.startswith("linear"):
+        yield layer_instance(dtype), LAYER
+        yield from products.instances(COMPUTE[dtype])
+        dtype = COMPUTE[dtype]  # of the logits
     for operation in OPERATIONS.get(name, ()):
         yield from rows.instances(operation, dtype)
     if name in elementwise.NAMES:

@@ -44,16 +44,24 @@ class Labels:
         self.one_class = is_index and not options.label_smoothing
         self._compute, self._options, self._classes = COMPUTE[x.dtype], options, how.classes
         self._t, kind = contiguous(t), kind_of(t.dtype)
-        ignore = _ignored(options.ignore_index, t.dtype) if is_index else None
+        ignore = ignored_index(options.ignore_index, t.dtype) if is_index else None
         ignored = (ignore or 0, int(ignore is not None))
         self._weight = self._weights(results)
         self._divisor: tuple[float, Any] = (1.0, NULL)
-        if options.reduction == "mean":
+        if options.divisor is not None:
+            self._divisor = options.divisor
+        elif options.reduction == "mean":
             counted = is_index and (ignore is not None or options.weight is not None)
             self._divisor = (0.0, self._count(kind, ignored)) if counted else (float(how.rows), NULL)
         shares = 1.0 - options.label_smoothing, options.label_smoothing / how.classes
         self.arguments = (self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor)
         self._sums: Any = NULL
+
+    @property
+    def shared(self) -> LossOptions:
+        """The options for some of the rows: with what the mean divides by, and the shares in it of the weights."""
+        weight = None if self._weight is NULL else self._weight
+        return self._options._replace(weight=weight, divisor=self._divisor)
 
     def _weights(self, results: tuple[Array, ...]) -> Any:
         """The weights, in memory that no result is written to while they are read."""
@@ -104,7 +112,7 @@ def kind_of(dtype: np.dtype[Any]) -> int:
     return KINDS.index("uint8" if dtype.name == "bool" else dtype.name)
 
 
-def _ignored(index: int | None, dtype: np.dtype[Any]) -> int | None:
+def ignored_index(index: int | None, dtype: np.dtype[Any]) -> int | None:
     """The class index that does not count, as int64 holds the bits of labels of `dtype`; None if no label can be it."""
     if index is None or not np.iinfo(dtype).min <= index <= np.iinfo(dtype).max:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from plugrad.backends.blas import is_row_major, layout
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, written
@@ -19,7 +20,6 @@ from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 # cudaDataType_t and cublasComputeType_t, by cuBLAS's library_types.h and cublas_api.h.
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 COMPUTE_TYPE = {FLOAT32: 68, FLOAT64: 70}
-NOT_TRANSPOSED, TRANSPOSED = 0, 1
 ANY_ALGORITHM = -1
 
 # cuBLAS adds up float32, and over a million rows its sum of like numbers could drift by thousands of ulp: products that
@@ -40,28 +40,28 @@ ONE = {dtype: np.ones((), dtype) for dtype in COMPUTE_TYPE}
 
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
-    w = _matrix(w.copy() if out is w else w)
-    rows = _matrix(_rows(x.copy() if out is x else x))
+    w = matrix(w.copy() if out is w else w)
+    rows = matrix(_rows(x.copy() if out is x else x))
 
     def write(target: Array) -> None:
         if b is not None:
             target[...] = b
-        _product(rows, w, target.reshape(-1, target.shape[-1]), adds=b is not None)
+        product(rows, w, target.reshape(-1, target.shape[-1]), adds=b is not None)
 
     written(out, write)
 
 
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
-    slopes = _matrix(_rows(dy))
+    slopes = matrix(_rows(dy))
     results = []
     if dw is not None:
-        results.append((dw, _weights(slopes, _matrix(_rows(x)), _aside(dw, dy, x, w))))
+        results.append((dw, _weights(slopes, matrix(_rows(x)), _aside(dw, dy, x, w))))
     if db is not None:
-        results.append((db, _column_sums(contiguous(slopes), _aside(db, dy, x, w))))
+        results.append((db, column_sums(contiguous(slopes), _aside(db, dy, x, w))))
     if dx is not None:
         target = _aside(dx, dy, x, w)
-        _product(slopes, _matrix(w).T, _rows(target), adds=False)
+        product(slopes, matrix(w).T, _rows(target), adds=False)
         results.append((dx, target))
     for wanted, found in results:
         if found is not wanted:
@@ -80,48 +80,49 @@ def _aside(target: Array, *arguments: Array) -> Array:
     return cupy.empty(target.shape, target.dtype)
 
 
-def _matrix(x: Array) -> Array:
-    """`x`, or a copy, that cuBLAS can read: C-contiguous, or the transpose of what is."""
-    return x if x.flags.c_contiguous or x.flags.f_contiguous else cupy.ascontiguousarray(x)
+def matrix(x: Array) -> Array:
+    """`x`, or a copy, that cuBLAS can read: rows or columns that lie side by side."""
+    return x if is_row_major(x) or is_row_major(x.T) else cupy.ascontiguousarray(x)
 
 
 def _weights(dy: Array, x: Array, dw: Array) -> Array:
     """``dw = x^T dy``."""
     rows = len(x)
     if rows <= SUMMED_ROWS:
-        _product(x.T, dy, dw, adds=False)
+        product(x.T, dy, dw, adds=False)
         return dw
     compute = COMPUTE[dw.dtype]
     total = dw if dw.dtype == compute else cupy.empty(dw.shape, compute)
     for start in range(0, rows, SUMMED_ROWS):
         part = slice(start, start + SUMMED_ROWS)
-        _product(_matrix(x[part]).T, _matrix(dy[part]), total, adds=start > 0)
+        product(matrix(x[part]).T, matrix(dy[part]), total, adds=start > 0)
     if total is not dw:
         blocks = min(MOST_BLOCKS, -(-dw.size // THREADS))
         kernel("narrow_all", instance(dw.dtype))((blocks,), (THREADS,), (dw.size, total, dw))
     return dw
 
 
-def _product(a: Array, b: Array, out: Array, adds: bool) -> None:
-    """``out = a b``, or ``out += a b``, of matrices that `_matrix` gave, or their transposes; `out` is C-contiguous."""
+def product(a: Array, b: Array, out: Array, adds: bool) -> None:
+    """``out = a b``, or ``out += a b``, of matrices that `matrix` gave, or their transposes; `out` is row by row."""
     for start in range(0, len(a), MOST_ROWS):
         part = slice(start, start + MOST_ROWS)
-        _gemm(_matrix(a[part]), b, out[part], adds)
+        _gemm(matrix(a[part]), b, out[part], adds)
 
 
 def _gemm(a: Array, b: Array, out: Array, adds: bool) -> None:
     """One call of cuBLAS. It counts along columns first: what is rows here is columns there, and so is ``b^T a^T``."""
     (m, n), k = out.shape, len(b)
     compute = COMPUTE[out.dtype]
+    (is_a_transposed, a_step), (is_b_transposed, b_step) = layout(a), layout(b)
     cupy.cuda.cublas.gemmEx(
         cupy.cuda.get_cublas_handle(),
-        *(_transposition(b), _transposition(a)),
+        *(int(is_b_transposed), int(is_a_transposed)),
         *(n, m, k),
         ONE[compute].ctypes.data,
-        *(b.data.ptr, _type(b.dtype), _leading(b)),
-        *(a.data.ptr, _type(a.dtype), _leading(a)),
+        *(b.data.ptr, _type(b.dtype), b_step),
+        *(a.data.ptr, _type(a.dtype), a_step),
         (ONE if adds else ZERO)[compute].ctypes.data,
-        *(out.data.ptr, _type(out.dtype), n),
+        *(out.data.ptr, _type(out.dtype), layout(out)[1]),
         COMPUTE_TYPE[compute],
         ANY_ALGORITHM,
     )
@@ -132,17 +133,7 @@ def _type(dtype: np.dtype[Any]) -> int:
     return TYPES[dtype.name]
 
 
-def _transposition(x: Array) -> int:
-    return NOT_TRANSPOSED if x.flags.c_contiguous else TRANSPOSED
-
-
-def _leading(x: Array) -> int:
-    """The distance, in elements, from one row to the next, or between the columns of a transpose."""
-    leading: int = x.shape[1 if x.flags.c_contiguous else 0]
-    return leading
-
-
-def _column_sums(x: Array, sums: Array) -> Array:
+def column_sums(x: Array, sums: Array) -> Array:
     """The sums of the columns, in float64."""
     rows, columns = x.shape
     code, tiles = instance(x.dtype), -(-columns // WARP)

@@ -27,6 +27,8 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_backward",
     "empty",
+    "linear_cross_entropy",
+    "linear_cross_entropy_value_and_grad",
     "log_softmax",
     "log_softmax_backward",
     "relu",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends.chunks import functions
 from plugrad.backends.numba import biases, elementwise, lanes, losses, rows, team
 from plugrad.backends.numba.labels import Labels
 from plugrad.backends.numba.layout import (
@@ -20,6 +21,7 @@ from plugrad.backends.numba.layout import (
     written,
 )
 from plugrad.backends.numpy.affine import gradients, product
+from plugrad.backends.numpy.linear_cross_entropy import Room, in_chunks
 from plugrad.backends.options import LossOptions
 
 # From so many columns on, their sums are faster here than as a product of BLAS with ones.
@@ -185,9 +187,18 @@ def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
     if db is not None and db.size >= LEAST_COLUMNS and all(db is not read for read in (dy, x, w)):
-        rows = raw(dy).reshape(-1, db.size)
-        units, work = -(-db.size // biases.COLUMNS), LIGHT * len(rows) * biases.COLUMNS
-        written(db, lambda y: team.run(biases.column_sums, units, work, rows, y))
+        _column_sums(dy, db)
         db = None
     if dx is not None or dw is not None or db is not None:
         gradients(dy, x, w, dx, dw, db)
+
+
+def _column_sums(dy: Array, db: Array) -> None:
+    rows = raw(dy).reshape(-1, db.size)
+    units, work = -(-db.size // biases.COLUMNS), LIGHT * len(rows) * biases.COLUMNS
+    written(db, lambda y: team.run(biases.column_sums, units, work, rows, y))
+
+
+ROOM = Room(softmax_cross_entropy, softmax_cross_entropy_value_and_grad, _column_sums)
+
+linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(lambda *given: in_chunks(ROOM, *given))

@@ -76,7 +76,10 @@ class Labels:
         self.divisor = 1.0
         if options.reduction == "mean":
             plain = not indices or (options.weight is None and ignore is None)
-            self.divisor = float(self.rows) if plain else losses.count(self.t, self.weight, *self.ignored)
+            if options.divisor is not None:
+                self.divisor = options.divisor
+            else:
+                self.divisor = float(self.rows) if plain else losses.count(self.t, self.weight, *self.ignored)
             if options.weight is not None and self.divisor:  # as small as they may be, their shares are not
                 with np.errstate(all="ignore"):
                     self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)

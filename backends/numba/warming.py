@@ -8,6 +8,7 @@ import numpy as np
 from plugrad.backends.numba import biases, kernels, team
 from plugrad.backends.numba.layout import FEW_CLASSES
 from plugrad.backends.options import COMPUTE, LossOptions
+from plugrad.backends.workspace import Workspace
 
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
@@ -24,7 +25,9 @@ def _calls(name: str, dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
     """Arguments that lead to each compiled form: rows of few classes, and of many."""
     for classes in (2, FEW_CLASSES + 1):
         x, out = np.ones((2, classes), dtype), np.empty((2, classes), dtype)
-        if "cross_entropy" in name:
+        if name.startswith("linear"):
+            yield from _calls_of_layer_with_loss(name, x)
+        elif "cross_entropy" in name:
             yield from _calls_of_loss(name, x, out)
         elif name == "affine":
             yield (
@@ -39,6 +42,15 @@ def _calls(name: str, dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
         else:
             along = (1,) if "softmax" in name else ()
             yield (x, x.copy(), *along, out) if name.endswith("_backward") else (x, *along, out)
+
+
+def _calls_of_layer_with_loss(name: str, x: Any) -> Iterator[tuple[Any, ...]]:
+    """The same for a layer with its loss."""
+    classes = x.shape[1]
+    w, b = np.ones((classes, classes), x.dtype), np.ones(classes, x.dtype)
+    out = (np.empty_like(x), np.empty_like(w), np.empty_like(b)) if name.endswith("value_and_grad") else ()
+    for _, t, options, loss, _ in _calls_of_loss("softmax_cross_entropy", x.astype(COMPUTE[x.dtype]), None):
+        yield x, w, b, t, options._replace(kernel=name), Workspace(2**20), loss, *out
 
 
 def _calls_of_loss(name: str, x: Any, out: Any) -> Iterator[tuple[Any, ...]]:

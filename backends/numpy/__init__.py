@@ -12,6 +12,7 @@ from plugrad.backends import threads
 from plugrad.backends.numpy.affine import affine, affine_backward
 from plugrad.backends.numpy.cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.backends.numpy.elementwise import relu, relu_backward, sigmoid, sigmoid_backward
+from plugrad.backends.numpy.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_value_and_grad
 from plugrad.backends.numpy.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from plugrad.backends.numpy.softmax_cross_entropy import (
     softmax_cross_entropy,
@@ -24,6 +25,8 @@ __all__ = [
     "affine_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_value_and_grad",
     "log_softmax",
     "log_softmax_backward",
     "relu",

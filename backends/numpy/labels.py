@@ -43,38 +43,20 @@ class Labels:
             check(t, self.classes, options)
         self.t = t if self.indices else classes_last(t, options.axis)
         self.weight = options.weight
-        self.divisor = self._counting() if options.reduction == "mean" else 1.0
+        self.divisor = 1.0
+        if options.reduction == "mean":
+            if options.divisor is not None:
+                self.divisor = options.divisor
+            else:
+                self.divisor = counted(t, options) if self.indices else float(t.size // self.classes)
         if self.weight is not None and self.divisor:  # as small as they may be, their shares are not
             with np.errstate(all="ignore"):
                 self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
             self.divisor = 1.0
 
-    def _counting(self) -> float:
-        """The number of rows that count, each as often as its label weighs."""
-        if not self.indices:
-            return float(self.t.size // self.classes)
-        if self.options.weight is None and self.options.ignore_index is None:
-            return float(self.t.size)
-        return sum(self._counted(self.t[index]) for index in cut(self.t.shape, LABEL))
-
-    def _counted(self, t: Array) -> float:
-        labels, ignored = self._unignored(t)
-        if self.options.weight is None:
-            return float(labels.size - (0 if ignored is None else np.count_nonzero(ignored)))
-        weights = self.options.weight[labels].astype(np.float64)
-        return float(np.add.reduce(weights if ignored is None else weights[~ignored]))
-
-    def _unignored(self, t: Array) -> tuple[Array, Array | None]:
-        """The class indices of a block, with 0 for ignored rows, and which rows are ignored, None for no row."""
-        labels = t.reshape(-1)
-        if self.options.ignore_index is None:
-            return labels, None
-        ignored = labels == self.options.ignore_index
-        return (np.where(ignored, 0, labels), ignored) if ignored.any() else (labels, None)
-
     def single(self, t: Array) -> tuple[Array, Array | None, Array | None]:
         """Of the rows of a block: the class, its weight (None: 1), and which rows are ignored (None: no row)."""
-        labels, ignored = self._unignored(t)
+        labels, ignored = unignored(t, self.options)
         return labels, None if self.weight is None else self.weight[labels], ignored
 
     def spread(self, t: Array, like: Array, scratch: Scratch) -> tuple[Array, Array, Array | None]:
@@ -86,7 +68,7 @@ class Labels:
         rows = scratch.like("labels", like)
         ignored = None
         if self.indices:
-            labels, ignored = self._unignored(t)
+            labels, ignored = unignored(t, self.options)
             rows[...] = smoothing / self.classes
             flat, index = elements(rows, labels)
             flat[index] += 1 - smoothing
@@ -136,6 +118,30 @@ class Labels:
         if not self.divisor:
             return 0.0
         return (sums[0] if len(sums) == 1 else float(np.add.reduce(sums))) / self.divisor
+
+
+def counted(t: Array, options: LossOptions) -> float:
+    """The number of class indices that count, each as often as its class weighs: what the mean divides by."""
+    if options.weight is None and options.ignore_index is None:
+        return float(t.size)
+    return sum(_counted(t[index], options) for index in cut(t.shape, LABEL))
+
+
+def _counted(t: Array, options: LossOptions) -> float:
+    labels, ignored = unignored(t, options)
+    if options.weight is None:
+        return float(labels.size - (0 if ignored is None else np.count_nonzero(ignored)))
+    weights = options.weight[labels].astype(np.float64)
+    return float(np.add.reduce(weights if ignored is None else weights[~ignored]))
+
+
+def unignored(t: Array, options: LossOptions) -> tuple[Array, Array | None]:
+    """The class indices of a block, with 0 for ignored rows, and which rows are ignored, None for no row."""
+    labels = t.reshape(-1)
+    if options.ignore_index is None:
+        return labels, None
+    ignored = labels == options.ignore_index
+    return (np.where(ignored, 0, labels), ignored) if ignored.any() else (labels, None)
 
 
 def check(t: Array, classes: int, options: LossOptions) -> None:

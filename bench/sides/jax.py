@@ -27,6 +27,13 @@ def _formula(case: Case) -> Callable[..., Any]:
     def loss_of_logits(x: Any, t: Any) -> Any:
         return -jnp.take_along_axis(jax.nn.log_softmax(x, axis), jnp.expand_dims(t, axis), axis).mean()
 
+    def loss_of_layer(x: Any, w: Any, b: Any, t: Any) -> Any:
+        return loss_of_logits(x @ w + b, t)
+
+    def gradients_of_layer(x: Any, w: Any, b: Any, t: Any) -> Any:
+        loss, gradients = jax.value_and_grad(loss_of_layer, (0, 1, 2))(x, w, b, t)
+        return loss, *gradients
+
     forward: dict[str, Callable[..., Any]] = {
         "softmax": lambda x: jax.nn.softmax(x, axis),
         "log_softmax": lambda x: jax.nn.log_softmax(x, axis),
@@ -34,6 +41,7 @@ def _formula(case: Case) -> Callable[..., Any]:
         "sigmoid": jax.nn.sigmoid,
         "affine": lambda x, w, b: x @ w + b,
         "cross_entropy": loss_of,
+        "linear_cross_entropy": loss_of_layer,
         "softmax_cross_entropy": lambda x, t: (loss_of_logits(x, t), jax.nn.softmax(x, axis)),
     }
     backward: dict[str, Callable[..., Any]] = {
@@ -46,6 +54,7 @@ def _formula(case: Case) -> Callable[..., Any]:
         "softmax_cross_entropy_backward": lambda dloss, y, t: (
             (y - jax.nn.one_hot(t, y.shape[axis], axis=axis, dtype=y.dtype)) * (dloss / t.size)
         ),
+        "linear_cross_entropy_value_and_grad": gradients_of_layer,
         "softmax_cross_entropy_value_and_grad": jax.value_and_grad(loss_of_logits),
     }
     return (forward | backward)[case.name]

@@ -20,7 +20,7 @@ def prepare(case: Case) -> Callable[[], Any]:
     if case.new or kernel.results == ("loss",):
         return lambda: function(*arguments, **options)
     results = function(*arguments, **options)
-    out = (None, results[1]) if kernel.results[0] == "loss" else results
+    out = (None, *results[1:]) if kernel.results[0] == "loss" else results
     return lambda: function(*arguments, **options, out=out)
 
 

@@ -50,6 +50,15 @@ def affine_backward(dy: Any, x: Any, w: Any) -> Any:
     return dy @ w.T, x.T @ dy, dy.sum(0)
 
 
+def linear_cross_entropy(x: Any, w: Any, b: Any, t: Any) -> Any:
+    return softmax_cross_entropy(x @ w + b, t)[0]
+
+
+def linear_cross_entropy_value_and_grad(x: Any, w: Any, b: Any, t: Any) -> Any:
+    loss, dz = softmax_cross_entropy_value_and_grad(x @ w + b, t)
+    return loss, *affine_backward(dz, x, w)
+
+
 def cross_entropy(p: Any, t: Any) -> Any:
     return -np.log(np.take_along_axis(p, np.expand_dims(t, 1), 1)).mean()
 

@@ -17,6 +17,8 @@ def prepare(case: Case) -> Callable[[], Any]:
     if case.name == STEP:
         return _step(case)
     arguments = [_tensor(x) for x in case.arguments()]
+    if case.name.startswith("linear_cross_entropy"):
+        return _layer_with_loss(case, *arguments)
     call: Callable[[], Any] = _allocating(case, *arguments) if case.new else _writing(case, *arguments)
     return call
 
@@ -101,6 +103,24 @@ def _value_and_grad(x: Any, t: Any) -> Any:
     x.requires_grad_()
     loss = torch.nn.functional.cross_entropy(x, t)
     return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+
+def _layer_with_loss(case: Case, x: Any, w: Any, b: Any, t: Any) -> Callable[[], Any]:
+    w = w.T.contiguous()  # as PyTorch has it
+
+    def loss() -> Any:
+        return torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w, b), t)
+
+    if case.name == "linear_cross_entropy":
+        return loss
+    arguments = [argument.requires_grad_() for argument in (x, w, b)]
+
+    def value_and_grad() -> Any:
+        found = loss()
+        dx, dw, db = torch.autograd.grad(found, arguments)
+        return found.detach(), dx, dw.T, db
+
+    return value_and_grad
 
 
 def _step(case: Case) -> Callable[[], Any]:

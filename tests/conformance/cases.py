@@ -39,6 +39,19 @@ def is_product(kernel: Kernel) -> bool:
     return "w" in kernel.arguments
 
 
+def rows_of(kernel: Kernel) -> str:
+    """The argument of a loss that has the rows: logits, probabilities, or the inputs of a layer."""
+    return next(name for name in kernel.arguments if name not in ("dloss", "t"))
+
+
+def with_rows(kernel: Kernel, rows: Any) -> dict[str, Any]:
+    """The argument of a loss that has the rows; for a layer, with weights that make logits of them as they are."""
+    inputs = {rows_of(kernel): rows}
+    if is_product(kernel):
+        inputs |= {"w": np.eye(rows.shape[-1], dtype=rows.dtype), "b": np.zeros(rows.shape[-1], rows.dtype)}
+    return inputs
+
+
 def sample(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any], seed: int = 0, about: str = "") -> Case:
     """The record's sample inputs."""
     inputs = kernel.sample(np.random.default_rng(seed), rows, classes, dtype)
@@ -96,7 +109,11 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
     lead, classes = (2, 4), 5
     plain = sample(kernel, 8, classes, dtype, seed=3)
     for axis, weighted, ignored, smoothing, reduction in itertools.product(
-        (0, 1, -1), (False, True), (None, 1, -100), (0.0, 0.1, 1.0), ("mean", "sum", "none")
+        (0, 1, -1) if has_axis(kernel) else (-1,),
+        (False, True),
+        (None, 1, -100),
+        (0.0, 0.1, 1.0),
+        ("mean", "sum", "none"),
     ):
         if ignored is not None and form != INDICES:
             continue
@@ -110,7 +127,7 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
         if "dloss" in inputs and reduction == "none":
             inputs["dloss"] = rng.normal(size=lead).astype(np.float32)
         options = {
-            "axis": axis,
+            **({"axis": axis} if has_axis(kernel) else {}),
             "weight": rng.random(classes).astype(np.float32) if weighted else None,
             "ignore_index": ignored,
             "label_smoothing": smoothing,

@@ -45,6 +45,8 @@ def calls(draw: st.DrawFn, subject: Subject, kernel: Kernel) -> Call:
     options = dict(case.options)
     if cases.is_loss(kernel):
         options |= _options(draw, inputs, lead, classes, axis)
+        if not cases.has_axis(kernel):
+            del options["axis"]
     case = Case(kernel, inputs, options, seed=seed)
     layouts = [draw(st.sampled_from((None, *cases.layouts(subject)))) for _ in kernel.arguments]
     arrays = [

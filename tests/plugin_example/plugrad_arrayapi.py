@@ -11,7 +11,9 @@ import array_api_compat
 import numpy as np
 from array_api_compat import array_namespace
 
+from plugrad.backends.chunks import Layer, Results, functions
 from plugrad.backends.options import LossOptions, bad_label
+from plugrad.backends.workspace import Workspace
 
 Array: TypeAlias = Any
 
@@ -170,6 +172,46 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     _write(dx, _where_rows_count(q, slope, options))
 
 
+@silently
+def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
+    """A layer with its loss, and their gradients, for as many rows at a time as the workspace has room for."""
+    x, w, b, t = layer
+    xp, rows, w = _in_float64(x, w)
+    inputs, classes = w.shape
+    if layer.is_index:
+        _check(t, classes, options)
+    a_row = 8 * classes  # bytes
+    if workspace.size < a_row:
+        raise ValueError(
+            f"{options.kernel}: max_workspace: expected at least {a_row} bytes, for one row of {classes} classes, "
+            f"got {workspace.size}"
+        )
+    options = options._replace(axis=1, divisor=_divisor(t, classes, options, layer.is_index))
+    rows, t = xp.reshape(rows, (-1, inputs)), xp.reshape(t, (-1,) if layer.is_index else (-1, classes))
+    losses, slopes = [], []
+    sums = [xp.zeros(shape, dtype=xp.float64) for shape in (w.shape, (classes,))]
+    for start in range(0, rows.shape[0], workspace.size // a_row):
+        chunk = slice(start, start + workspace.size // a_row)
+        part, labels = rows[chunk, ...], t[chunk, ...]
+        z = xp.matmul(part, w) if b is None else xp.matmul(part, w) + xp.astype(b, xp.float64)
+        losses.append(xp.zeros(part.shape[:1] if options.reduction == "none" else (1,), dtype=xp.float64))
+        target = losses[-1] if options.reduction == "none" else losses[-1][0, ...]
+        softmax_cross_entropy_value_and_grad(z, labels, options, target, z)
+        counts = xp.any(z != 0, axis=1, keepdims=True)
+        part = xp.where(counts, part, 0.0)  # be they infinite: times a gradient of 0 nothing comes of them
+        sums[0] += xp.matmul(part.T, z)
+        sums[1] += xp.sum(z, axis=0)
+        slopes.append(xp.where(counts, xp.matmul(z, w.T), 0.0))
+    each = xp.concat(losses)
+    loss = each if options.reduction == "none" else xp.sum(each)
+    for out, values in zip(results, (loss, xp.concat(slopes), *sums), strict=True):
+        if out is not None:
+            _write(out, xp.reshape(values, out.shape))
+
+
+linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(_in_chunks)
+
+
 def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
     """What the loss multiplies logarithms by: the labels, smoothed, weighted, and divided if the mean is wanted.
 
@@ -184,21 +226,40 @@ def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
     if t.ndim == rows.ndim:
         counts = xp.ones(numbers.shape, dtype=xp.bool)
         labels = xp.astype(t, xp.float64)
-        divisor = t.size / classes
     else:
-        counts = xp.ones(t.shape, dtype=xp.bool) if options.ignore_index is None else t != options.ignore_index
-        wrong = counts & ((t < 0) | (t >= classes))
-        if xp.any(wrong):
-            first = tuple(int(i[0]) for i in xp.nonzero(wrong)) if t.ndim else ()
-            raise bad_label(int(t[first]), first, classes, options)
-        counts = xp.expand_dims(counts, axis=options.axis)
+        counts = xp.expand_dims(_check(t, classes, options), axis=options.axis)
         is_label = counts & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
         labels = xp.astype(is_label, xp.float64)
-        divisor = float(xp.sum(xp.where(is_label, weight, 0.0)))
     if options.reduction == "mean":
+        divisor = options.divisor  # of all rows, if these are some of them
+        if divisor is None:
+            divisor = _divisor(t, classes, options, t.ndim < rows.ndim)
         weight = weight / divisor if divisor else xp.zeros_like(weight)
     smoothing = options.label_smoothing
     return xp.where(counts, weight * ((1 - smoothing) * labels + smoothing / classes), 0.0)
+
+
+def _check(t: Array, classes: int, options: LossOptions) -> Array:
+    """Which class indices count; one that names no class is an error."""
+    xp = array_namespace(t)
+    counts = xp.ones(t.shape, dtype=xp.bool) if options.ignore_index is None else t != options.ignore_index
+    wrong = counts & ((t < 0) | (t >= classes))
+    if xp.any(wrong):
+        first = tuple(int(i[0]) for i in xp.nonzero(wrong)) if t.ndim else ()
+        raise bad_label(int(t[first]), first, classes, options)
+    return counts
+
+
+def _divisor(t: Array, classes: int, options: LossOptions, is_index: bool) -> float:
+    """What the mean divides by."""
+    if not is_index:
+        return float(t.size / classes)
+    xp, counts = array_namespace(t), _check(t, classes, options)
+    weight = xp.ones((classes,), dtype=xp.float64)
+    if options.weight is not None:
+        weight = xp.astype(options.weight, xp.float64)
+    label = xp.reshape(xp.where(counts, xp.astype(t, xp.int64), 0), (-1,))
+    return float(xp.sum(xp.where(xp.reshape(counts, (-1,)), xp.take(weight, label), 0.0)))
 
 
 def _loss(q: Array, logs: Array, options: LossOptions) -> Array:

@@ -1,0 +1,151 @@
+"""The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on the device.
+
+The logits of 16-bit arrays are float32, by products of the arrays as they are; products with their gradient are in
+float32, for which rows and weights are widened.
+"""
+
+from typing import Any
+
+import cupy
+import numpy as np
+
+from plugrad.backends.blas import is_row_major
+from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, functions, placed, planned
+from plugrad.backends.cupy.arrays import Array
+from plugrad.backends.cupy.compiling import kernel
+from plugrad.backends.cupy.kernels import layer_instance, softmax_cross_entropy, softmax_cross_entropy_value_and_grad
+from plugrad.backends.cupy.labels import NULL, THREADS, Labels, ignored_index, kind_of
+from plugrad.backends.cupy.products import SUMMED_ROWS, column_sums, matrix, product
+from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous
+from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions
+from plugrad.backends.workspace import Workspace
+
+# Gradients of weights with so few elements, of more rows than these, are added up in float64: one after another, as a
+# BLAS may do it, thousands of like numbers would drift by hundreds of ulp.
+THIN, GROUP = 2**12, 256
+
+
+def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
+    """The loss, and the gradients that are wanted."""
+    x, w, b, t = layer
+    rows, (inputs, classes) = layer.rows, w.shape
+    labels = Labels(t, x, options, Layout(rows, classes, 1))
+    found, moves = placed(layer, options, results, cupy.empty, is_strided=False)
+    x, t = x.reshape(rows, inputs), contiguous(t).reshape((rows,) if layer.is_index else (rows, classes))
+    x = x if is_row_major(x) else cupy.ascontiguousarray(x)
+    layer = Layer(x, matrix(w), b if b is None else contiguous(b), t)
+    _DeviceChunks(layer, labels.shared._replace(axis=1), workspace, found).compute()
+    for target, value in moves:
+        target[...] = value.reshape(target.shape)
+
+
+linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(in_chunks)
+
+
+class _DeviceChunks(Chunks):
+    """The work of one call on the device."""
+
+    def __init__(self, layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
+        self.options = options
+        x, dx, dw = layer.x, results.dx, results.dw
+        (rows, inputs), classes, compute = x.shape, layer.w.shape[1], COMPUTE[x.dtype]
+        self._ignore = ignored_index(options.ignore_index, layer.t.dtype) if layer.is_index else None
+        is_narrow = x.dtype != compute
+        is_thin = dw is not None and compute == FLOAT32 and dw.size <= THIN and rows > GROUP
+        copies_x = dw is not None and not is_thin and (is_narrow or self._ignore is not None)
+        copies_w = copies_dx = dx is not None and is_narrow
+        a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
+        a_row += (classes + inputs) * FLOAT64.itemsize * is_thin
+        sums = FLOAT64 if is_thin else compute if dw is not None and is_narrow else None
+        most = rows if dw is None else SUMMED_ROWS
+        ways, a_column = [Way(sums.itemsize if sums else 0)], inputs * compute.itemsize * copies_w
+        plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
+        place = "cupy", cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+        memory = workspace.memory(place, plan.bytes, lambda count: cupy.empty((count,), np.uint8))
+        take = carved(memory, memory.data.ptr)
+        self._logits = take((plan.rows, classes), compute)
+        self._rows = take((plan.rows * inputs,), compute) if copies_x else None
+        self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
+        self._weights = take((inputs * plan.columns,), compute) if copies_w else None
+        self._doubles = take((plan.rows * (inputs + classes),), FLOAT64) if is_thin else None
+        sums_of_parts = None if sums is None else take((inputs * plan.columns,), sums)
+        super().__init__(layer, results, plan, copies_w, sums_of_parts)
+        self._with_loss = softmax_cross_entropy_value_and_grad if results.have_gradients else softmax_cross_entropy
+        self._losses = None if options.reduction == "none" else cupy.empty(-(-rows // plan.rows), compute)
+        self._biases = cupy.empty(classes, compute), cupy.empty(classes, FLOAT64)  # of a chunk, and of all
+
+    def _run(self, name: str, dtype: np.dtype[Any], rows: int, *arguments: Any) -> None:
+        """Launch a kernel with a block for each row."""
+        kernel(name, layer_instance(dtype))((min(MOST_BLOCKS, rows),), (THREADS,), (rows, *arguments))
+
+    def _ignored(self, chunk: slice | None) -> tuple[Any, int, int]:
+        """What last_layer.cu declares as ``IGNORED_PARAMETERS``; without a chunk every row counts."""
+        if chunk is None or self._ignore is None:
+            return NULL, 0, 0
+        return self.t[chunk], kind_of(self.t.dtype), self._ignore
+
+    def _widened(self, name: str, rows: Array, target: Array, chunk: slice | None = None) -> Array:
+        """Rows copied to `target`, those of a chunk with zeros where they do not count."""
+        target = target[: rows.size].reshape(rows.shape)
+        step = rows.strides[0] // rows.dtype.itemsize
+        self._run(name, rows.dtype, len(rows), rows.shape[1], rows, step, *self._ignored(chunk), target)
+        return target
+
+    def logits(self, chunk: slice) -> Array:
+        """``z = x w + b``."""
+        z = self._logits[: chunk.stop - chunk.start]
+        if self.b is not None:
+            self._run("put_biases", self.b.dtype, len(z), self.classes, self.b, z)
+        product(self.x[chunk], self.w, z, adds=self.b is not None)
+        return z
+
+    def put_loss(self, chunk: slice, logits: Array) -> None:
+        """The loss; ``z - t``, scaled as the reduction says."""
+        if self._losses is None:
+            self._with_loss(logits, self.t[chunk], self.options, self.loss[chunk], logits)
+            return
+        number = chunk.start // self.plan.rows
+        part = self._losses[number : number + 1].reshape(())
+        self._with_loss(logits, self.t[chunk], self.options, part, logits)
+        if chunk.stop == self.rows:
+            column_sums(self._losses.reshape(-1, 1), self.loss.reshape(1))
+
+    def add_weights(self, chunk: slice, slopes: Array, target: Array) -> None:
+        """``dw += x^T dz``."""
+        rows = self.x[chunk]
+        if self._doubles is not None:
+            rows = self._widened("double_rows", rows, self._doubles, chunk)
+            slopes = self._widened("double_rows", slopes, self._doubles[rows.size :])
+        elif self._rows is not None:
+            rows = self._widened("widen_rows", rows, self._rows, chunk)
+        product(rows.T, slopes, target, adds=chunk.start > 0)
+
+    def put_weights(self, sums: Array, target: Array) -> None:
+        """What was added up aside."""
+        name, more = ("narrow_rows", (NULL, 0, 0)) if self._doubles is None else ("narrow_total", ())
+        self._run(name, target.dtype, len(sums), sums.shape[1], sums, *more, target, self.classes)
+
+    def add_biases(self, chunk: slice, slopes: Array, target: Array) -> None:
+        """``db += sum of the rows of dz``, in float64."""
+        sums, total = self._biases
+        column_sums(slopes, sums)
+        given = self.classes, sums, int(chunk.start == 0), total, target if chunk.stop == self.rows else NULL
+        blocks = min(MOST_BLOCKS, -(-self.classes // THREADS))
+        kernel("add_to_total", layer_instance(target.dtype))((blocks,), (THREADS,), given)
+
+    def put_rows(self, chunk: slice, slopes: Array, target: Array) -> None:
+        """``dx = dz w^T``."""
+        dx = target if self._slopes is None else self._slopes[: len(target)]
+        for part in self.parts():
+            product(slopes[:, part], self._columns(part).T, dx, adds=part.start > 0)
+        if dx is not target or self._ignore is not None:
+            inputs = target.shape[1]
+            self._run("narrow_rows", target.dtype, len(target), inputs, dx, *self._ignored(chunk), target, inputs)
+
+    def _columns(self, part: slice) -> Array:
+        """Columns of w in the type to compute in."""
+        if self._weights is None:
+            return self.w[:, part]
+        if is_row_major(self.w):
+            return self._widened("widen_rows", self.w[:, part], self._weights)
+        return self._widened("widen_rows", self.w.T[part], self._weights).T

@@ -1,0 +1,184 @@
+"""Train a small language model on the docstrings of Python's standard library, without ever holding its logits.
+
+    PLUGRAD_BACKEND=numba python examples/words.py
+
+From three words it predicts the fourth, out of all that occur: embeddings, a hidden layer, and `linear_cross_entropy`
+for the last layer and its loss (the network is that of Bengio et al., "A neural probabilistic language model", 2003).
+At the end it tells how much memory a step takes with that kernel, and with `affine` and
+`softmax_cross_entropy_value_and_grad` in its place, each measured in a process of its own.
+"""
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from plugrad import backends
+from plugrad import kernels as K
+from plugrad.bench.memory import watched
+
+CONTEXT, EMBEDDING, HIDDEN, BATCH, RATE = 3, 64, 128, 1024, 2e-3
+LOGITS = 4096  # rows, where memory is measured
+WORKSPACE = "16MB"
+
+
+def docstrings() -> str:
+    """All docstrings of the standard library, by its sources, which are read and not run."""
+    library = Path(sysconfig.get_path("stdlib"))
+    apart = {"test", "tests", "site-packages", "dist-packages"}
+    found = []
+    for path in sorted(library.rglob("*.py")):
+        if apart & set(path.relative_to(library).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # some are wrong on purpose
+            continue
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found += [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
+    return "\n".join(found)
+
+
+def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """For each place in a text the numbers of the words before it and of the word there, and the words by number."""
+    words = re.findall(r"[A-Za-z_]\w*|\d+|[^\w\s]", text)
+    vocabulary = [word for word, _ in Counter(words).most_common()]
+    number = {word: i for i, word in enumerate(vocabulary)}
+    numbers = np.array([number[word] for word in words], np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(numbers, CONTEXT + 1)
+    return windows[:, :CONTEXT], windows[:, CONTEXT], vocabulary
+
+
+class Adam:
+    """Kingma and Ba, "Adam: a method for stochastic optimization", 2015."""
+
+    def __init__(self, parameters: list) -> None:
+        self.parameters, self.steps = parameters, 0
+        self.moments = [(0 * parameter, 0 * parameter) for parameter in parameters]
+
+    def update(self, gradients: list) -> None:
+        """Change the parameters in place."""
+        self.steps += 1
+        rate = RATE * (1 - 0.999**self.steps) ** 0.5 / (1 - 0.9**self.steps)
+        for parameter, gradient, (mean, square) in zip(self.parameters, gradients, self.moments, strict=True):
+            mean += 0.1 * (gradient - mean)
+            square += 0.001 * (gradient * gradient - square)
+            parameter -= rate * mean / (square**0.5 + 1e-8)
+
+
+def main(steps: int, seed: int) -> None:
+    """Train, and tell the perplexity as it falls."""
+    rng = np.random.default_rng(seed)
+    before, after, vocabulary = contexts(docstrings())
+    order = rng.permutation(len(after))
+    held_out, training = order[: 4 * BATCH], order[4 * BATCH :]
+    classes = len(vocabulary)
+    print(f"backend: {backends.current()}   words: {len(after):,}   vocabulary: {classes:,}", flush=True)
+
+    def weights(inputs: int, outputs: int, scale: float) -> np.ndarray:
+        return (rng.normal(size=(inputs, outputs)) * scale).astype(np.float32)
+
+    table = weights(classes, EMBEDDING, 0.1)  # the embeddings, which NumPy looks up
+    w1 = backends.asarray(weights(CONTEXT * EMBEDDING, HIDDEN, (2 / (CONTEXT * EMBEDDING)) ** 0.5))
+    w2 = backends.asarray(weights(HIDDEN, classes, 0.01))
+    b1, b2 = (backends.asarray(np.zeros(size, np.float32)) for size in (HIDDEN, classes))
+    optimizer = Adam([table, w1, b1, w2, b2])
+    workspace = K.Workspace(WORKSPACE)
+
+    def hidden(rows):
+        x = backends.asarray(table[before[rows]].reshape(len(rows), -1))
+        return x, K.relu(K.affine(x, w1, b1))
+
+    def train_step(rows):
+        x, h = hidden(rows)
+        t = backends.asarray(after[rows])
+        loss, dh, dw2, db2 = K.linear_cross_entropy_value_and_grad(h, w2, b2, t, max_workspace=workspace)
+        dx, dw1, db1 = K.affine_backward(K.relu_backward(dh, h), x, w1)
+        dtable = np.zeros_like(table)
+        np.add.at(dtable, before[rows], backends.to_numpy(dx).reshape(len(rows), CONTEXT, EMBEDDING))
+        optimizer.update([dtable, dw1, db1, dw2, db2])
+        return loss
+
+    def perplexity(rows):
+        t = backends.asarray(after[rows])
+        loss = K.linear_cross_entropy(hidden(rows)[1], w2, b2, t, max_workspace=workspace)
+        return float(np.exp(backends.to_numpy(loss)))
+
+    print(f"step {0:5}   held-out perplexity {perplexity(held_out):8.1f}", flush=True)
+    start, spent = time.perf_counter(), 0.0
+    for first in range(0, steps, max(1, steps // 10)):
+        start = time.perf_counter()
+        last = min(steps, first + max(1, steps // 10))
+        for _ in tqdm(range(first, last), desc=f"steps to {last}", leave=False):
+            train_step(rng.choice(training, BATCH, replace=False))
+        spent += time.perf_counter() - start
+        print(f"step {last:5}   held-out perplexity {perplexity(held_out):8.1f}", flush=True)
+    print(f"{spent / steps * 1e3:.0f} ms per step")
+    tell_memory(classes)
+
+
+def tell_memory(classes: int) -> None:
+    """Print how much memory the last layer and its loss take, in a process for each way to compute them."""
+    command = [sys.executable, __file__, "--backend", backends.current().name, "--classes", str(classes), "--memory"]
+    print(f"memory for the gradients of the last layer, {LOGITS:,} rows, beside arguments and results:")
+    for way in WAYS:
+        done = subprocess.run([*command, way], capture_output=True, text=True, check=True)
+        print(f"  {done.stdout.strip()}")
+
+
+def in_chunks(x, w, b, t):
+    """The layer and its loss in one."""
+    return K.linear_cross_entropy_value_and_grad(x, w, b, t, max_workspace=WORKSPACE)
+
+
+def with_logits(x, w, b, t):
+    """The layer, then the loss of its logits, then the gradients of the layer."""
+    z = K.affine(x, w, b)
+    loss, dz = K.softmax_cross_entropy_value_and_grad(z, t, out=z)
+    return loss, *K.affine_backward(dz, x, w)
+
+
+WAYS = {"linear_cross_entropy": in_chunks, "affine, then softmax_cross_entropy": with_logits}
+
+
+def measure(way: str, classes: int) -> None:
+    """Print how much more memory there is in use, at the most, during a call than before it."""
+    rng = np.random.default_rng(0)
+    x, w = rng.random((LOGITS, HIDDEN), np.float32), rng.random((HIDDEN, classes), np.float32)
+    b, t = rng.random(classes, np.float32), rng.integers(0, classes, LOGITS)
+    arguments = [backends.asarray(array) for array in (x, w, b, t)]
+    few = [backends.asarray(array) for array in (x[:8], w[:, :64].copy(), b[:64], t[:8] % 64)]
+    WAYS[way](*few)  # what is compiled and loaded at the first call does not count
+    taken = watched()
+    results = WAYS[way](*arguments)
+    print(f"{way}: {(taken() - sum(result.nbytes for result in results)) / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", help="instead of the environment variable PLUGRAD_BACKEND")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", choices=WAYS, help="only measure the memory of one way to compute the last layer")
+    parser.add_argument("--classes", type=int, default=20_000, help="and for so many classes")
+    chosen = parser.parse_args()
+    if chosen.steps < 1:
+        parser.error("--steps: expected at least 1")
+    try:
+        if chosen.backend:
+            backends.set_default(chosen.backend)
+        backends.current()
+    except (ValueError, backends.BackendUnavailableError) as error:
+        parser.error(str(error))
+    if chosen.memory:
+        measure(chosen.memory, chosen.classes)
+    else:
+        main(chosen.steps, chosen.seed)

@@ -1,0 +1,269 @@
+"""The layer with its loss on the CPU: the memory it takes, the BLAS beneath, and workspaces.
+
+What it computes is for the conformance suite to check.
+"""
+
+import itertools
+import threading
+import tracemalloc
+from importlib import import_module
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from plugrad import backends
+from plugrad import kernels as K
+from plugrad.backends import blas
+from plugrad.backends.chunks import Way, planned
+from plugrad.backends.workspace import bytes_of
+from plugrad.tests.oracles import linear_cross_entropy_value_and_grad as exactly
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+numba_too = pytest.mark.parametrize("backend", ["numpy", "numba"])
+
+
+def arguments(rows: int, inputs: int, classes: int, dtype: Any = np.float32) -> list[Any]:
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.normal(size=shape).astype(dtype) for shape in ((rows, inputs), (inputs, classes), (classes,)))
+    return [x, w, b, rng.integers(0, classes, rows)]
+
+
+def close(got: tuple[Any, ...], expected: tuple[Any, ...], tolerance: float = 1e-5) -> None:
+    for one, true in zip(got, expected, strict=True):
+        size = np.abs(true).max()
+        np.testing.assert_allclose(np.asarray(one, np.float64), true, rtol=0, atol=tolerance * size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@numba_too
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("size", ["4MB", "9MB"])
+def test_the_bound_is_kept(backend: str, dtype: Any, size: str) -> None:
+    given = arguments(2000, 64, 4000, dtype)
+    with backends.use(backend):
+        for way in (K.linear_cross_entropy, K.linear_cross_entropy_value_and_grad):
+            way(*given, max_workspace=size)
+            tracemalloc.start()
+            results: Any = way(*given, max_workspace=size)
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            held = sum(r.nbytes for r in (results if isinstance(results, tuple) else (results,)))
+            # Beside it: a product of 2 MiB that is added in parts, blocks of 2 MiB of the losses, sums of classes.
+            assert most - held < bytes_of("", size) + 12 * 2**20, most - held
+
+
+@numba_too
+def test_a_training_loop_allocates_nothing_that_grows(backend: str) -> None:
+    workspace, peaks = K.Workspace("2MB"), []
+    for rows in (9 * 999, 27 * 999):  # chunks of 999
+        given = arguments(rows, 40, 500)
+        out = (np.zeros((), np.float32), *(np.empty_like(array) for array in given[:3]))
+        with backends.use(backend):
+            K.linear_cross_entropy_value_and_grad(*given, max_workspace=workspace, out=out)
+            tracemalloc.start()
+            for _ in range(3):
+                K.linear_cross_entropy_value_and_grad(*given, max_workspace=workspace, out=out)
+            kept, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert kept < 20_000
+        peaks.append(most)
+    assert peaks[0] < 2 * 2**20, "more than one block of the losses"
+    assert peaks[1] < peaks[0] + 20_000
+
+
+@numba_too
+def test_no_gradient_is_computed_for_the_loss(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with backends.use(backend):
+        given = arguments(50, 6, 30)
+        expected = K.linear_cross_entropy_value_and_grad(*given)[0]
+        chunks = import_module("plugrad.backends.numpy.linear_cross_entropy")
+
+        def refused(*_: Any) -> None:
+            raise AssertionError("a gradient was computed")
+
+        where = chunks if backend == "numpy" else import_module("plugrad.backends.numba.kernels")
+        monkeypatch.setattr(where, "ROOM", where.ROOM._replace(value_and_grad=refused, column_sums=refused))
+        np.testing.assert_allclose(K.linear_cross_entropy(*given), expected, rtol=1e-6)
+        found = K.linear_cross_entropy_value_and_grad(*given, needs=())
+        assert found[1:] == (None, None, None)
+        np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+        with pytest.raises(AssertionError, match="a gradient was computed"):
+            K.linear_cross_entropy_value_and_grad(*given)
+
+
+@numba_too
+def test_weights_as_other_libraries_have_them_are_not_copied(backend: str) -> None:
+    x, w, b, t = arguments(200, 64, 3000)
+    turned = np.ascontiguousarray(w.T).T  # (in, out) of an array (out, in)
+    gradient = np.empty((3000, 64), np.float32)
+    with backends.use(backend):
+        expected = K.linear_cross_entropy_value_and_grad(x, w, b, t)
+        tracemalloc.start()
+        got = K.linear_cross_entropy_value_and_grad(
+            x, turned, b, t, max_workspace=100_000, out=(None, None, gradient.T, None)
+        )
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert got[2].base is gradient
+    close(got, expected)
+    assert most < w.nbytes
+
+
+def test_chunks_are_about_as_large_as_each_other() -> None:
+    plan = planned("k", 1000, 100, 400, 0, 8, [Way(0)], 1000, 400 * 333 + 384)
+    assert plan.rows == 250  # four chunks, since three do not fit
+    assert planned("k", 1000, 100, 400, 0, 8, [Way(0)], 90, 10**6).rows == 84  # 12 chunks, and not 11 and a small one
+    assert planned("k", 1000, 100, 400, 0, 8, [Way(0, chunks=10), Way(8)], 1000, 10_000).way == 1
+    with pytest.raises(ValueError, match="k: max_workspace: expected at least 784 bytes, for one row of 100 classes"):
+        planned("k", 1000, 100, 400, 0, 8, [Way(0)], 1000, 783)
+    assert planned("k", 1000, 100, 400, 0, 8, [Way(0)], 1000, 784).rows == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# BLAS
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_products_are_added(dtype: Any, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_known:
+        assert blas._gemm(dtype) is not None, "NumPy's BLAS is not known here"
+    else:
+        monkeypatch.setattr(blas, "_gemm", lambda dtype: None)
+        monkeypatch.setattr(blas, "PIECE", 40)
+    rng = np.random.default_rng(1)
+    layouts = (
+        lambda shape: np.empty(shape, dtype),
+        lambda shape: np.empty(shape[::-1], dtype).T,
+        lambda shape: np.empty((shape[0], shape[1] + 3), dtype)[:, 1:-2],
+        lambda shape: np.empty((shape[1], shape[0] + 3), dtype)[:, 1:-2].T,
+    )
+    for rows, depth, columns in ((3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 1), (17, 9, 30), (3, 0, 5)):
+        for ways in itertools.product(layouts, repeat=3):
+            a, b, out = (
+                way(s) for way, s in zip(ways, ((rows, depth), (depth, columns), (rows, columns)), strict=True)
+            )
+            for array in (a, b, out):
+                array[...] = rng.normal(size=array.shape)
+                assert blas.is_matrix(array, dtype)
+            expected = out + a.astype(np.float64) @ b
+            blas.product(a, b, out, adds=True)
+            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+            blas.product(a, b, out)
+            np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_matrix_for_a_blas() -> None:
+    x = np.zeros((6, 8), np.float32)
+    for other in (x[:, ::2], x[::-1], x[:, ::-1], np.broadcast_to(x[:1], (6, 8)), x.astype(np.float64)):
+        assert not blas.is_matrix(other, FLOAT32)
+    for one in (x, x.T, x[::2], x[:, 2:5], x[2:3, ::2][:, :1]):
+        assert blas.is_matrix(one, FLOAT32)
+
+
+@numba_too
+def test_without_a_known_blas_the_results_are_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arguments(300, 40, 600)
+    monkeypatch.setattr(blas, "_gemm", lambda dtype: None)
+    with backends.use(backend):
+        close(K.linear_cross_entropy_value_and_grad(*given, max_workspace="200kB"), exactly(*given))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workspaces
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        (7, 7),
+        (np.int32(7), 7),
+        ("7", 7),
+        ("64MB", 64_000_000),
+        ("64 MB", 64_000_000),
+        ("64mb", 64_000_000),
+        (" 1GiB ", 2**30),
+        ("1.5kB", 1500),
+        ("2KiB", 2048),
+        ("3B", 3),
+        ("2T", 2 * 10**12),
+    ],
+)
+def test_sizes(size: Any, count: int) -> None:
+    assert bytes_of("size", size) == count
+    assert K.Workspace(size).size == count
+
+
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [
+        ("", ValueError),
+        ("MB", ValueError),
+        ("-1", ValueError),
+        ("1e6", ValueError),
+        ("0.1B", ValueError),
+        (0, ValueError),
+        (-5, ValueError),
+        (True, TypeError),
+        (1e6, TypeError),
+        (None, TypeError),
+        (b"1MB", TypeError),
+    ],
+)
+def test_what_is_no_size(size: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^Workspace: size: expected "):
+        K.Workspace(size)
+    with pytest.raises(error, match=r"^linear_cross_entropy: max_workspace: expected "):
+        K.linear_cross_entropy(*arguments(2, 3, 4), max_workspace=size)
+
+
+def test_a_workspace_goes_on_to_another_thread_when_its_own_has_ended() -> None:
+    workspace, found = K.Workspace("1MB"), []
+
+    def call() -> None:
+        found.append(K.linear_cross_entropy(*arguments(5, 3, 4), max_workspace=workspace))
+
+    for _ in range(2):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_a_workspace_of_a_thread_at_work_is_refused() -> None:
+    workspace, started, over = K.Workspace("1MB"), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        K.linear_cross_entropy(*arguments(5, 3, 4), max_workspace=workspace)
+        started.set()
+        over.wait()
+
+    thread = threading.Thread(target=hold, name="the first")
+    thread.start()
+    started.wait()
+    out = np.full((5, 3), 7, np.float32)
+    with pytest.raises(ValueError, match=r"max_workspace: expected a Workspace of this thread, .*'the first' uses"):
+        K.linear_cross_entropy_value_and_grad(*arguments(5, 3, 4), needs="dx", max_workspace=workspace, out=out)
+    assert (out == 7).all()
+    over.set()
+    thread.join()
+
+
+def test_it_grows_within_its_bound_and_serves_several_backends() -> None:
+    workspace = K.Workspace("1MB")
+    for rows in (3, 300, 3000):
+        given = arguments(rows, 8, 50)
+        for backend in ("numpy", "numba"):
+            with backends.use(backend):
+                close(K.linear_cross_entropy_value_and_grad(*given, max_workspace=workspace), exactly(*given))
+        assert sum(len(memory) for memory in workspace._memory.values()) <= workspace.size
