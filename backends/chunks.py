@@ -119,6 +119,7 @@ class Way(NamedTuple):
 
     itemsize: int  # of what it is added up in aside; 0: where it is wanted
     chunks: float = math.inf  # at the most
+    parts: float = math.inf  # that the classes are cut into, at the most
 
 
 class Plan(NamedTuple):
@@ -176,12 +177,13 @@ def planned(
     for number, way in enumerate(ways):
         fewest = max(1, math.ceil(rows / way.chunks))
         each = a_column + depth * way.itemsize
-        least.append(fewest * a_row + each + reserve)
+        fewest_columns = max(1, math.ceil(classes / way.parts))
+        least.append(fewest * a_row + fewest_columns * each + reserve)
         if fewest > most or least[-1] > size:
             continue
-        columns = (
-            max(1, min(classes, size // 2 // each, (size - reserve - fewest * a_row) // each)) if each else classes
-        )
+        columns = classes
+        if each:  # half of the workspace, but as it must be
+            columns = min(classes, max(fewest_columns, size // 2 // each), (size - reserve - fewest * a_row) // each)
         chunks = math.ceil(rows / min(most, (size - reserve - columns * each) // a_row))
         even = math.ceil(rows / chunks)
         return Plan(even, columns, number, even * a_row + columns * each + reserve)

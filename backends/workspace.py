@@ -1,5 +1,6 @@
 """The memory that a kernel may work in: how much, and who uses it."""
 
+import operator
 import re
 import threading
 from collections.abc import Callable, Hashable
@@ -16,10 +17,14 @@ def bytes_of(what: str, size: Any) -> int:
         if found is None:
             raise ValueError(f"{what}: expected a size such as 64MB or 1GiB, got {size!r}")
         count = int(float(found[1]) * UNITS[(found[2] or "").lower()])
-    elif isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(f"{what}: expected bytes as an integer, or text such as '64MB', got {size!r}")
     else:
-        count = size.__index__()
+        try:
+            count = operator.index(None if isinstance(size, bool) else size)
+        except TypeError:
+            given = type(size).__qualname__ if hasattr(size, "shape") else repr(size)
+            raise TypeError(
+                f"{what}: expected bytes as an integer, text such as '64MB', or a Workspace, got {given}"
+            ) from None
     if count < 1:
         raise ValueError(f"{what}: expected at least 1 byte, got {size!r}")
     return count
@@ -29,7 +34,8 @@ class Workspace:
     """Memory for kernels to work in, kept from call to call, so that a training loop allocates nothing for it.
 
     It belongs to the thread that uses it first, as long as that lives: a kernel that another thread calls with it is
-    refused, since one would write over the work of the other.
+    refused, since one would write over the work of the other. Threads of a pool need one each, as in a
+    `threading.local`.
 
     Parameters
     ----------
@@ -56,8 +62,8 @@ class Workspace:
     (0.693147, Workspace(64000000))
     """
 
-    def __init__(self, size: int | str, _what: str = "Workspace: size") -> None:
-        self.size = bytes_of(_what, size)
+    def __init__(self, size: int | str) -> None:
+        self.size = bytes_of("Workspace: size", size)
         self._memory: dict[Hashable, Any] = {}
         self._owner: threading.Thread | None = None
         self._claiming = threading.Lock()

@@ -155,7 +155,7 @@ def fit(kernel: str, x: Array, w: Array) -> None:
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{kernel}: x: expected {w.shape[0]} inputs along the last axis, as many as w {w.shape} has rows, "
-            f"got shape {x.shape}"
+            f"got shape {x.shape}{'; if w is (out, in), pass w.T' if x.shape[-1] == w.shape[1] else ''}"
         )
 
 

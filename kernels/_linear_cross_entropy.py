@@ -8,7 +8,7 @@ import numpy as np
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
-from plugrad.backends.workspace import Workspace
+from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.kernels._affine import (
     GRADIENTS,
     affine,
@@ -71,8 +71,8 @@ def linear_cross_entropy(
         As for `softmax_cross_entropy`.
     max_workspace : int, str or Workspace
         How much memory the call may work in, beside its arguments and results: bytes, or text such as ``"64MB"`` or
-        ``"1GiB"``. More makes larger products, which are faster up to some hundred rows. A `Workspace` keeps the
-        memory for the next call.
+        ``"1GiB"``. More makes larger products, which are faster up to some hundred rows: for as many it needs
+        ``rows * classes * 4`` bytes, or 8 in float64. A `Workspace` keeps the memory for the next call.
 
     Returns
     -------
@@ -161,9 +161,13 @@ def linear_cross_entropy_value_and_grad(
 
     Notes
     -----
-    Sums are taken in float32 at least. Where `dw` has float16 or bfloat16, or more chunks than float32 can add up, it
-    is summed in the workspace for some classes at a time, and the logits are computed anew for each part: a larger
-    workspace is then faster. To write `dw` over `w`, or `dx` over another argument than `x`, takes memory of its size.
+    Sums are taken in float32 at least. Where `dw` has float16 or bfloat16, it is summed in half of the workspace, for
+    as many classes at a time as there is room for, and the logits are computed anew for each part: such calls are
+    fast in a workspace of ``8 * in * classes`` bytes or more, and take several times as long in a small one. So do
+    calls in a workspace that has not room for a thousandth of the rows, since float32 cannot add up so many chunks.
+
+    Gradients of float16 underflow where ``reduction="mean"`` divides by many rows: ``"sum"`` keeps them. To write `dw`
+    over `w`, or `dx` over another argument than `x`, takes memory of its size.
 
     Examples
     --------
@@ -259,7 +263,7 @@ def _workspace(kernel: str, given: Any) -> Workspace:
     if isinstance(given, Workspace):
         given.claim(what)
         return given
-    return Workspace(given, what)
+    return Workspace(bytes_of(what, given))
 
 
 def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
@@ -288,7 +292,7 @@ def _mistakes(kernel: str) -> tuple[Mistake, ...]:
         Mistake({"max_workspace": 1}, ValueError, f"{kernel}: max_workspace: expected at least .* bytes, for one row"),
         Mistake({"max_workspace": 0}, ValueError, f"{kernel}: max_workspace: expected at least 1 byte, got 0"),
         Mistake({"max_workspace": "64 megs"}, ValueError, f"{kernel}: max_workspace: expected a size such as 64MB"),
-        Mistake({"max_workspace": 1e6}, TypeError, f"{kernel}: max_workspace: expected bytes as an integer, or text"),
+        Mistake({"max_workspace": 1e6}, TypeError, f"{kernel}: max_workspace: expected bytes as an integer, text"),
     )
 
 

@@ -1,6 +1,5 @@
 """The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on NumPy arrays."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,8 +14,12 @@ from plugrad.backends.numpy.softmax_cross_entropy import softmax_cross_entropy, 
 from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions
 from plugrad.backends.workspace import Workspace
 
-# So many chunks are added up in float32. A sum of 122 chunks of 8,192 equal rows was off by 41 ulp.
-MOST_CHUNKS = 64
+# So many chunks are added up in float32: a sum of 122 chunks of 8,192 equal rows was off by 41 ulp. More are added up
+# in float64 aside, unless the classes would be cut into more parts than FEW_PARTS, for each of which the logits are
+# computed anew; then up to MANY_CHUNKS are added up in float32 all the same, which are off by hundreds of ulp if all
+# rows are alike, and by ten or so if they are not.
+MOST_CHUNKS, MANY_CHUNKS = 64, 1024
+FEW_PARTS = 4
 
 NOTHING = np.empty(0, np.intp)
 
@@ -68,8 +71,7 @@ class _HostChunks(Chunks):
         copies_x, copies_w = (not is_matrix(array, compute) for array in (x, w))
         copies_dx = dx is not None and not is_matrix(dx, compute)
         a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
-        aside = _dtypes_of_sums(dw, rows, compute)
-        ways = [Way(dtype.itemsize if dtype else 0, _most_chunks(dtype or compute, dw)) for dtype in aside]
+        ways, aside = _ways(dw, rows, compute)
         most = rows if dw is None else MATRIX_ROWS
         a_column = inputs * compute.itemsize * copies_w
         plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
@@ -168,17 +170,19 @@ class _HostChunks(Chunks):
         return NOTHING if ignore is None else np.flatnonzero(self.t[chunk] == ignore)
 
 
-def _dtypes_of_sums(dw: Array | None, rows: int, compute: np.dtype[Any]) -> list[np.dtype[Any] | None]:
-    """What the gradient of the weights may be added up in: None for its own array, others aside."""
+def _ways(dw: Array | None, rows: int, compute: np.dtype[Any]) -> tuple[list[Way], list[np.dtype[Any] | None]]:
+    """The ways to add up the gradient of the weights, and for each the dtype it is in aside, None for its own array."""
+    wide = Way(FLOAT64.itemsize)
     if dw is None:
-        return [None]
+        return [Way(0)], [None]
     if dw.size <= THIN and rows > GROUP:
-        return [FLOAT64]
-    return [None if is_matrix(dw, compute) else compute, FLOAT64]
-
-
-def _most_chunks(sums: np.dtype[Any], dw: Array | None) -> float:
-    return math.inf if dw is None or sums == FLOAT64 else MOST_CHUNKS
+        return [wide], [FLOAT64]
+    place = None if is_matrix(dw, compute) else compute
+    there = Way(0 if place is None else compute.itemsize)
+    if compute == FLOAT64:
+        return [there], [place]
+    few, many = there._replace(chunks=MOST_CHUNKS), there._replace(chunks=MANY_CHUNKS)
+    return [few, wide._replace(parts=FEW_PARTS), many, wide], [place, FLOAT64, place, FLOAT64]
 
 
 linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(lambda *given: in_chunks(ROOM, *given))

@@ -297,7 +297,7 @@ def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None
 def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
     """A label of 0 adds 0 even where the logarithm of the probability is ``-inf``; any other is infinite."""
     logits, probabilities = [[0.0, 0.0, -INF], [0.0, -INF, 1.0]], [[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]]
-    inputs = cases.with_rows(kernel, np.array(probabilities if "p" in kernel.arguments else logits).astype(dtype))
+    inputs = cases.with_rows(kernel, np.array(logits if cases.rows_of(kernel) == "x" else probabilities).astype(dtype))
     if cases.is_product(kernel):  # a class that the biases rule out
         inputs |= {"x": np.array([[0.0, 0.0, 0.5], [0.0, 2.0, 1.0]], dtype), "b": np.array([0.0, 0.0, -INF], dtype)}
     labels = (
