@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugrad.kernels import KERNELS
+
 HERE = Path(__file__).parent
 RIG = HERE / "cuda_on_cpu"
 SOURCES = HERE.parent / "backends" / "cupy" / "cuda"
