@@ -267,3 +267,23 @@ def test_it_grows_within_its_bound_and_serves_several_backends() -> None:
             with backends.use(backend):
                 close(K.linear_cross_entropy_value_and_grad(*given, max_workspace=workspace), exactly(*given))
         assert sum(len(memory) for memory in workspace._memory.values()) <= workspace.size
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shapes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@numba_too
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("rows", [0, 3, 300])
+def test_a_layer_without_inputs_gives_its_biases(backend: str, rows: int, dtype: Any) -> None:
+    x, w, b, t = arguments(rows, 0, 4, dtype)
+    with backends.use(backend):
+        loss, dx, dw, db = K.linear_cross_entropy_value_and_grad(x, w, b, t)
+        logits = np.tile(b, (rows, 1))
+        expected, dz = K.softmax_cross_entropy_value_and_grad(logits.astype(np.float64), t)
+    assert dx.shape == (rows, 0)
+    assert dw.shape == (0, 4)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(db, dz.sum(axis=0), rtol=1e-2 if dtype == np.float16 else 1e-5, atol=1e-6)
