@@ -126,6 +126,33 @@ def test_chunks_are_about_as_large_as_each_other() -> None:
     assert planned("k", 1000, 100, 400, 0, 8, [Way(0)], 1000, 784).rows == 1
 
 
+@pytest.mark.parametrize(
+    ("most", "size", "times"),
+    [
+        (1024, 2000, 1),  # 25 chunks, and no room for a fourth of dw in float64
+        (1024, 34_000, 4),  # a fourth of it in half of the workspace: 4 parts
+        (1024, 18_000, 4),  # the same, though it takes more than half
+        (10, 2000, 100),  # too many chunks for float32: one class at a time
+    ],
+)
+def test_how_often_the_logits_are_computed(most: int, size: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 100
+    given, chunks = arguments(rows, 80, 100), import_module("plugrad.backends.numpy.linear_cross_entropy")
+    seen: list[int] = []
+    logits = chunks._HostChunks.logits
+
+    def counted(self: Any, chunk: slice) -> Any:
+        seen.append(chunk.stop - chunk.start)
+        return logits(self, chunk)
+
+    monkeypatch.setattr(chunks._HostChunks, "logits", counted)
+    monkeypatch.setattr(chunks, "MOST_CHUNKS", 1)
+    monkeypatch.setattr(chunks, "MANY_CHUNKS", most)
+    with backends.use("numpy"):
+        close(K.linear_cross_entropy_value_and_grad(*given, max_workspace=size), exactly(*given))
+    assert sum(seen) == times * rows
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # BLAS
 # ---------------------------------------------------------------------------------------------------------------------
