@@ -193,7 +193,7 @@ def refuse_unneeded(kernel: str, wanted: tuple[str, ...], given: tuple[Any, ...]
 
 def sample_layer(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
     """Inputs, weights and biases."""
-    inputs = min(classes, 256) + 3  # so that many classes do not make a square of weights
+    inputs = min(classes, 256, 2**20 // max(1, classes)) + 3  # so that many classes do not make a square of weights
     return {
         "x": rng.normal(size=(rows, inputs)).astype(dtype),
         "w": (rng.normal(size=(inputs, classes)) / np.sqrt(inputs)).astype(dtype),

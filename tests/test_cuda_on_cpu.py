@@ -114,7 +114,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, subprocess.Comp
     """What takes minutes, two at a time: the suite in every order of threads and with sanitizers, and the tiers."""
     suite = ("-m", "plugrad.tests", "--backend", "cupy")
     plain, sanitized = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("sanitized")
-    layer = [f"--kernel={name}" for name in KERNELS if name.startswith("linear")]
+    layer = ["--kernel=linear_cross_entropy_value_and_grad"]  # all that the loss alone needs is in it
     others = [f"--kernel={name}" for name in KERNELS if not name.startswith("linear")]
     # The layer with its loss launches kernels of others, and copies, whose threads have nothing to do with each other:
     # no order of theirs is compared.
@@ -133,7 +133,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, subprocess.Comp
         return dict(zip(ways, pool.map(done, ways), strict=True))
 
 
-@pytest.mark.parametrize(("way", "most"), [("orders", 1400), ("sanitizers", 1400), ("layer with sanitizers", 250)])
+@pytest.mark.parametrize(("way", "most"), [("orders", 1400), ("sanitizers", 1400), ("layer with sanitizers", 150)])
 def test_the_conformance_suite_passes(runs: "dict[str, subprocess.CompletedProcess[str]]", way: str, most: int) -> None:
     done = runs[way]
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
