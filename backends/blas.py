@@ -63,14 +63,15 @@ def layout(x: Any) -> tuple[bool, int]:
 
 
 def product(a: Array, b: Array, out: Array, adds: bool = False) -> None:
-    """``out = a b``, or ``out += a b``, of arrays of two dimensions that `is_matrix` is true of.
+    """``out = a b``, or ``out += a b``, of arrays of two dimensions; fast where `is_matrix` is true of them.
 
     What is added to may be of a wider dtype than `a` and `b`.
     """
     if not adds:
         np.matmul(a, b, out=out)
         return
-    function = _gemm(a.dtype) if out.dtype == a.dtype and max(*a.shape, *b.shape) <= LARGEST else None
+    can = all(is_matrix(x, out.dtype) for x in (a, b, out)) and max(*a.shape, *b.shape) <= LARGEST
+    function = _gemm(out.dtype) if can else None
     if function is None:
         _add_in_pieces(a, b, out)
         return

@@ -4,6 +4,7 @@ import operator
 import re
 import threading
 from collections.abc import Callable, Hashable
+from fractions import Fraction
 from typing import Any
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -16,7 +17,7 @@ def bytes_of(what: str, size: Any) -> int:
         found = _TEXT.fullmatch(size)
         if found is None:
             raise ValueError(f"{what}: expected a size such as 64MB or 1GiB, got {size!r}")
-        count = int(float(found[1]) * UNITS[(found[2] or "").lower()])
+        count = int(Fraction(found[1]) * UNITS[(found[2] or "").lower()])
     else:
         try:
             count = operator.index(None if isinstance(size, bool) else size)

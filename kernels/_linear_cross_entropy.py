@@ -109,6 +109,7 @@ def linear_cross_entropy(
     logits = _logits(reads[0], reads[1])
     loss = backend.empty(loss_shape(logits, options), COMPUTE[logits.dtype])
     if logits.size:
+        workspace.claim(f"{kernel}: max_workspace")
         backend.functions[kernel](*_given(reads, b), read_options(options, reads), workspace, loss)
     else:
         loss[...] = 0
@@ -199,6 +200,7 @@ def linear_cross_entropy_value_and_grad(
     shape, compute = loss_shape(logits, options), COMPUTE[dtype]
     loss = result(kernel, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
     if logits.size:
+        workspace.claim(f"{kernel}: max_workspace")
         backend.functions[kernel](*_given(reads, b), read_options(options, reads), workspace, loss, dx, dw, db)
     else:
         for array in (loss, dx, dw, db):
@@ -260,10 +262,7 @@ def _given(reads: list[Array], b: Any) -> tuple[Array, Array, Array | None, Arra
 def _workspace(kernel: str, given: Any) -> Workspace:
     """The workspace of this call: the caller's, or a new one."""
     what = f"{kernel}: max_workspace"
-    if isinstance(given, Workspace):
-        given.claim(what)
-        return given
-    return Workspace(bytes_of(what, given))
+    return given if isinstance(given, Workspace) else Workspace(bytes_of(what, given))
 
 
 def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:

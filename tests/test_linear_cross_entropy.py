@@ -197,6 +197,36 @@ def test_what_is_no_matrix_for_a_blas() -> None:
 
 
 @numba_too
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_weights_from_arrays_that_a_blas_cannot_read(backend: str, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, dy, w = (rng.normal(size=shape).astype(dtype) for shape in ((300, 160), (300, 70), (80, 70)))
+    turned, constant = x[:, ::2], np.broadcast_to(dtype(1), dy.shape)
+    with backends.use(backend):
+        for rows, slopes in ((turned, dy), (x[:, 80:], dy[::-1]), (x[:, :80], constant), (x[:, 79::-1], dy[:, ::-1])):
+            dw = K.affine_backward(slopes, rows, w, needs="dw")[1]
+            np.testing.assert_allclose(
+                dw, rows.astype(float).T @ slopes, rtol=0, atol=1e-4 if dtype == np.float32 else 1e-11
+            )
+
+
+@numba_too
+def test_the_bound_is_kept_where_rows_are_ignored(backend: str) -> None:
+    x, w, b, t = arguments(4096, 512, 4)
+    t[::2], x[0, 0] = -100, np.inf
+    with backends.use(backend):
+        for measured in (False, True):
+            if measured:
+                tracemalloc.start()
+            K.linear_cross_entropy_value_and_grad(
+                x, w, b, t, ignore_index=-100, needs="dw", max_workspace="1MB", out=np.empty_like(w)
+            )
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert most < 2 * 10**6
+
+
+@numba_too
 def test_without_a_known_blas_the_results_are_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = arguments(300, 40, 600)
     monkeypatch.setattr(blas, "_gemm", lambda dtype: None)
@@ -234,6 +264,7 @@ def test_sizes(size: Any, count: int) -> None:
     ("size", "error"),
     [
         ("", ValueError),
+        ("0." + "0" * 400 + "1", ValueError),
         ("MB", ValueError),
         ("-1", ValueError),
         ("1e6", ValueError),

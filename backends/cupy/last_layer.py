@@ -76,7 +76,8 @@ class _DeviceChunks(Chunks):
 
     def _run(self, name: str, dtype: np.dtype[Any], rows: int, *arguments: Any) -> None:
         """Launch a kernel with a block for each row."""
-        kernel(name, layer_instance(dtype))((min(MOST_BLOCKS, rows),), (THREADS,), (rows, *arguments))
+        if rows:  # CUDA refuses to launch nothing
+            kernel(name, layer_instance(dtype))((min(MOST_BLOCKS, rows),), (THREADS,), (rows, *arguments))
 
     def _ignored(self, chunk: slice | None) -> tuple[Any, int, int]:
         """What last_layer.cu declares as ``IGNORED_PARAMETERS``; without a chunk every row counts."""

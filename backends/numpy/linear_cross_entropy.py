@@ -69,6 +69,7 @@ class _HostChunks(Chunks):
         x, w, dx, dw = layer.x, layer.w, results.dx, results.dw
         (rows, inputs), classes, compute = x.shape, w.shape[1], COMPUTE[x.dtype]
         copies_x, copies_w = (not is_matrix(array, compute) for array in (x, w))
+        copies_x |= dw is not None and options.ignore_index is not None  # rows that do not count become zeros there
         copies_dx = dx is not None and not is_matrix(dx, compute)
         a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
         ways, aside = _ways(dw, rows, compute)
@@ -133,9 +134,8 @@ class _HostChunks(Chunks):
         """``dw += x^T dz``."""
         rows = self.x[chunk] if self._rows is None else self._rows[: len(slopes)]
         ignored = self._ignored(chunk)
-        if ignored.size and not np.isfinite(rows[ignored]).all():  # which times 0 would not be 0
-            rows = rows.copy()
-            rows[ignored] = 0
+        if ignored.size:
+            rows[ignored] = 0  # what is infinite there, times 0, would not be 0
         if target.dtype == rows.dtype:
             product(rows.T, slopes, target, adds=chunk.start > 0)
             return
