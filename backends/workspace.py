@@ -19,8 +19,9 @@ def bytes_of(what: str, size: Any) -> int:
             raise ValueError(f"{what}: expected a size such as 64MB or 1GiB, got {size!r}")
         count = int(Fraction(found[1]) * UNITS[(found[2] or "").lower()])
     else:
+        number: Any = None if isinstance(size, bool) else size
         try:
-            count = operator.index(None if isinstance(size, bool) else size)
+            count = operator.index(number)
         except TypeError:
             given = type(size).__qualname__ if hasattr(size, "shape") else repr(size)
             raise TypeError(
