@@ -20,7 +20,7 @@ from plugrad.backends.workspace import Workspace
 Array: TypeAlias = Any
 
 ALIGNMENT = 64  # bytes, of the arrays in a workspace
-ARRAYS = 5  # of them at the most
+ARRAYS = 6  # of them at the most
 
 
 class Layer(NamedTuple):

@@ -92,7 +92,8 @@ def linear_cross_entropy(
     -----
     The results depend on `max_workspace` in their last digits, as those of matrix products depend on how they are cut
     up. Beside the workspace each thread uses a few megabytes at the most. Arguments of three or more dimensions that
-    are not C-contiguous are copied as a whole. The chunks of rows are as in Hsu et al., "Liger Kernel: Efficient
+    are not C-contiguous are copied as a whole, on a GPU also those of two, and so are arguments that have to be
+    promoted. The chunks of rows are as in Hsu et al., "Liger Kernel: Efficient
     Triton kernels for LLM training", 2024, section 3.2.
 
     Examples

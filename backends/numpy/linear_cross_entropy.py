@@ -71,7 +71,8 @@ class _HostChunks(Chunks):
         copies_x, copies_w = (not is_matrix(array, compute) for array in (x, w))
         copies_x |= dw is not None and options.ignore_index is not None  # rows that do not count become zeros there
         copies_dx = dx is not None and not is_matrix(dx, compute)
-        a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
+        copies_t = not layer.is_index and not (layer.t.dtype == compute and layer.t.flags.carray)
+        a_row = (classes * (1 + copies_t) + inputs * (copies_x + copies_dx)) * compute.itemsize
         ways, aside = _ways(dw, rows, compute)
         most = rows if dw is None else MATRIX_ROWS
         a_column = inputs * compute.itemsize * copies_w
@@ -79,6 +80,7 @@ class _HostChunks(Chunks):
         memory = workspace.memory(HOST, plan.bytes, lambda count: np.empty(count, np.uint8))
         take = carved(memory, memory.ctypes.data)
         self._logits = take((plan.rows, classes), compute)
+        self._labels = take((plan.rows, classes), compute) if copies_t else None
         self._rows = take((plan.rows, inputs), compute) if copies_x else None
         self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
         self._weights = take((inputs * plan.columns,), compute) if copies_w else None
@@ -122,10 +124,15 @@ class _HostChunks(Chunks):
 
     def put_loss(self, chunk: slice, logits: Array) -> None:
         """The loss; ``z - t``, scaled as the reduction says."""
+        t = self.t[chunk]
+        if self._labels is not None:
+            labels = self._labels[: len(logits)]
+            labels[...] = t
+            t = labels
         if self._each is None:
-            self._with_loss(logits, self.t[chunk], self.options, self.loss[chunk], logits)
+            self._with_loss(logits, t, self.options, self.loss[chunk], logits)
             return
-        self._with_loss(logits, self.t[chunk], self.options, self._each, logits)
+        self._with_loss(logits, t, self.options, self._each, logits)
         self._total = float(self._each) + (self._total if chunk.start else 0.0)
         if chunk.stop == self.rows:
             self.loss[...] = self._total
