@@ -153,7 +153,9 @@ def linear_cross_entropy_value_and_grad(
     dx, dw, db : array or None
         Gradients of the loss, or with ``reduction="none"`` of the sum of the losses, with respect to `x`, `w` and `b`,
         in the promoted dtype of these; None where not needed, and for `db` if there are no biases. Those of ignored
-        rows are exact zeros, whatever these rows hold, and sums over the rows keep their accuracy for any number.
+        rows are exact zeros, whatever these rows hold. Sums over the rows keep their accuracy for any number, but in
+        float32 where a small workspace cuts them into 65 to 1,024 chunks: `dw` may then be off by hundreds of units in
+        the last place, if all rows are alike.
 
     Raises
     ------

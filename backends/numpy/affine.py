@@ -125,9 +125,10 @@ def add_weights(x: Array, dy: Array, total: Array) -> None:
     if total.size > THIN:
         blas.product(x.T, dy, total, adds=True)
         return
-    whole = len(x) - len(x) % GROUP
-    groups = (rows[:whole].reshape(whole // GROUP, GROUP, rows.shape[-1]) for rows in (x, dy))
-    np.add(total, np.add.reduce(np.matmul(next(groups).mT, next(groups)), axis=0, dtype=FLOAT64), out=total)
+    count = len(x) // GROUP
+    whole = count * GROUP
+    xs, dys = (rows[:whole].reshape(count, GROUP, rows.shape[-1]) for rows in (x, dy))
+    np.add(total, np.add.reduce(np.matmul(xs.mT, dys), axis=0, dtype=FLOAT64), out=total)
     np.add(total, np.matmul(x[whole:].T, dy[whole:]), out=total)
 
 
