@@ -31,11 +31,11 @@ class Labels:
     ----------
     one_class : bool
         Whether each row is compared with one class only: class indices, not smoothed.
+    all_count : bool
+        Whether no row can fail to count: none is ignored, and the mean divides by a number that is not 0.
     arguments : tuple
         What labels.cuh declares as ``LABEL_PARAMETERS``.
     """
-
-    __slots__ = ("_classes", "_compute", "_divisor", "_options", "_sums", "_t", "_weight", "arguments", "one_class")
 
     def __init__(self, t: Array, x: Array, options: LossOptions, how: Layout, *results: Array) -> None:
         is_index = t.ndim < x.ndim
@@ -53,6 +53,7 @@ class Labels:
         elif options.reduction == "mean":
             counted = is_index and (ignore is not None or options.weight is not None)
             self._divisor = (0.0, self._count(kind, ignored)) if counted else (float(how.rows), NULL)
+        self.all_count = ignore is None and self._divisor[1] is NULL
         shares = 1.0 - options.label_smoothing, options.label_smoothing / how.classes
         self.arguments = (self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor)
         self._sums: Any = NULL

@@ -14,7 +14,7 @@ from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, functio
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import kernel
 from plugrad.backends.cupy.kernels import layer_instance, softmax_cross_entropy, softmax_cross_entropy_value_and_grad
-from plugrad.backends.cupy.labels import NULL, THREADS, Labels, ignored_index, kind_of
+from plugrad.backends.cupy.labels import NULL, THREADS, Labels
 from plugrad.backends.cupy.products import SUMMED_ROWS, column_sums, matrix, product
 from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions
@@ -23,6 +23,9 @@ from plugrad.backends.workspace import Workspace
 # Gradients of weights with so few elements, of more rows than these, are added up in float64: one after another, as a
 # BLAS may do it, thousands of like numbers would drift by hundreds of ulp.
 THIN, GROUP = 2**12, 256
+
+# What last_layer.cu declares as ``ROW_PARAMETERS``, for arrays all of whose rows count.
+NO_LABELS = (NULL, 0, 0, NULL, 0, 0, 1.0, 0.0, 1.0, NULL, 0)
 
 
 def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
@@ -34,7 +37,7 @@ def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results:
     x, t = x.reshape(rows, inputs), contiguous(t).reshape((rows,) if layer.is_index else (rows, classes))
     x = x if is_row_major(x) else cupy.ascontiguousarray(x)
     layer = Layer(x, matrix(w), b if b is None else contiguous(b), t)
-    _DeviceChunks(layer, labels.shared._replace(axis=1), workspace, found).compute()
+    _DeviceChunks(layer, labels, workspace, found).compute()
     for target, value in moves:
         target[...] = value.reshape(target.shape)
 
@@ -45,21 +48,20 @@ linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(in_chunks)
 class _DeviceChunks(Chunks):
     """The work of one call on the device."""
 
-    def __init__(self, layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
-        self.options = options
+    def __init__(self, layer: Layer, labels: Labels, workspace: Workspace, results: Results) -> None:
+        self.labels, self.options = labels, labels.shared._replace(axis=1)
         x, dx, dw = layer.x, results.dx, results.dw
         (rows, inputs), classes, compute = x.shape, layer.w.shape[1], COMPUTE[x.dtype]
-        self._ignore = ignored_index(options.ignore_index, layer.t.dtype) if layer.is_index else None
         is_narrow = x.dtype != compute
         is_thin = dw is not None and compute == FLOAT32 and dw.size <= THIN and rows > GROUP
-        copies_x = dw is not None and not is_thin and (is_narrow or self._ignore is not None)
+        copies_x = dw is not None and not is_thin and (is_narrow or not labels.all_count)
         copies_w = copies_dx = dx is not None and is_narrow
         a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
         a_row += (classes + inputs) * FLOAT64.itemsize * is_thin
         sums = FLOAT64 if is_thin else compute if dw is not None and is_narrow else None
         most = rows if dw is None else SUMMED_ROWS
         ways, a_column = [Way(sums.itemsize if sums else 0)], inputs * compute.itemsize * copies_w
-        plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
+        plan = planned(self.options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
         place = "cupy", cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
         memory = workspace.memory(place, plan.bytes, lambda count: cupy.empty((count,), np.uint8))
         take = carved(memory, memory.data.ptr)
@@ -71,7 +73,7 @@ class _DeviceChunks(Chunks):
         sums_of_parts = None if sums is None else take((inputs * plan.columns,), sums)
         super().__init__(layer, results, plan, copies_w, sums_of_parts)
         self._with_loss = softmax_cross_entropy_value_and_grad if results.have_gradients else softmax_cross_entropy
-        self._losses = None if options.reduction == "none" else cupy.empty(-(-rows // plan.rows), compute)
+        self._losses = None if self.options.reduction == "none" else cupy.empty(-(-rows // plan.rows), compute)
         self._biases = cupy.empty(classes, compute), cupy.empty(classes, FLOAT64)  # of a chunk, and of all
 
     def _run(self, name: str, dtype: np.dtype[Any], rows: int, *arguments: Any) -> None:
@@ -79,17 +81,15 @@ class _DeviceChunks(Chunks):
         if rows:  # CUDA refuses to launch nothing
             kernel(name, layer_instance(dtype))((min(MOST_BLOCKS, rows),), (THREADS,), (rows, *arguments))
 
-    def _ignored(self, chunk: slice | None) -> tuple[Any, int, int]:
-        """What last_layer.cu declares as ``IGNORED_PARAMETERS``; without a chunk every row counts."""
-        if chunk is None or self._ignore is None:
-            return NULL, 0, 0
-        return self.t[chunk], kind_of(self.t.dtype), self._ignore
+    def _labels(self, chunk: slice | None) -> tuple[Any, ...]:
+        """What last_layer.cu declares as ``ROW_PARAMETERS``; without a chunk every row counts."""
+        return NO_LABELS if chunk is None else (self.t[chunk], *self.labels.arguments[1:], self.classes)
 
     def _widened(self, name: str, rows: Array, target: Array, chunk: slice | None = None) -> Array:
         """Rows copied to `target`, those of a chunk with zeros where they do not count."""
         target = target[: rows.size].reshape(rows.shape)
         step = rows.strides[0] // rows.dtype.itemsize
-        self._run(name, rows.dtype, len(rows), rows.shape[1], rows, step, *self._ignored(chunk), target)
+        self._run(name, rows.dtype, len(rows), rows.shape[1], rows, step, *self._labels(chunk), target)
         return target
 
     def logits(self, chunk: slice) -> Array:
@@ -123,7 +123,7 @@ class _DeviceChunks(Chunks):
 
     def put_weights(self, sums: Array, target: Array) -> None:
         """What was added up aside."""
-        name, more = ("narrow_rows", (NULL, 0, 0)) if self._doubles is None else ("narrow_total", ())
+        name, more = ("narrow_rows", NO_LABELS) if self._doubles is None else ("narrow_total", ())
         self._run(name, target.dtype, len(sums), sums.shape[1], sums, *more, target, self.classes)
 
     def add_biases(self, chunk: slice, slopes: Array, target: Array) -> None:
@@ -139,9 +139,9 @@ class _DeviceChunks(Chunks):
         dx = target if self._slopes is None else self._slopes[: len(target)]
         for part in self.parts():
             product(slopes[:, part], self._columns(part).T, dx, adds=part.start > 0)
-        if dx is not target or self._ignore is not None:
+        if dx is not target or not self.labels.all_count:
             inputs = target.shape[1]
-            self._run("narrow_rows", target.dtype, len(target), inputs, dx, *self._ignored(chunk), target, inputs)
+            self._run("narrow_rows", target.dtype, len(target), inputs, dx, *self._labels(chunk), target, inputs)
 
     def _columns(self, part: slice) -> Array:
         """Columns of w in the type to compute in."""

@@ -1,47 +1,39 @@
 // What the last layer needs beside products and the loss: its rows widened to be multiplied, and narrowed again.
 #include "labels.cuh"
 
-// Which rows do not count.
-struct Ignored {
-    const void* t;  // class indices, or null where every row counts
-    int kind;
-    int64 ignore;
-
-    __device__ bool operator()(int64 row) const { return t && class_index(t, kind, row) == ignore; }
-};
-
-#define IGNORED_PARAMETERS const void *t, int64 kind, int64 ignore
-#define IGNORED                                                                                                        \
-    Ignored { t, int(kind), ignore }
+// Whether rows count is asked of their labels; where every row does, there are none to be asked.
+#define ROW_PARAMETERS LABEL_PARAMETERS, int64 classes
 
 // The rows of x, `step` elements apart, side by side in the type that is computed in, or in double; zeros for those that
 // do not count, for times 0 not even infinity shall add anything.
-template <class W> __device__ inline void copy_rows(int64 rows, int64 columns, const REAL* x, int64 step, Ignored ignored,
-                                                    W* y) {
+template <class W> __device__ inline void copy_rows(int64 rows, int64 columns, const REAL* x, int64 step,
+                                                    Labels<REAL> labels, bool is_divided, W* y) {
     for (int64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        bool is_ignored = ignored(row);
+        labels.start(row, is_divided);
         for (int64 j = threadIdx.x; j < columns; j += blockDim.x)
-            y[row * columns + j] = is_ignored ? W(0) : W(widen(x[row * step + j]));
+            y[row * columns + j] = labels.counts ? W(widen(x[row * step + j])) : W(0);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-    widen_rows(int64 rows, int64 columns, const REAL* x, int64 step, IGNORED_PARAMETERS, Compute<REAL>* y) {
-    copy_rows(rows, columns, x, step, IGNORED, y);
+    widen_rows(int64 rows, int64 columns, const REAL* x, int64 step, ROW_PARAMETERS, Compute<REAL>* y) {
+    copy_rows(rows, columns, x, step, LABELS, DIVISOR.value != 0, y);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-    double_rows(int64 rows, int64 columns, const REAL* x, int64 step, IGNORED_PARAMETERS, double* y) {
-    copy_rows(rows, columns, x, step, IGNORED, y);
+    double_rows(int64 rows, int64 columns, const REAL* x, int64 step, ROW_PARAMETERS, double* y) {
+    copy_rows(rows, columns, x, step, LABELS, DIVISOR.value != 0, y);
 }
 
 // The way back, with zeros for the rows that do not count.
 extern "C" __global__ void __launch_bounds__(256, 2)
-    narrow_rows(int64 rows, int64 columns, const Compute<REAL>* x, IGNORED_PARAMETERS, REAL* y, int64 step) {
+    narrow_rows(int64 rows, int64 columns, const Compute<REAL>* x, ROW_PARAMETERS, REAL* y, int64 step) {
+    auto labels = LABELS;
+    bool is_divided = DIVISOR.value != 0;
     for (int64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        bool is_ignored = IGNORED(row);
+        labels.start(row, is_divided);
         for (int64 j = threadIdx.x; j < columns; j += blockDim.x)
-            y[row * step + j] = is_ignored ? narrow<REAL>(0) : narrow<REAL>(x[row * columns + j]);
+            y[row * step + j] = labels.counts ? narrow<REAL>(x[row * columns + j]) : narrow<REAL>(0);
     }
 }
 

@@ -277,7 +277,8 @@ def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None
     )
     for (rows, label, others), reduction in itertools.product(nothing, ("mean", "sum", "none")):
         options = {**others, "reduction": reduction}
-        x = np.full((rows, 2), NAN if "ignore_index" in options else 0.5).astype(dtype)
+        by_weight = "weight" in options and reduction == "mean" and not np.ndim(label)
+        x = np.full((rows, 2), NAN if "ignore_index" in options or by_weight else 0.5).astype(dtype)
         dloss = np.ones(rows, np.float32) if reduction == "none" else 1.0
         t = np.full((rows, *np.shape(label)), label, np.float64 if np.ndim(label) else np.int64)
         inputs = {**cases.with_rows(kernel, x), "t": t, "dloss": dloss}
