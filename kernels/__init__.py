@@ -1,7 +1,8 @@
 """Forward and backward kernels for classifier training loops, computed by the selected backend.
 
 Every function is pure: it returns new arrays, and writes to no argument but the one given as `out`. ``KERNELS`` has
-one record per kernel; ``python -m plugrad.kernels`` prints them as the table in the README.
+one record per kernel; ``python -m plugrad.kernels`` prints them as the table in the README. `layers`, `optim`,
+`jacobians` and `gradcheck` are modules of what training loops and their checks need beside them.
 """
 
 from plugrad.backends.workspace import Workspace
@@ -43,6 +44,12 @@ KERNELS: dict[str, Kernel] = {
     )
     for kernel in module.KERNELS
 }
+
+# What goes with the kernels: modules that need the table.
+from plugrad.kernels import gradcheck as gradcheck  # noqa: E402
+from plugrad.kernels import jacobians as jacobians  # noqa: E402
+from plugrad.kernels import layers as layers  # noqa: E402
+from plugrad.kernels import optim as optim  # noqa: E402
 
 __all__ = [
     "KERNELS",

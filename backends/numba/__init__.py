@@ -2,9 +2,9 @@
 
 `kernels` has its functions. `layout` brings arrays to the forms that compiled code is made for, `labels` the labels of
 losses, and `team` shares the work among threads; `rows`, `lanes`, `losses` and `elementwise` compute, in terms of the
-functions in `vector`; `biases` does what the affine layer needs beside BLAS, and `memory` says how results are written.
-`compiling` compiles, `warming` does so ahead, and `recycling` makes the arrays for results. But for the last, nothing
-of this is imported, nor is numba, before a kernel is called.
+functions in `vector`; `biases` does what the affine layer needs beside BLAS, `updates` what optimizers do with a
+parameter, and `memory` says how results are written. `compiling` compiles, `warming` does so ahead, and `recycling` makes
+the arrays for results. But for the last, nothing of this is imported, nor is numba, before a kernel is called.
 """
 
 import contextlib
@@ -42,18 +42,20 @@ __all__ = [
     "softmax_cross_entropy_value_and_grad",
 ]
 
+UPDATES = ("adam", "sgd")  # what optimizers do with a parameter
+
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name not in UPDATES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         with _uninterrupted():  # a half-imported numba would stay so
-            from plugrad.backends.numba import kernels
+            from plugrad.backends.numba import kernels, updates
     except Exception as error:  # a library that cannot be loaded is an OSError
         from plugrad.backends.registry import BackendUnavailableError
 
         raise BackendUnavailableError(f"backend 'numba' cannot run here: numba fails to import: {error}") from error
-    return getattr(kernels, name)
+    return getattr(updates if name in UPDATES else kernels, name)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 Each function gets checked arrays of one native floating dtype, any strides, and writes its result into an array that
 exists already, which may be the very array that it reads. `blocks` cuts the work up and shares it among threads.
+`updates` has what optimizers do with a parameter.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from plugrad.backends.numpy.softmax_cross_entropy import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_value_and_grad,
 )
+from plugrad.backends.numpy.updates import adam as adam
+from plugrad.backends.numpy.updates import sgd as sgd
 
 __all__ = [
     "affine",

@@ -1,0 +1,110 @@
+"""Optimizers' updates (see `plugrad.backends.updates`), in one pass."""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends import updates
+from plugrad.backends.numba import team
+from plugrad.backends.numba.compiling import compiled
+from plugrad.backends.numba.elementwise import ELEMENTS
+from plugrad.backends.numba.layout import LIGHT, raw
+from plugrad.backends.numba.memory import real
+from plugrad.backends.numba.vector import narrow, widen
+from plugrad.backends.numpy.blocks import Array
+from plugrad.backends.options import COMPUTE
+
+
+def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
+    """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
+    if not all(array is None or array.flags.carray for array in (p, v)):
+        updates.sgd(p, g, v, lr, momentum, nesterov, decay)
+        return
+    state = np.empty(0, COMPUTE[p.dtype]) if v is None else v.reshape(-1)
+    given = raw(p).reshape(-1), raw(g).reshape(-1), state, lr, momentum, nesterov, decay
+    team.run(_sgd if v is not None else _descend, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *given)
+
+
+@compiled()
+def _descend(
+    start: int, stop: int, p: Any, g: Any, v: Any, lr: float, momentum: float, nesterov: bool, decay: float
+) -> None:
+    rate, shrink, decays = real(v, lr), real(v, decay), decay != 0
+    a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
+    for j in range(a.size):
+        number = widen(a[j])
+        slope = widen(b[j])
+        if decays:
+            slope += shrink * number
+        a[j] = narrow(number - rate * slope, a[j])
+
+
+@compiled()
+def _sgd(
+    start: int, stop: int, p: Any, g: Any, v: Any, lr: float, momentum: float, nesterov: bool, decay: float
+) -> None:
+    rate, keep, shrink, decays = real(v, lr), real(v, momentum), real(v, decay), decay != 0
+    a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
+    c = v[start * ELEMENTS : stop * ELEMENTS]
+    for j in range(a.size):
+        number = widen(a[j])
+        slope = widen(b[j])
+        if decays:
+            slope += shrink * number
+        velocity = keep * c[j] + slope
+        c[j] = velocity
+        a[j] = narrow(number - rate * (slope + keep * velocity if nesterov else velocity), a[j])
+
+
+def adam(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """``m`` and ``v``: the means of ``d = g + decay p`` and of its square; ``p -= step m / (sqrt(v) / root + eps)``."""
+    if not all(array.flags.carray for array in (p, m, v)):
+        updates.adam(p, g, m, v, step, root, beta1, beta2, eps, decay)
+        return
+    given = raw(p).reshape(-1), raw(g).reshape(-1), m.reshape(-1), v.reshape(-1)
+    options = step, root, beta1, 1 - beta1, beta2, 1 - beta2, eps, decay
+    team.run(_adam, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *given, *options)
+
+
+@compiled()
+def _adam(
+    start: int,
+    stop: int,
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    step: float,
+    root: float,
+    beta1: float,
+    other1: float,
+    beta2: float,
+    other2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    rate, scale, least, shrink, decays = real(v, step), real(v, 1 / root), real(v, eps), real(v, decay), decay != 0
+    keep1, take1, keep2, take2 = real(v, beta1), real(v, other1), real(v, beta2), real(v, other2)
+    a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
+    c, d = m[start * ELEMENTS : stop * ELEMENTS], v[start * ELEMENTS : stop * ELEMENTS]
+    for j in range(a.size):
+        number = widen(a[j])
+        slope = widen(b[j])
+        if decays:
+            slope += shrink * number
+        mean = keep1 * c[j] + take1 * slope
+        square = keep2 * d[j] + take2 * (slope * slope)
+        c[j] = mean
+        d[j] = square
+        a[j] = narrow(number - rate * mean / (np.sqrt(square) * scale + least), a[j])

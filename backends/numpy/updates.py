@@ -1,0 +1,98 @@
+"""Optimizers' updates (see `plugrad.backends.updates`), in pieces that stay in cache from one pass to the next."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
+from plugrad.backends.options import COMPUTE
+
+# Elements of a piece: with what belongs to it, it stays in the second-level cache. Of 2**13 to 2**17 the fastest for
+# 784 x 512 weights in float32, on two cores of a Xeon.
+PIECE = 2**15
+
+
+def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
+    """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
+    _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
+
+
+def _sgd(
+    lr: float, momentum: float, nesterov: bool, decay: float, work: Array, p: Array, g: Array, v: Array | None
+) -> None:
+    slope = _slope(work, p, g, decay)
+    if v is not None:
+        np.multiply(v, momentum, out=v)
+        np.add(v, slope, out=v)
+        if nesterov:  # slope + momentum v, which has the slope in it already
+            np.add(slope, np.multiply(v, momentum, out=work[1]), out=work[1])
+            slope = work[1]
+        else:
+            slope = v
+    np.subtract(p, np.multiply(slope, lr, out=work[0]), out=p, casting="same_kind")
+
+
+def adam(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """``m`` and ``v``: the means of ``d = g + decay p`` and of its square; ``p -= step m / (sqrt(v) / root + eps)``."""
+    _over(partial(_adam, step, root, beta1, beta2, eps, decay), p, g, m, v)
+
+
+def _adam(
+    step: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    work: Array,
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+) -> None:
+    slope = _slope(work, p, g, decay)
+    np.multiply(m, beta1, out=m)
+    np.add(m, np.multiply(slope, 1 - beta1, out=work[1]), out=m)
+    np.multiply(slope, np.multiply(slope, 1 - beta2, out=work[1]), out=work[1])
+    np.add(np.multiply(v, beta2, out=v), work[1], out=v)
+    divisor = np.sqrt(v, out=work[1])
+    np.add(np.multiply(divisor, 1 / root, out=divisor), eps, out=divisor)
+    np.multiply(np.divide(m, divisor, out=work[0]), step, out=work[0])
+    np.subtract(p, work[0], out=p, casting="same_kind")
+
+
+def _slope(work: Array, p: Array, g: Array, decay: float) -> Array:
+    """``g + decay p``, as it is computed in."""
+    if decay:
+        return np.add(g, np.multiply(p, decay, out=work[0], dtype=work.dtype), out=work[0])
+    return g if g.dtype == work.dtype else np.add(g, 0, out=work[0], dtype=work.dtype)
+
+
+def _over(task: Any, p: Array, *others: Array | None) -> None:
+    """Run a task on pieces of arrays, which it gets flat, with two arrays of their size to work in."""
+    if not all(array is None or array.flags.c_contiguous for array in (p, *others)):
+        task(np.empty((2, *p.shape), COMPUTE[p.dtype]), p, *others)
+        return
+    flat = [None if array is None else array.reshape(-1) for array in (p, *others)]
+    run(partial(_pieces, task), flat, (p.size,), 1)
+
+
+@quietly
+def _pieces(task: Any, scratch: Scratch, p: Array, *others: Array | None) -> None:
+    room = scratch.array("work", (2, min(p.size, PIECE)), COMPUTE[p.dtype])
+    for start in range(0, p.size, PIECE):
+        piece = slice(start, start + PIECE)
+        target = p[piece]
+        task(room[:, : target.size], target, *(None if array is None else array[piece] for array in others))

@@ -1,0 +1,53 @@
+"""How optimizers update a parameter where it is: what a backend's `sgd` and `adam` do, and the default for them.
+
+`p` is the parameter and `g` its gradient, of one dtype; the state, `v` and `m`, is in the dtype that they are computed
+in, and is updated as well. These defaults take any arrays that have NumPy's operators.
+"""
+
+from typing import Any, TypeAlias
+
+from plugrad.backends.options import COMPUTE
+
+Array: TypeAlias = Any
+
+
+def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
+    """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``.
+
+    Without momentum `v` is None, and ``p -= lr d``.
+    """
+    slope = _slope(p, g, decay)
+    if v is not None:
+        v *= momentum
+        v += slope
+        slope = slope + momentum * v if nesterov else v
+    p[...] = p.astype(slope.dtype, copy=False) - lr * slope
+
+
+def adam(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    step: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+) -> None:
+    """``m`` and ``v``: the means of ``d = g + decay p`` and of its square; ``p -= step m / (sqrt(v) / root + eps)``.
+
+    `step` and `root` have what makes up for means that began at 0.
+    """
+    slope = _slope(p, g, decay)
+    m *= beta1
+    m += (1 - beta1) * slope
+    v *= beta2
+    v += (1 - beta2) * slope * slope
+    p[...] = p.astype(slope.dtype, copy=False) - step * m / (v**0.5 / root + eps)
+
+
+def _slope(p: Array, g: Array, decay: float) -> Array:
+    slope = g.astype(COMPUTE[p.dtype], copy=False)
+    return slope + decay * p.astype(slope.dtype, copy=False) if decay else slope

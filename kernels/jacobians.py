@@ -1,0 +1,175 @@
+"""Explicit Jacobians of the kernels, to teach and to check with: backward kernels never make them.
+
+All are those of a row, as the kernels compute row by row: ``jacobian[..., i, j]`` is the derivative of element i of a
+row of results with respect to element j of the same row of arguments; rows do not depend on each other.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.options import COMPUTE
+from plugrad.backends.registry import Backend
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._affine import fit
+from plugrad.kernels._arguments import Array, floating, promoted
+
+
+def softmax_jacobian(y: Any) -> Array:
+    """Jacobian of softmax, ``dy_i / dx_j = y_i (1 - y_i)`` for i = j, else ``-y_i y_j``.
+
+    Parameters
+    ----------
+    y : array_like
+        The result of `softmax`, shape ``(..., classes)``.
+
+    Returns
+    -------
+    jacobian : array
+        Shape ``(..., classes, classes)``, dtype of `y`. It is symmetric.
+
+    Raises
+    ------
+    TypeError
+        If `y` is complex, text or objects, or lies on another device than the backend computes on.
+    ValueError
+        If `y` is a single number.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import softmax
+    >>> from plugrad.kernels.jacobians import softmax_jacobian
+    >>> softmax_jacobian(softmax([0.0, 0.0]))
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
+    """
+    backend, y = _rows("softmax_jacobian", "y", y)
+    work = y.astype(COMPUTE[y.dtype], copy=False)
+    column, row = work[..., :, None], work[..., None, :]
+    return (column * (_identity(backend, work) - row)).astype(y.dtype, copy=False)
+
+
+def relu_jacobian(y: Any) -> Array:
+    """Jacobian of ReLU: 1 on the diagonal where ``y > 0``, else 0.
+
+    Parameters
+    ----------
+    y : array_like
+        The result of `relu` or its argument, only the sign counts; shape ``(..., n)``.
+
+    Returns
+    -------
+    jacobian : array
+        Shape ``(..., n, n)``, dtype of `y`. At 0, where there is no derivative, it is 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `softmax_jacobian`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels.jacobians import relu_jacobian
+    >>> relu_jacobian([2.0, 0.0])
+    array([[1., 0.],
+           [0., 0.]])
+    """
+    backend, y = _rows("relu_jacobian", "y", y)
+    return _identity(backend, y) * (y[..., None, :] > 0)
+
+
+def sigmoid_jacobian(y: Any) -> Array:
+    """Jacobian of the logistic sigmoid: ``y (1 - y)`` on the diagonal.
+
+    Parameters
+    ----------
+    y : array_like
+        The result of `sigmoid`, shape ``(..., n)``.
+
+    Returns
+    -------
+    jacobian : array
+        Shape ``(..., n, n)``, dtype of `y`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `softmax_jacobian`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels.jacobians import sigmoid_jacobian
+    >>> sigmoid_jacobian([0.5, 1.0])
+    array([[0.25, 0.  ],
+           [0.  , 0.  ]])
+    """
+    backend, y = _rows("sigmoid_jacobian", "y", y)
+    work = y.astype(COMPUTE[y.dtype], copy=False)[..., None, :]
+    return (_identity(backend, y) * (work * (1 - work))).astype(y.dtype, copy=False)
+
+
+def affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
+    """Jacobians of ``y = x w + b`` with respect to `x`, `w` and `b`.
+
+    ``dy_j / dx_i = w_ij``; ``dy_j / dw_ik = x_i`` for j = k, else 0; ``dy_j / db_k = 1`` for j = k, else 0.
+
+    Parameters
+    ----------
+    x : array_like
+        Inputs, shape ``(..., in)``.
+    w : array_like
+        Weights, shape ``(in, out)``.
+
+    Returns
+    -------
+    dy_dx, dy_dw, dy_db : arrays
+        Shapes ``(..., out, in)``, ``(..., out, in, out)`` and ``(..., out, out)``, in the promoted dtype of the
+        arguments. Of a batch, each row's own: what they give for `w` and `b` is to be added up over the rows.
+
+    Raises
+    ------
+    TypeError
+        As for `softmax_jacobian`.
+    ValueError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> from plugrad.kernels.jacobians import affine_jacobian
+    >>> dy_dx, dy_dw, dy_db = affine_jacobian([5.0], [[1.0, 2.0]])
+    >>> dy_dx
+    array([[1.],
+           [2.]])
+    >>> dy_dw
+    array([[[5., 0.]],
+    <BLANKLINE>
+           [[0., 5.]]])
+    """
+    kernel = "affine_jacobian"
+    backend = backend_for(x)
+    x, w = floating(kernel, "x", x, backend), floating(kernel, "w", w, backend)
+    fit(kernel, x, w)
+    x, w = promoted((x, w))
+    rows, (inputs, outputs) = x.shape[:-1], w.shape
+    dy_dx, dy_dw, dy_db = (
+        backend.empty((*rows, *shape), x.dtype)
+        for shape in ((outputs, inputs), (outputs, inputs, outputs), (outputs, outputs))
+    )
+    dy_dx[...] = w.T
+    dy_db[...] = _identity(backend, dy_db)
+    dy_dw[...] = x[..., None, :, None] * dy_db[..., :, None, :]
+    return dy_dx, dy_dw, dy_db
+
+
+def _rows(kernel: str, name: str, y: Any) -> tuple[Backend, Array]:
+    """The backend, and `y` as its array with at least one axis."""
+    backend = backend_for(y)
+    y = floating(kernel, name, y, backend)
+    if not y.ndim:
+        raise ValueError(f"{kernel}: {name}: expected shape (..., n), got a single number")
+    return backend, y
+
+
+def _identity(backend: Backend, like: Array) -> Array:
+    """The identity matrix of the size of the last axis of an array, in its dtype."""
+    return backend.asarray(np.eye(like.shape[-1], dtype=like.dtype))

@@ -1,0 +1,710 @@
+"""Layers: objects that keep what the backward pass needs, for training loops written with less text.
+
+A layer calls the kernels, on the backend in force, and computes nothing by itself. ``forward`` keeps what ``backward``
+needs until the next ``forward``; what it is given is kept as it is, not copied, so write nothing into it in between.
+Results are computed in memory that a layer uses again once nobody holds them: a training loop allocates nothing from
+its third step on, and a result that you keep stays what it is. Results that the layer still needs are read-only (on a
+GPU, where there is no such thing, they are copies). A layer is for one thread at a time.
+"""
+
+import copy
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from plugrad import backends
+from plugrad.backends.options import COMPUTE, FLOAT64, is_supported
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._affine import affine, affine_backward, biases, fit
+from plugrad.kernels._arguments import Array, floating, promoted
+from plugrad.kernels._buffers import Buffers
+from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
+from plugrad.kernels._relu import relu, relu_backward
+from plugrad.kernels._sigmoid import sigmoid, sigmoid_backward
+from plugrad.kernels._softmax import softmax, softmax_backward
+from plugrad.kernels._softmax_cross_entropy import (
+    softmax_cross_entropy,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_value_and_grad,
+)
+from plugrad.kernels.jacobians import affine_jacobian, relu_jacobian, sigmoid_jacobian, softmax_jacobian
+
+__all__ = [
+    "Affine",
+    "CrossEntropy",
+    "Layer",
+    "Loss",
+    "MatMul",
+    "Relu",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "SoftmaxWithLoss",
+]
+
+SCHEMES = ("he", "xavier")
+
+
+class Layer(ABC):
+    """What all layers have in common. A layer of your own is a class derived from it.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The attributes that hold the parameters; those that hold their gradients have a "d" before the name.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self._saved: Any = None  # by forward, for backward
+        self._results, self._gradients = Buffers(), Buffers()
+
+    @abstractmethod
+    def forward(self, x: Any) -> Array:
+        """Compute the result for inputs `x`."""
+
+    @abstractmethod
+    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradients, given that of the result: of the inputs, returned, and of the parameters, kept.
+
+        With `use_jacobian` they are computed through the explicit Jacobian, which is slow and for checking.
+        """
+
+    @property
+    def params(self) -> tuple[Array, ...]:
+        """The parameters: the arrays themselves, to be updated where they are."""
+        return tuple(getattr(self, name) for name in self.names)
+
+    @property
+    def grads(self) -> tuple[Array, ...]:
+        """Their gradients, in the same order: zeros at first; each backward writes over those of the last."""
+        return tuple(getattr(self, f"d{name}") for name in self.names)
+
+    def forget(self) -> None:
+        """Let go of what `forward` has kept."""
+        self._saved = None
+
+    def saved(self) -> Any:
+        """What `forward` has kept; an error tells if it was not called."""
+        if self._saved is None:
+            raise RuntimeError(f"{type(self).__name__}: backward: call forward first, there is nothing to go back from")
+        return self._saved
+
+    def astype(self, dtype: Any) -> Self:
+        """A layer of its own that has these parameters in another dtype."""
+        other = copy.copy(self)
+        Layer.__init__(other)
+        for name, parameter in zip(self.names, self.params, strict=True):
+            setattr(other, name, parameter.astype(dtype))
+            setattr(other, f"d{name}", _zeros(getattr(other, name)))
+        return other
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Parameters by name
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def named_params(self) -> Iterator[tuple[str, Array]]:
+        """The parameters with their names."""
+        yield from zip(self.names, self.params, strict=True)
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of the parameters by name, as NumPy arrays."""
+        return {name: np.array(backends.to_numpy(parameter)) for name, parameter in self.named_params()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy parameters from such a dictionary into those of this layer.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or not known, a shape differs, or a value would lose digits in the parameter's dtype.
+            Nothing is changed then.
+        """
+        name = type(self).__name__
+        params = dict(self.named_params())
+        if missing := params.keys() - state.keys():
+            raise ValueError(f"{name}.load_state_dict: missing: {', '.join(sorted(missing))}")
+        if unknown := state.keys() - params.keys():
+            raise ValueError(
+                f"{name}.load_state_dict: unknown: {', '.join(map(str, sorted(unknown)))}; expected {', '.join(params)}"
+            )
+        loaded = {}
+        for key, parameter in params.items():
+            value = np.asarray(state[key])
+            if value.shape != parameter.shape:
+                raise ValueError(f"{name}.load_state_dict: {key}: expected shape {parameter.shape}, got {value.shape}")
+            with np.errstate(all="ignore"):
+                loaded[key] = value.astype(parameter.dtype)
+                same = np.array_equal(loaded[key].astype(FLOAT64), value.astype(FLOAT64), equal_nan=True)
+            if not same:
+                raise ValueError(
+                    f"{name}.load_state_dict: {key}: values of dtype {value.dtype} would lose digits in "
+                    f"{parameter.dtype}; load them into layer.astype('{value.dtype}'), or round them yourself"
+                )
+        for key, parameter in params.items():
+            parameter[...] = backend_for(parameter).asarray(loaded[key])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters to a file: ``.npz``, or ``.safetensors``, for which the package of that name is needed.
+
+        A file appears whole or not at all. NumPy's format does not know bfloat16, which is stored as float32.
+        """
+        state = self.state_dict()
+        target = Path(path)
+        if target.suffix not in (".npz", ".safetensors"):
+            raise ValueError(f"{type(self).__name__}.save: path: expected a name in .npz or .safetensors, got {path}")
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            if target.suffix == ".npz":
+                plain = {key: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for key, a in state.items()}
+                with part.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **plain)  # type: ignore[arg-type]
+            else:
+                from safetensors.numpy import save_file
+
+                save_file(state, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read the parameters from such a file; nothing in it is ever run.
+
+        Raises
+        ------
+        ValueError
+            As for `load_state_dict`, and if the file is not of its kind.
+        """
+        source = Path(path)
+        if source.suffix == ".npz":
+            with np.load(source, allow_pickle=False) as file:
+                self.load_state_dict({key: file[key] for key in file.files})
+        elif source.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            self.load_state_dict(load_file(source))
+        else:
+            raise ValueError(f"{type(self).__name__}.load: path: expected a name in .npz or .safetensors, got {path}")
+
+
+class Affine(Layer):
+    """Affine layer, ``y = x w + b``; `MatMul` if there is no bias.
+
+    Parameters
+    ----------
+    w : array_like
+        Weights, shape ``(in, out)``. They are copied.
+    b : array_like, optional
+        Biases, shape ``(out,)``. They are copied.
+
+    Attributes
+    ----------
+    w, b, dw, db : array
+        The parameters, and their gradients by the last `backward`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Affine([[1.0, 0.0], [0.0, 1.0]], [10.0, 20.0])
+    >>> layer.forward([[1.0, 2.0]])
+    array([[11., 22.]])
+    >>> layer.backward([[1.0, 1.0]])
+    array([[1., 1.]])
+    >>> layer.dw
+    array([[1., 1.],
+           [2., 2.]])
+    """
+
+    names = ("w", "b")
+
+    def __init__(self, w: Any, b: Any = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        backend = backend_for(w)
+        w = floating(name, "w", w, backend)
+        if w.ndim != 2:
+            raise ValueError(f"{name}: w: expected shape (in, out), got {w.shape}")
+        b = None if b is None else biases(name, b, w, backend)
+        if b is None:
+            self.names = ("w",)
+        elif b.dtype != w.dtype:
+            w, b = promoted((w, b))
+        self.w, self.b = w.copy(), None if b is None else b.copy()
+        self.dw, self.db = _zeros(w), None if b is None else _zeros(b)
+
+    @classmethod
+    def init(cls, inputs: int, outputs: int, *, rng: Any = None, scheme: str = "he", dtype: Any = np.float32) -> Self:
+        """A layer with weights drawn at random, and biases of 0, on the current backend.
+
+        Parameters
+        ----------
+        inputs, outputs : int
+            The shape of the weights.
+        rng : numpy.random.Generator or int, optional
+            What draws them, or a seed: the same numbers on every backend.
+        scheme : {"he", "xavier"}
+            The variance: ``2 / inputs``, which keeps that of activations from layer to layer under ReLU (He et al.,
+            "Delving deep into rectifiers", 2015), or ``2 / (inputs + outputs)``, for sigmoid and softmax (Glorot and
+            Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010). The numbers
+            are normal.
+        dtype : dtype
+            Of the parameters.
+
+        Examples
+        --------
+        >>> from plugrad.kernels import layers
+        >>> layers.Affine.init(784, 128, rng=0)
+        Affine(784, 128)
+        """
+        for name, size in (("inputs", inputs), ("outputs", outputs)):
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{cls.__name__}.init: {name}: expected a positive integer, got {size!r}")
+        if scheme not in SCHEMES:
+            raise ValueError(f"{cls.__name__}.init: scheme: expected one of {', '.join(SCHEMES)}; got {scheme!r}")
+        if not is_supported(np.dtype(dtype)):
+            raise TypeError(f"{cls.__name__}.init: dtype: expected a floating dtype, got {np.dtype(dtype)}")
+        variance = 2 / inputs if scheme == "he" else 2 / (inputs + outputs)
+        w = np.random.default_rng(rng).normal(scale=np.sqrt(variance), size=(inputs, outputs)).astype(dtype)
+        return cls._of(backends.asarray(w), backends.asarray(np.zeros(outputs, dtype)))
+
+    @classmethod
+    def _of(cls, w: Array, b: Array) -> Self:
+        return cls(w, b)
+
+    def __repr__(self) -> str:
+        inputs, outputs = self.w.shape
+        without = ", no bias" if self.b is None and type(self) is Affine else ""
+        return f"{type(self).__name__}({inputs}, {outputs}{without})"
+
+    def forward(self, x: Any) -> Array:
+        """Compute ``x w + b`` for inputs of shape ``(..., in)``; a vector is one row."""
+        self.forget()
+        name, w = type(self).__name__, self.w
+        backend = backend_for(w)
+        x = floating(name, "x", x, backend)
+        fit(name, x, w)
+        dtype = w.dtype if x.dtype == w.dtype else promoted((x[:0], w[:0]))[0].dtype
+        out = self._results.take(backend, x.shape[:-1] + w.shape[1:], dtype)
+        y = affine(x, w, self.b, out=out)
+        self._saved = x
+        return y
+
+    def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
+        """Compute ``dw = x^T dy`` and ``db``, which are kept, and return ``dx = dy w^T``, if that is needed."""
+        x, w = self.saved(), self.w
+        backend = backend_for(w)
+        dy = floating(type(self).__name__, "dy", dy, backend)
+        if use_jacobian:
+            return self._by_jacobian(dy, x)
+        has_bias = self.b is not None
+        needs = ("dx", "dw", "db") if needs_dx and has_bias else ("dw", *("dx",) * needs_dx, *("db",) * has_bias)
+        if not dy.dtype == x.dtype == w.dtype:
+            dx, dw, db = affine_backward(dy, x, w, needs=needs)
+            self.dw[...] = dw  # in the dtype of the parameters
+            if db is not None:
+                self.db[...] = db
+            return dx
+        dx = self._gradients.take(backend, x.shape, x.dtype) if needs_dx else None
+        return affine_backward(dy, x, w, needs=needs, out=(dx, self.dw, self.db))[0]
+
+    def _by_jacobian(self, dy: Array, x: Array) -> Array:
+        dy_dx, dy_dw, dy_db = affine_jacobian(x, self.w)
+        self.dw[...] = _through(dy, dy_dw).reshape(-1, *self.w.shape).sum(axis=0)
+        if self.b is not None:
+            self.db[...] = _through(dy, dy_db).reshape(-1, *self.b.shape).sum(axis=0)
+        return _through(dy, dy_dx)
+
+
+class MatMul(Affine):
+    """Matrix product, ``y = x w``.
+
+    Parameters
+    ----------
+    w : array_like
+        Weights, shape ``(in, out)``. They are copied.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layers.MatMul([[1.0], [2.0]]).forward([[3.0, 4.0]])
+    array([[11.]])
+    """
+
+    def __init__(self, w: Any) -> None:
+        super().__init__(w)
+
+    @classmethod
+    def _of(cls, w: Array, b: Array) -> Self:
+        return cls(w)
+
+
+class _Activation(Layer):
+    """A layer whose backward pass needs its result."""
+
+    def _keep(self, y: Array) -> Array:
+        """What the caller gets of a result that is kept."""
+        self._saved = y
+        return _lent(y)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def _like(self, buffers: Buffers, x: Any) -> tuple[Array, Array]:
+        """An argument as an array, and an array for a result of its shape and dtype."""
+        backend = backend_for(x)
+        x = floating(type(self).__name__, "x" if buffers is self._results else "dy", x, backend)
+        return x, buffers.take(backend, x.shape, x.dtype)
+
+
+class Relu(_Activation):
+    """Rectified linear unit, ``y = max(x, 0)``.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Relu()
+    >>> layer.forward([-1.0, 2.0])
+    array([0., 2.])
+    >>> layer.backward([5.0, 5.0])
+    array([0., 5.])
+    """
+
+    def forward(self, x: Any) -> Array:
+        """Compute ``max(x, 0)``."""
+        self.forget()
+        x, out = self._like(self._results, x)
+        return self._keep(relu(x, out=out))
+
+    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
+        """Compute ``dx = dy`` where ``y > 0``, else 0."""
+        y = self.saved()
+        if use_jacobian:
+            return _through(dy, relu_jacobian(y))
+        dy, out = self._like(self._gradients, dy)
+        return relu_backward(dy, y, out=out if dy.dtype == y.dtype else None)
+
+
+class Sigmoid(_Activation):
+    """Logistic sigmoid, ``y = 1 / (1 + exp(-x))``.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Sigmoid()
+    >>> layer.forward([0.0])
+    array([0.5])
+    >>> layer.backward([4.0])
+    array([1.])
+    """
+
+    def forward(self, x: Any) -> Array:
+        """Compute ``1 / (1 + exp(-x))``."""
+        self.forget()
+        x, out = self._like(self._results, x)
+        return self._keep(sigmoid(x, out=out))
+
+    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
+        """Compute ``dx = dy y (1 - y)``."""
+        y = self.saved()
+        if use_jacobian:
+            return _through(dy, sigmoid_jacobian(y))
+        dy, out = self._like(self._gradients, dy)
+        return sigmoid_backward(dy, y, out=out if dy.dtype == y.dtype else None)
+
+
+class Softmax(_Activation):
+    """Softmax, ``y_j = exp(x_j) / sum(exp(x_k))``.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the classes.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Softmax()
+    >>> layer.forward([[0.0, 0.0]])
+    array([[0.5, 0.5]])
+    >>> layer.backward([[1.0, 0.0]])
+    array([[ 0.25, -0.25]])
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Any) -> Array:
+        """Compute the softmax along the axis."""
+        self.forget()
+        x, out = self._like(self._results, x)
+        return self._keep(softmax(x, axis=self.axis, out=out))
+
+    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
+        """Compute ``dx_j = y_j (dy_j - sum(dy_k y_k))``."""
+        y = self.saved()
+        dy, out = self._like(self._gradients, dy)
+        if use_jacobian:
+            by_rows = _through(dy.swapaxes(self.axis, -1), softmax_jacobian(y.swapaxes(self.axis, -1)))
+            return by_rows.swapaxes(self.axis, -1)
+        return softmax_backward(dy, y, axis=self.axis, out=out if dy.dtype == y.dtype else None)
+
+
+class Loss(Layer):
+    """A layer at the end, which also takes labels.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the classes.
+    weight : array_like, optional
+        One weight per class.
+    ignore_index : int, optional
+        The label of rows that do not count.
+    label_smoothing : float
+        The share in [0, 1] of each label that is spread over all classes.
+    reduction : {"mean", "sum", "none"}
+        What becomes of the losses of the rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        axis: int = -1,
+        weight: Any = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "axis": axis,
+            "weight": weight,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "reduction": reduction,
+        }
+
+    def __repr__(self) -> str:
+        default = type(self)().options
+        given = (f"{key}={value!r}" for key, value in self.options.items() if value is not default[key])
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    @abstractmethod
+    def forward(self, x: Any, t: Any = None) -> Array:
+        """Compute the loss of `x` against labels `t`."""
+
+    def _upstream(self, dloss: Any, x: Array, loss: Array) -> Any:
+        """The gradient of the loss, which is 1 for each if it is 1."""
+        if self.options["reduction"] != "none" or not _is_one(dloss):
+            return dloss
+        return backend_for(x).asarray(np.ones(loss.shape, COMPUTE[x.dtype]))
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy of probabilities against labels; the options are those of `plugrad.kernels.cross_entropy`.
+
+    Parameters
+    ----------
+    axis, weight, ignore_index, label_smoothing, reduction
+        As for `plugrad.kernels.cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.CrossEntropy()
+    >>> loss = layer.forward([[0.5, 0.5]], [1])
+    >>> layer.backward()
+    array([[ 0., -2.]])
+    """
+
+    def forward(self, x: Any, t: Any = None) -> Array:
+        """Compute the loss of probabilities `x` against labels `t`: indices, one-hot or probabilities."""
+        self.forget()
+        p = floating(type(self).__name__, "x", x, backend_for(x))
+        loss = cross_entropy(p, t, **self.options)
+        self._saved = p, t, loss
+        return loss
+
+    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient with respect to the probabilities, which is the Jacobian of a loss."""
+        p, t, loss = self.saved()
+        dloss = self._upstream(dloss, p, loss)
+        if use_jacobian:
+            return cross_entropy_backward(dloss, p, t, **self.options)
+        out = self._gradients.take(backend_for(p), p.shape, p.dtype)
+        return cross_entropy_backward(dloss, p, t, out=out, **self.options)
+
+
+class SoftmaxWithLoss(Loss):
+    """Softmax and cross-entropy in one, for logits; the gradient is ``y - t``.
+
+    Parameters
+    ----------
+    axis, weight, ignore_index, label_smoothing, reduction
+        As for `plugrad.kernels.softmax_cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.SoftmaxWithLoss()
+    >>> loss = layer.forward([[0.0, 0.0]], [1])
+    >>> layer.backward()
+    array([[ 0.5, -0.5]])
+    """
+
+    def forward(self, x: Any, t: Any = None) -> Array:
+        """Compute the loss of logits `x` against labels `t` (indices, one-hot or probabilities), and its gradient."""
+        self.forget()
+        backend = backend_for(x)
+        x = floating(type(self).__name__, "x", x, backend)
+        dx = self._gradients.take(backend, x.shape, x.dtype)
+        loss, dx = softmax_cross_entropy_value_and_grad(x, t, out=dx, **self.options)
+        self._saved = x, t, loss, dx
+        return loss
+
+    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient with respect to the logits; for a `dloss` of 1 it is there already."""
+        x, t, loss, dx = self.saved()
+        if use_jacobian:
+            return self._by_jacobian(self._upstream(dloss, x, loss), x, t)
+        if _is_one(dloss):
+            return _lent(dx)
+        _, y = softmax_cross_entropy(x, t, **self.options)
+        return softmax_cross_entropy_backward(dloss, y, t, out=y, **self.options)
+
+    def _by_jacobian(self, dloss: Any, x: Array, t: Any) -> Array:
+        y, axis = softmax(x, axis=self.options["axis"]), self.options["axis"]
+        dy = cross_entropy_backward(dloss, y, t, **self.options)
+        return _through(dy.swapaxes(axis, -1), softmax_jacobian(y.swapaxes(axis, -1))).swapaxes(axis, -1)
+
+
+class Sequential(Layer):
+    """Layers one after another.
+
+    Parameters
+    ----------
+    *layers : Layer
+        In the order of the forward pass.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> net = layers.Sequential(layers.Affine.init(2, 8, rng=0), layers.Relu(), layers.Affine.init(8, 3, rng=1))
+    >>> net.forward([[1.0, 2.0]]).shape
+    (1, 3)
+    >>> [p.shape for p in net.params]
+    [(2, 8), (8,), (8, 3), (3,)]
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        super().__init__()
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"Sequential: layer {position}: expected a Layer, got {type(layer).__qualname__}")
+            if isinstance(layer, Loss):
+                raise TypeError(
+                    f"Sequential: layer {position}: {layer!r} needs labels as well; keep it beside the network"
+                )
+            if any(layer is other for other in layers[:position]):
+                raise ValueError(f"Sequential: layer {position}: expected each layer once, got {layer!r} twice")
+        self.layers = layers
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(map(repr, self.layers))})"
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, position: int) -> Layer:
+        return self.layers[position]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @property
+    def params(self) -> tuple[Array, ...]:
+        """The parameters of all layers."""
+        return tuple(parameter for layer in self.layers for parameter in layer.params)
+
+    @property
+    def grads(self) -> tuple[Array, ...]:
+        """Their gradients, in the same order."""
+        return tuple(gradient for layer in self.layers for gradient in layer.grads)
+
+    def named_params(self) -> Iterator[tuple[str, Array]]:
+        """The parameters with their names: the number of the layer, a full stop and the name there."""
+        for position, layer in enumerate(self.layers):
+            for name, parameter in layer.named_params():
+                yield f"{position}.{name}", parameter
+
+    def forget(self) -> None:
+        """Let go of what the forward pass has kept."""
+        super().forget()
+        for layer in self.layers:
+            layer.forget()
+
+    def astype(self, dtype: Any) -> Self:
+        """A network of its own that has these parameters in another dtype."""
+        return type(self)(*(layer.astype(dtype) for layer in self.layers))
+
+    def forward(self, x: Any) -> Array:
+        """Compute the result of the last layer."""
+        self.forget()  # so that no layer holds what another one is about to compute anew
+        for layer in self.layers:
+            x = layer.forward(x)
+        self._saved = True
+        return x
+
+    def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
+        """Compute all gradients; None is returned, and the work saved, if that of the inputs is not needed."""
+        self.saved()
+        first = 0
+        if not needs_dx:
+            first = next((i for i, layer in enumerate(self.layers) if layer.params), len(self.layers))
+        for layer in reversed(self.layers[first + (not needs_dx) :]):
+            dy = layer.backward(dy, use_jacobian=use_jacobian)
+        if needs_dx:
+            return dy
+        for layer in self.layers[first : first + 1]:
+            more = {"needs_dx": False} if isinstance(layer, Affine | Sequential) else {}
+            layer.backward(dy, use_jacobian=use_jacobian, **more)
+        return None
+
+
+def _is_one(dloss: Any) -> bool:
+    """Whether a gradient that arrives is the number 1; arrays are not looked into, they may lie on a GPU."""
+    return isinstance(dloss, float | int) and dloss == 1
+
+
+def _zeros(parameter: Array) -> Array:
+    """The gradient of a parameter to begin with."""
+    gradient = parameter.copy()
+    gradient[...] = 0
+    return gradient
+
+
+def _lent(y: Array) -> Array:
+    """An array that the caller cannot overwrite, of what a layer needs itself."""
+    if not isinstance(y, np.ndarray):
+        return y.copy()
+    view = y.view()
+    view.flags.writeable = False
+    return view
+
+
+def _through(dy: Any, jacobian: Array) -> Array:
+    """The gradient of each row by its Jacobian, ``sum_i dy_i jacobian_i``, in the shape of the argument's row."""
+    dy = floating("use_jacobian", "dy", dy, backend_for(jacobian))
+    expected, arguments = jacobian.shape[: dy.ndim], jacobian.shape[dy.ndim :]
+    if dy.shape != expected:
+        raise ValueError(f"use_jacobian: dy: expected shape {expected}, got {dy.shape}")
+    rows, outputs, inputs = math.prod(expected[:-1]), expected[-1], math.prod(arguments)
+    found = dy.reshape(rows, 1, outputs) @ jacobian.reshape(rows, outputs, inputs)
+    return found.reshape(*expected[:-1], *arguments)
