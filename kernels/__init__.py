@@ -5,6 +5,9 @@ one record per kernel; ``python -m plugrad.kernels`` prints them as the table in
 `jacobians` and `gradcheck` are modules of what training loops and their checks need beside them.
 """
 
+import importlib
+from typing import Any
+
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import (
     _affine,
@@ -45,11 +48,7 @@ KERNELS: dict[str, Kernel] = {
     for kernel in module.KERNELS
 }
 
-# What goes with the kernels: modules that need the table.
-from plugrad.kernels import gradcheck as gradcheck  # noqa: E402
-from plugrad.kernels import jacobians as jacobians  # noqa: E402
-from plugrad.kernels import layers as layers  # noqa: E402
-from plugrad.kernels import optim as optim  # noqa: E402
+MODULES = ("gradcheck", "jacobians", "layers", "optim")  # imported when they are asked for
 
 __all__ = [
     "KERNELS",
@@ -73,3 +72,9 @@ __all__ = [
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_value_and_grad",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -270,7 +270,7 @@ def check(
     target: Callable[..., Any] | Layer,
     *inputs: Any,
     gradients: Any = None,
-    loss: Layer | None = None,
+    loss: Loss | None = None,
     step: float | None = None,
     tolerance: float | None = None,
     entries: int = 1000,
@@ -389,9 +389,7 @@ def _weighed(
     return (weights * np.asarray(backends.to_numpy(y))).sum()
 
 
-def _of_layer(
-    layer: Layer, inputs: tuple[Any, ...], loss: Layer | None, rng: np.random.Generator
-) -> Iterator[_Problem]:
+def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.random.Generator) -> Iterator[_Problem]:
     x, *labels = inputs
     double = layer.astype(FLOAT64)
     if isinstance(layer, Loss):

@@ -164,7 +164,7 @@ class Layer(ABC):
             if target.suffix == ".npz":
                 plain = {key: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for key, a in state.items()}
                 with part.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **plain)  # type: ignore[arg-type]
+                    np.savez(file, allow_pickle=False, **plain)
             else:
                 from safetensors.numpy import save_file
 
@@ -221,7 +221,7 @@ class Affine(Layer):
            [2., 2.]])
     """
 
-    names = ("w", "b")
+    names: tuple[str, ...] = ("w", "b")
 
     def __init__(self, w: Any, b: Any = None) -> None:
         super().__init__()
@@ -235,8 +235,10 @@ class Affine(Layer):
             self.names = ("w",)
         elif b.dtype != w.dtype:
             w, b = promoted((w, b))
-        self.w, self.b = w.copy(), None if b is None else b.copy()
-        self.dw, self.db = _zeros(w), None if b is None else _zeros(b)
+        self.w: Array = w.copy()
+        self.b: Array = None if b is None else b.copy()
+        self.dw: Array = _zeros(w)
+        self.db: Array = None if b is None else _zeros(b)
 
     @classmethod
     def init(cls, inputs: int, outputs: int, *, rng: Any = None, scheme: str = "he", dtype: Any = np.float32) -> Self:
@@ -500,6 +502,10 @@ class Loss(Layer):
     def forward(self, x: Any, t: Any = None) -> Array:
         """Compute the loss of `x` against labels `t`."""
 
+    @abstractmethod
+    def backward(self, dy: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient of `x`, given that of the loss."""
+
     def _upstream(self, dloss: Any, x: Array, loss: Array) -> Any:
         """The gradient of the loss, which is 1 for each if it is 1."""
         if self.options["reduction"] != "none" or not _is_one(dloss):
@@ -532,10 +538,10 @@ class CrossEntropy(Loss):
         self._saved = p, t, loss
         return loss
 
-    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dy: Any = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient with respect to the probabilities, which is the Jacobian of a loss."""
         p, t, loss = self.saved()
-        dloss = self._upstream(dloss, p, loss)
+        dloss = self._upstream(dy, p, loss)
         if use_jacobian:
             return cross_entropy_backward(dloss, p, t, **self.options)
         out = self._gradients.take(backend_for(p), p.shape, p.dtype)
@@ -569,15 +575,15 @@ class SoftmaxWithLoss(Loss):
         self._saved = x, t, loss, dx
         return loss
 
-    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
-        """Compute the gradient with respect to the logits; for a `dloss` of 1 it is there already."""
+    def backward(self, dy: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient with respect to the logits; for 1, the default, it is there already."""
         x, t, loss, dx = self.saved()
         if use_jacobian:
-            return self._by_jacobian(self._upstream(dloss, x, loss), x, t)
-        if _is_one(dloss):
+            return self._by_jacobian(self._upstream(dy, x, loss), x, t)
+        if _is_one(dy):
             return _lent(dx)
         _, y = softmax_cross_entropy(x, t, **self.options)
-        return softmax_cross_entropy_backward(dloss, y, t, out=y, **self.options)
+        return softmax_cross_entropy_backward(dy, y, t, out=y, **self.options)
 
     def _by_jacobian(self, dloss: Any, x: Array, t: Any) -> Array:
         y, axis = softmax(x, axis=self.options["axis"]), self.options["axis"]

@@ -3,8 +3,8 @@
 `kernels` has its functions. `layout` brings arrays to the forms that compiled code is made for, `labels` the labels of
 losses, and `team` shares the work among threads; `rows`, `lanes`, `losses` and `elementwise` compute, in terms of the
 functions in `vector`; `biases` does what the affine layer needs beside BLAS, `updates` what optimizers do with a
-parameter, and `memory` says how results are written. `compiling` compiles, `warming` does so ahead, and `recycling` makes
-the arrays for results. But for the last, nothing of this is imported, nor is numba, before a kernel is called.
+parameter, and `memory` says how results are written. `compiling` compiles, `warming` does so ahead, and `recycling`
+makes the arrays for results. But for the last, nothing of this is imported, nor is numba, before a kernel is called.
 """
 
 import contextlib

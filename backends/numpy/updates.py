@@ -75,9 +75,10 @@ def _adam(
 
 def _slope(work: Array, p: Array, g: Array, decay: float) -> Array:
     """``g + decay p``, as it is computed in."""
-    if decay:
-        return np.add(g, np.multiply(p, decay, out=work[0], dtype=work.dtype), out=work[0])
-    return g if g.dtype == work.dtype else np.add(g, 0, out=work[0], dtype=work.dtype)
+    if not decay and g.dtype == work.dtype:
+        return g
+    slope: Array = np.multiply(p, decay, out=work[0], dtype=work.dtype) if decay else work[0]
+    return np.add(g, slope if decay else 0, out=slope, dtype=work.dtype)
 
 
 def _over(task: Any, p: Array, *others: Array | None) -> None:
