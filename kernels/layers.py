@@ -503,7 +503,7 @@ class Loss(Layer):
         """Compute the loss of `x` against labels `t`."""
 
     @abstractmethod
-    def backward(self, dy: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of `x`, given that of the loss."""
 
     def _upstream(self, dloss: Any, x: Array, loss: Array) -> Any:
@@ -538,10 +538,10 @@ class CrossEntropy(Loss):
         self._saved = p, t, loss
         return loss
 
-    def backward(self, dy: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient with respect to the probabilities, which is the Jacobian of a loss."""
         p, t, loss = self.saved()
-        dloss = self._upstream(dy, p, loss)
+        dloss = self._upstream(dloss, p, loss)
         if use_jacobian:
             return cross_entropy_backward(dloss, p, t, **self.options)
         out = self._gradients.take(backend_for(p), p.shape, p.dtype)
@@ -575,15 +575,15 @@ class SoftmaxWithLoss(Loss):
         self._saved = x, t, loss, dx
         return loss
 
-    def backward(self, dy: Any = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient with respect to the logits; for 1, the default, it is there already."""
         x, t, loss, dx = self.saved()
         if use_jacobian:
-            return self._by_jacobian(self._upstream(dy, x, loss), x, t)
-        if _is_one(dy):
+            return self._by_jacobian(self._upstream(dloss, x, loss), x, t)
+        if _is_one(dloss):
             return _lent(dx)
         _, y = softmax_cross_entropy(x, t, **self.options)
-        return softmax_cross_entropy_backward(dy, y, t, out=y, **self.options)
+        return softmax_cross_entropy_backward(dloss, y, t, out=y, **self.options)
 
     def _by_jacobian(self, dloss: Any, x: Array, t: Any) -> Array:
         y, axis = softmax(x, axis=self.options["axis"]), self.options["axis"]
