@@ -230,7 +230,12 @@ def loss_options(
 def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend) -> Array:
     """The labels of the rows of `x`: integers without the class axis, or numbers of the shape of `x`."""
     if type(t) is not backend.native:
-        t = backend.take(f"{kernel}: t", t)
+        given, t = t, backend.take(f"{kernel}: t", t)
+        if t.dtype.kind in "OSUmM":
+            raise TypeError(
+                f"{kernel}: t: expected class indices or one number per class, got "
+                f"{f'dtype {t.dtype}' if t.ndim else type(given).__qualname__}"
+            )
     axis = options.axis
     rows = x.shape[:axis] + x.shape[axis + 1 :]
     if t.shape == rows:

@@ -164,6 +164,10 @@ def mistakes_of_losses(kernel: str, rows: str) -> tuple[Mistake, ...]:
 def mistakes_of_labels(kernel: str) -> tuple[Mistake, ...]:
     """The mistakes that can be made with labels, and with options but the axis."""
     return (
+        Mistake({"t": None}, TypeError, f"{kernel}: t: expected class indices or one number per class, got NoneType"),
+        Mistake(
+            {"t": ["a", "b"]}, TypeError, f"{kernel}: t: expected class indices or one number per class, got dtype"
+        ),
         Mistake({"t": [0.0, 1.0]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype f"),
         Mistake(
             {"t": [True, False]}, TypeError, f"{kernel}: t: expected class indices of an integer dtype, got dtype b"

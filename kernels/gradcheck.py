@@ -2,8 +2,9 @@
 
 All of it is computed in float64, whatever the dtype of what is checked; arrays on a device are moved there and back.
 The step is the one at which the two errors of a central difference, ``h^2 f'''/6`` of cutting off the series and
-``eps f / h`` of rounding, are about equal: the cube root of the machine epsilon of the results, times the magnitude of
-the argument where that is larger than 1 (Press et al., "Numerical recipes", section 5.7).
+``eps f / h`` of rounding, are about equal: the cube root of the machine epsilon of the results (Press et al., "Numerical
+recipes", section 5.7). For arguments larger than 1 it grows with their root, as some functions vary on the scale of their
+argument and others on one of their own.
 """
 
 import inspect
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugrad import backends
-from plugrad.backends.options import COMPUTE, FLOAT64
+from plugrad.backends.options import COMPUTE, FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels import KERNELS, Kernel
 from plugrad.kernels.layers import Layer, Loss
@@ -158,9 +159,15 @@ def gradient_descent(
     x = _doubles("x0", x0).copy()
     for step in range(steps + 1):
         if step:
-            x = x - lr * np.asarray(gradient(f, x) if df is None else df(_given(x)))
-            if not np.isfinite(x).all():
-                raise FloatingPointError(f"gradient_descent: step {step}: x is {x}; take a smaller lr than {lr}")
+            try:
+                ahead = x - lr * np.asarray(gradient(f, x) if df is None else df(_given(x)))
+            except OverflowError:  # Python's numbers, unlike NumPy's, do not become infinite
+                ahead = np.full_like(x, np.inf)
+            if not np.isfinite(ahead).all():
+                raise FloatingPointError(
+                    f"gradient_descent: step {step}: from {x} it leads to {ahead}; take a smaller lr than {lr}"
+                )
+            x = ahead
         if callback:
             callback(step, _given(x), float(f(_given(x))))
     return _given(x)
@@ -390,6 +397,10 @@ def _weighed(
 
 
 def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.random.Generator) -> Iterator[_Problem]:
+    if len(inputs) != 1 + (loss is not None or isinstance(layer, Loss)):
+        raise TypeError(
+            f"check: {layer!r}: expected inputs, and labels if there is a loss; got {len(inputs)} arguments"
+        )
     x, *labels = inputs
     double = layer.astype(FLOAT64)
     if isinstance(layer, Loss):
@@ -505,7 +516,9 @@ class _Slopes:
     def __init__(self, f: Callable[[Floats], Any], x: Floats, entry: int, step: float | None, y: Floats) -> None:
         self._f, self._x, self._entry, self._y = f, x, entry, y
         value = float(x.reshape(-1)[entry])
-        self._step = step or float(np.cbrt(_epsilon(y))) * max(1.0, abs(value))
+        if step is not None and not step > 0:
+            raise ValueError(f"gradcheck: step: expected a positive number, got {step}")
+        self._step = step or float(np.cbrt(_epsilon(y))) * math.sqrt(max(1.0, abs(value)))
         right, self._up = self._beside(value + self._step)
         left, self._down = self._beside(value - self._step)
         self._widths = left - value, right - value
@@ -549,7 +562,7 @@ def _given(x: Floats) -> Any:
 def _doubles(name: str, x: Any) -> Floats:
     """An argument as a NumPy array of float64."""
     array = np.asarray(backends.to_numpy(x) if hasattr(x, "dtype") else x)
-    if array.dtype.kind not in "iub" and array.dtype not in COMPUTE:
+    if array.dtype.kind not in "iub" and not is_supported(array.dtype):
         raise TypeError(f"gradcheck: {name}: expected real numbers, got dtype {array.dtype}")
     return array.astype(FLOAT64)
 

@@ -27,11 +27,7 @@ from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._relu import relu, relu_backward
 from plugrad.kernels._sigmoid import sigmoid, sigmoid_backward
 from plugrad.kernels._softmax import softmax, softmax_backward
-from plugrad.kernels._softmax_cross_entropy import (
-    softmax_cross_entropy,
-    softmax_cross_entropy_backward,
-    softmax_cross_entropy_value_and_grad,
-)
+from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy_value_and_grad
 from plugrad.kernels.jacobians import affine_jacobian, relu_jacobian, sigmoid_jacobian, softmax_jacobian
 
 __all__ = [
@@ -582,8 +578,28 @@ class SoftmaxWithLoss(Loss):
             return self._by_jacobian(self._upstream(dloss, x, loss), x, t)
         if _is_one(dloss):
             return _lent(dx)
-        _, y = softmax_cross_entropy(x, t, **self.options)
-        return softmax_cross_entropy_backward(dloss, y, t, out=y, **self.options)
+        dtype, wide = x.dtype, x.astype(COMPUTE[x.dtype], copy=False)
+        if wide is not x:  # what has underflown in 16 bits is not to be had back by a factor
+            _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
+        return (dx * self._factors(dloss, x, t, loss)).astype(dtype, copy=False)
+
+    def _factors(self, dloss: Any, x: Array, t: Any, loss: Array) -> Any:
+        """A gradient that arrives, in a form that the gradients of all rows can be multiplied by."""
+        expected, axis, ignore = loss.shape, self.options["axis"], self.options["ignore_index"]
+        if np.shape(dloss) != expected:
+            raise ValueError(
+                f"SoftmaxWithLoss: backward: dloss: expected the shape of the loss, {expected}, got {np.shape(dloss)}"
+            )
+        if not expected:
+            return dloss
+        backend = backend_for(x)
+        dloss = floating("SoftmaxWithLoss", "dloss", dloss, backend)
+        if ignore is not None:
+            dloss = dloss.copy()
+            dloss[backend.take("t", t) == ignore] = 0  # whatever arrives there
+        rows = list(x.shape)
+        rows[axis] = 1
+        return dloss.reshape(rows)
 
     def _by_jacobian(self, dloss: Any, x: Array, t: Any) -> Array:
         y, axis = softmax(x, axis=self.options["axis"]), self.options["axis"]

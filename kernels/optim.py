@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plugrad.backends import updates
-from plugrad.backends.options import COMPUTE
+from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array
 
@@ -43,7 +43,7 @@ class Optimizer(ABC):
             raise TypeError(f"{name}: params: expected a sequence of arrays, got one array; pass (array,)")
         self.params = tuple(params)
         for position, parameter in enumerate(self.params):
-            if not backend_for(parameter).owns(type(parameter)) or parameter.dtype not in COMPUTE:
+            if not backend_for(parameter).owns(type(parameter)) or not is_supported(parameter.dtype):
                 kind = getattr(parameter, "dtype", type(parameter).__qualname__)
                 raise TypeError(f"{name}: params: {position}: expected a floating array to be updated, got {kind}")
             if not getattr(parameter.flags, "writeable", True):

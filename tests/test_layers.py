@@ -1,0 +1,479 @@
+"""Layers: their gradients, what they keep and give away, and how they are stored."""
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from plugrad import backends
+from plugrad import kernels as K
+from plugrad.kernels import layers, optim
+from plugrad.kernels.gradcheck import check
+
+RNG = np.random.default_rng(0)
+LOGITS = np.array([[1.0, 0.0, 3.0], [0.0, 2.0, 1.0], [-1.0, 0.5, 0.25]])
+INDICES = np.array([2, 1, 0])
+ONE_HOT = np.eye(3)[INDICES]
+SOFT = np.array([[0.1, 0.2, 0.7], [0.0, 1.0, 0.0], [0.3, 0.3, 0.3]])
+
+
+@pytest.fixture(params=["numpy", "numba"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with backends.use(request.param):
+        yield request.param
+
+
+def network(dtype: Any = np.float64) -> layers.Sequential:
+    """One of each kind of layer that has a place in a network."""
+    return layers.Sequential(
+        layers.Affine.init(4, 6, rng=0, dtype=dtype),
+        layers.Relu(),
+        layers.Affine(RNG.normal(size=(6, 5)).astype(dtype), RNG.normal(size=5).astype(dtype)),
+        layers.Sigmoid(),
+        layers.MatMul.init(5, 3, rng=1, dtype=dtype),
+        layers.Softmax(),
+    )
+
+
+LAYERS = {
+    "affine": lambda: layers.Affine.init(4, 3, rng=0, dtype=np.float64),
+    "affine without biases": lambda: layers.Affine(RNG.normal(size=(4, 3))),
+    "matmul": lambda: layers.MatMul.init(4, 3, rng=0, dtype=np.float64),
+    "relu": layers.Relu,
+    "sigmoid": layers.Sigmoid,
+    "softmax": layers.Softmax,
+    "softmax along axis 0": lambda: layers.Softmax(axis=0),
+    "network": network,
+}
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_those_of_central_differences_and_of_jacobians(name: str, shape: tuple[int, ...]) -> None:
+    layer, x = LAYERS[name](), RNG.normal(size=shape)
+    report = check(layer, x)
+    assert report, report
+    assert len(report.gradients) == 1 + len(layer.params)
+    y = layer.forward(x)
+    assert y.ndim == x.ndim
+    dy = RNG.normal(size=y.shape)
+    dx = layer.backward(dy)
+    grads = [gradient.copy() for gradient in layer.grads]
+    for gradient in layer.grads:
+        gradient[...] = np.nan
+    np.testing.assert_allclose(layer.backward(dy, use_jacobian=True), dx, rtol=1e-12, atol=1e-14)
+    for by_jacobian, gradient in zip(layer.grads, grads, strict=True):
+        np.testing.assert_allclose(by_jacobian, gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_network_in_other_dtypes(dtype: Any) -> None:
+    net, x = network(dtype), RNG.normal(size=(3, 4)).astype(dtype)
+    assert net.forward(x).dtype == dtype
+    report = check(net, x, INDICES, loss=layers.CrossEntropy())
+    assert report, report
+    assert {array.dtype for array in (*net.params, *net.grads)} == {np.dtype(dtype)}
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum", "label_smoothing": 0.1},
+    {"reduction": "none"},
+    {"weight": np.array([0.5, 2.0, 1.0])},
+]
+
+
+@pytest.mark.parametrize("labels", [INDICES, ONE_HOT, SOFT], ids=["indices", "one-hot", "soft"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_losses(options: dict[str, Any], labels: Any) -> None:
+    p = K.softmax(LOGITS)
+    for layer, x in ((layers.SoftmaxWithLoss(**options), LOGITS), (layers.CrossEntropy(**options), p)):
+        loss = layer.forward(x, labels)
+        dx = layer.backward()
+        np.testing.assert_allclose(loss, K.cross_entropy(p, labels, **options), rtol=1e-13)
+        summed = {**options, "reduction": "sum"} if options.get("reduction") == "none" else options
+        report = check(type(layer)(**summed), x, labels)  # upstream 1 for each loss is the gradient of their sum
+        assert report, report
+        dx = dx.copy()
+        np.testing.assert_allclose(layer.backward(use_jacobian=True), dx, rtol=1e-12, atol=1e-15)
+        dloss = np.array([1.0, -2.0, 0.5]) if options.get("reduction") == "none" else 3.0
+        scaled = layer.backward(dloss)
+        np.testing.assert_allclose(scaled, dx * np.reshape(dloss, (-1, 1)), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(layer.backward(), dx, rtol=1e-15)
+        np.testing.assert_allclose(layer.backward(dloss, use_jacobian=True), scaled, rtol=1e-12, atol=1e-15)
+
+
+def test_softmax_and_its_loss_are_softmax_with_loss() -> None:
+    softmax, loss, both = layers.Softmax(), layers.CrossEntropy(), layers.SoftmaxWithLoss()
+    np.testing.assert_allclose(
+        loss.forward(softmax.forward(LOGITS), INDICES), both.forward(LOGITS, INDICES), rtol=1e-14
+    )
+    np.testing.assert_allclose(softmax.backward(loss.backward()), both.backward(), rtol=1e-13, atol=1e-16)
+
+
+def test_a_loss_of_one_row() -> None:
+    layer = layers.SoftmaxWithLoss()
+    assert float(layer.forward([1.0, 0.0, 3.0], 2)) == pytest.approx(0.16984602, abs=1e-8)
+    np.testing.assert_allclose(layer.backward(), [0.1141952, 0.04201007, -0.15620527], atol=1e-8)
+
+
+def test_ignored_rows_with_a_scaled_loss_in_float16() -> None:
+    """Gradients of a mean underflow in float16: scaled by `backward` they must come from the probabilities anew."""
+    x = np.full((4096, 2), [8.0, -8.0], np.float16)
+    x[0] = np.nan
+    labels = np.zeros(4096, np.int64)
+    labels[0] = -1
+    layer = layers.SoftmaxWithLoss(ignore_index=-1)
+    layer.forward(x, labels)
+    exact = np.exp(-16.0) / 4095 * 2.0**20
+    assert layer.backward()[1, 0] == 0
+    scaled = layer.backward(2.0**20)
+    assert scaled.dtype == np.float16
+    np.testing.assert_allclose(scaled[1:].astype(float), np.full((4095, 2), [-exact, exact]), rtol=2e-3)
+    assert (scaled[0] == 0).all()
+    each = layers.SoftmaxWithLoss(ignore_index=-1, reduction="none")
+    each.forward(x, labels)
+    upstream = np.full(4096, 2.0**10, np.float32)
+    upstream[0] = np.inf
+    scaled = each.backward(upstream)
+    assert (scaled[0] == 0).all()
+    np.testing.assert_allclose(scaled[1:].astype(float), np.full((4095, 2), [-exact, exact]) * 4095 / 2**10, rtol=1e-3)
+    for dloss in (np.ones(3), 2.0):
+        with pytest.raises(ValueError, match=r"dloss: expected the shape of the loss, \(4096,\), got"):
+            each.backward(dloss)
+
+
+# What a layer keeps, and what it gives away
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_results_that_are_kept_stay_what_they_are(name: str) -> None:
+    layer = LAYERS[name]()
+    xs, dys = RNG.normal(size=(5, 3, 4)), RNG.normal(size=(5, 3, 4))
+    results = [layer.forward(x) for x in xs]
+    copies = [layer.forward(x).copy() for x in xs]
+    for result, kept in zip(results, copies, strict=True):
+        assert (result == kept).all()
+    dys = dys[:, :, : results[0].shape[-1]]
+    gradients = [layer.backward(dy)[1:] for dy in dys]  # views count as well
+    copies = [layer.backward(dy).copy()[1:] for dy in dys]
+    for result, kept in zip(gradients, copies, strict=True):
+        assert (result == kept).all()
+
+
+@pytest.mark.parametrize("kind", [layers.Relu, layers.Sigmoid, layers.Softmax])
+def test_what_a_layer_still_needs_cannot_be_written_to(kind: Any) -> None:
+    layer = kind()
+    y = layer.forward(LOGITS)
+    dx = layer.backward(SOFT).copy()
+    with pytest.raises(ValueError, match="read-only"):
+        y[...] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        K.relu(y, out=y)
+    assert (layer.backward(SOFT) == dx).all()
+    loss = layers.SoftmaxWithLoss()
+    loss.forward(LOGITS, INDICES)
+    with pytest.raises(ValueError, match="read-only"):
+        loss.backward()[...] = 7
+
+
+def test_nothing_that_is_given_is_written_to() -> None:
+    net, loss = network(), layers.CrossEntropy()
+    x, labels = RNG.normal(size=(3, 4)), SOFT.copy()
+    w = RNG.normal(size=(4, 3))
+    layer = layers.Affine(w)
+    given = [array.copy() for array in (x, labels, w)]
+    p = net.forward(x)
+    loss.forward(p, labels)
+    dp = loss.backward()
+    kept = dp.copy()
+    net.backward(dp)
+    layer.w += 1
+    layer.forward(x)
+    layer.backward(RNG.normal(size=(3, 3)))
+    for array, before in zip((x, labels, w, dp), (*given, kept), strict=True):
+        assert (array == before).all()
+
+
+def test_batches_of_changing_size_lie_in_the_same_memory() -> None:
+    layer = layers.Affine.init(4, 3, rng=0, dtype=np.float64)
+    places = set()
+    for rows in (8, 3, 8, 1, 0, 5):
+        x = RNG.normal(size=(rows, 4))
+        y = layer.forward(x)
+        places.add(y.__array_interface__["data"][0])
+        np.testing.assert_allclose(y, x @ layer.w, rtol=1e-14)
+        np.testing.assert_allclose(layer.backward(y), y @ layer.w.T, rtol=1e-14, atol=1e-15)
+        np.testing.assert_allclose(layer.dw, x.T @ y, rtol=1e-14, atol=1e-15)
+        np.testing.assert_allclose(layer.db, y.sum(axis=0), rtol=1e-14, atol=1e-15)
+        del y
+    assert len(places) == 1
+
+
+def test_memory_is_not_kept_for_results_that_others_hold() -> None:
+    layer = layers.Relu()
+    held = [layer.forward(np.full(100_000, float(i))) for i in range(10)]
+    assert [float(y[0]) for y in held] == list(range(10))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        held += [layer.forward(np.full(100_000, float(i))) for i in range(20)]
+        held.clear()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 3 * 800_000
+
+
+@pytest.mark.parametrize("update", ["sgd", "adam"])
+def test_a_training_loop_allocates_nothing(update: str) -> None:
+    rows, inputs, hidden, classes = 512, 256, 384, 10
+    net = layers.Sequential(
+        layers.Affine.init(inputs, hidden, rng=0), layers.Relu(), layers.Affine.init(hidden, classes, rng=1)
+    )
+    loss = layers.SoftmaxWithLoss()
+    optimizer = optim.SGD(net.params, 0.1, momentum=0.9) if update == "sgd" else optim.Adam(net.params)
+    x = RNG.normal(size=(rows, inputs)).astype(np.float32)
+    t = RNG.integers(0, classes, rows)
+
+    def step(some: int) -> Any:
+        z = net.forward(x[:some])
+        value = loss.forward(z, t[:some])
+        net.backward(loss.backward(), needs_dx=False)
+        optimizer.step(net.grads)
+        return value
+
+    first = float(step(rows))
+    step(rows)
+    tracemalloc.start()
+    try:
+        for some in (rows, rows // 3, rows):
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            step(some)
+            _, peak = tracemalloc.get_traced_memory()
+            # The logits are 20 kB and the hidden layer 786 kB; the pieces that NumPy's updates work in are 262 kB.
+            assert peak - before < 300_000, "something of the size of the batch or of the parameters was allocated"
+    finally:
+        tracemalloc.stop()
+    assert float(step(rows)) < first
+
+
+def test_layers_and_functions_give_the_same_bits() -> None:
+    rng = np.random.default_rng(1)
+    x, t = rng.normal(size=(64, 20)).astype(np.float32), rng.integers(0, 5, 64)
+    net = layers.Sequential(layers.Affine.init(20, 32, rng=rng), layers.Relu(), layers.Affine.init(32, 5, rng=rng))
+    w1, b1, w2, b2 = (parameter.copy() for parameter in net.params)
+    loss = layers.SoftmaxWithLoss()
+    for _ in range(3):
+        h = K.relu(K.affine(x, w1, b1))
+        value, dz = K.softmax_cross_entropy_value_and_grad(K.affine(h, w2, b2), t)
+        dh, dw2, db2 = K.affine_backward(dz, h, w2)
+        dx, dw1, db1 = K.affine_backward(K.relu_backward(dh, h), x, w1)
+        assert loss.forward(net.forward(x), t) == value
+        assert (net.backward(loss.backward()) == dx).all()
+        for mine, theirs in zip(net.grads, (dw1, db1, dw2, db2), strict=True):
+            assert (mine == theirs).all()
+        grads = net.grads
+        assert net.backward(loss.backward(), needs_dx=False) is None
+        assert all(a is b for a, b in zip(grads, net.grads, strict=True))
+        for parameter, own, gradient in zip(net.params, (w1, b1, w2, b2), grads, strict=True):
+            assert (gradient != 0).any()
+            parameter -= 0.1 * gradient
+            own -= 0.1 * gradient
+
+
+def test_the_gradient_of_the_inputs_is_left_out_up_to_the_first_parameters() -> None:
+    net = layers.Sequential(layers.Relu(), layers.Sequential(layers.MatMul.init(4, 3, rng=0)), layers.Sigmoid())
+    net.forward(RNG.normal(size=(2, 4)))
+    net.backward(np.ones((2, 3)))
+    (dw,) = (gradient.copy() for gradient in net.grads)
+    assert net.backward(np.ones((2, 3)), needs_dx=False) is None
+    assert (net.grads[0] == dw).all()
+    assert layers.Sequential(layers.Relu()).params == ()
+
+
+def test_other_dtypes_than_the_parameters() -> None:
+    layer = layers.Affine.init(4, 3, rng=0)
+    x = RNG.normal(size=(5, 4))
+    y = layer.forward(x)
+    assert y.dtype == np.float64
+    dx = layer.backward(y)
+    assert dx.dtype == np.float64
+    assert layer.dw.dtype == layer.db.dtype == np.float32
+    np.testing.assert_allclose(layer.dw, x.T @ y, rtol=1e-6)
+    relu = layers.Relu()
+    relu.forward(x.astype(np.float32))
+    assert relu.backward(x).dtype == np.float64
+    assert layers.Affine([[1, 2], [3, 4]], np.ones(2, np.float32)).w.dtype == np.float64
+
+
+def test_sequences_and_integers() -> None:
+    layer = layers.Affine([[1, 2], [3, 4]], [1, 1])
+    assert layer.forward([1, 1]).tolist() == [5, 7]
+    assert layer.backward([1, 0]).tolist() == [1, 3]
+    assert layer.dw.tolist() == [[1, 0], [1, 0]]
+    assert layers.Relu().forward([[-1, 2]]).tolist() == [[0, 2]]
+
+
+# How they begin, and how they are stored
+
+
+def test_weights_are_drawn_with_the_variance_that_the_scheme_says() -> None:
+    he = layers.Affine.init(400, 300, rng=np.random.default_rng(3))
+    xavier = layers.Affine.init(400, 300, rng=3, scheme="xavier", dtype=np.float64)
+    assert he.w.dtype == np.float32
+    assert he.w.std() == pytest.approx(np.sqrt(2 / 400), rel=0.01)
+    assert xavier.w.std() == pytest.approx(np.sqrt(2 / 700), rel=0.01)
+    assert abs(he.w.mean()) < 1e-3
+    assert not he.b.any()
+    expected = np.random.default_rng(3).normal(scale=np.sqrt(2 / 400), size=(400, 300))
+    assert (he.w == expected.astype(np.float32)).all(), "the same numbers on every backend"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_parameters_are_stored_and_read(dtype: Any, suffix: str, tmp_path: Path) -> None:
+    net, other = network(dtype), network(dtype)
+    for parameter in other.params:
+        parameter[...] = 0
+    state = net.state_dict()
+    assert list(state) == ["0.w", "0.b", "2.w", "2.b", "4.w"]
+    state["0.w"][...] += 1  # a copy
+    path = tmp_path / f"net{suffix}"
+    net.save(path)
+    before = other.params
+    other.load(path)
+    for mine, theirs, place in zip(net.params, other.params, before, strict=True):
+        assert theirs is place
+        assert mine.dtype == theirs.dtype == dtype
+        assert (mine == theirs).all()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_cannot_be_loaded_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    net = network(np.float32)
+    before = net.state_dict()
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"0.w": None}, "missing: 0.w"),
+        ({"5.w": np.ones(3)}, "unknown: 5.w; expected 0.w, 0.b, 2.w, 2.b, 4.w"),
+        ({"2.b": np.ones(4)}, r"2.b: expected shape \(5,\), got \(4,\)"),
+        ({"4.w": np.full((5, 3), 1 / 3)}, "4.w: values of dtype float64 would lose digits in float32"),
+    )
+    for changed, message in cases:
+        state = (
+            {"0.w": before["0.w"] + 1, "0.b": before["0.b"] + 1} | {k: before[k] for k in list(before)[2:]} | changed
+        )
+        state = {key: value for key, value in state.items() if value is not None}
+        with pytest.raises(ValueError, match=message):
+            net.load_state_dict(state)
+        for key, value in net.state_dict().items():
+            assert (value == before[key]).all()
+    net.load_state_dict({key: value.astype(np.float64) for key, value in before.items()})  # loses nothing
+    for name in ("net.pkl", "net"):
+        with pytest.raises(ValueError, match=r"path: expected a name in .npz or .safetensors"):
+            net.save(tmp_path / name)
+        with pytest.raises(ValueError, match=r"path: expected a name in .npz or .safetensors"):
+            net.load(tmp_path / name)
+    evil = tmp_path / "evil.npz"
+    with evil.open("wb") as file:
+        np.savez(file, **{key: np.array([object()]) for key in before})  # pickled by NumPy
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        net.load(evil)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, path = network(), tmp_path / "net.npz"
+    net.save(path)
+    written = path.read_bytes()
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="no space left"):
+        net.save(path)
+    assert path.read_bytes() == written
+    assert [file.name for file in tmp_path.iterdir()] == ["net.npz"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_backward_before_forward(name: str) -> None:
+    with pytest.raises(RuntimeError, match=r"^\w+: backward: call forward first"):
+        LAYERS[name]().backward(np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("kind", [layers.CrossEntropy, layers.SoftmaxWithLoss])
+def test_losses_backward_before_forward(kind: Any) -> None:
+    layer = kind()
+    with pytest.raises(RuntimeError, match=rf"^{kind.__name__}: backward: call forward first"):
+        layer.backward()
+    layer.forward(LOGITS, INDICES)
+    with pytest.raises(TypeError, match="t: expected class indices or one number per class, got NoneType"):
+        layer.forward(LOGITS)
+    with pytest.raises(RuntimeError, match="call forward first"):  # the one that failed does not count
+        layer.backward()
+
+
+MISTAKES: list[tuple[Any, type[Exception], str]] = [
+    (lambda: layers.Affine(np.ones(3)), ValueError, r"Affine: w: expected shape \(in, out\), got \(3,\)"),
+    (lambda: layers.Affine(np.ones((2, 3)), np.ones(2)), ValueError, r"Affine: b: expected shape \(3,\)"),
+    (lambda: layers.MatMul(np.ones((2, 3), complex)), TypeError, "MatMul: w: expected .* got dtype complex128"),
+    (lambda: layers.Affine.init(2, 3, scheme="best"), ValueError, "scheme: expected one of he, xavier; got 'best'"),
+    (lambda: layers.Affine.init(0, 3), ValueError, "inputs: expected a positive integer, got 0"),
+    (lambda: layers.MatMul.init(2, 3.5), ValueError, "MatMul.init: outputs: expected a positive integer, got 3.5"),
+    (lambda: layers.Affine.init(2, 3, dtype=int), TypeError, "dtype: expected a floating dtype, got int64"),
+    (
+        lambda: layers.Affine.init(2, 3).forward(np.ones((4, 3))),
+        ValueError,
+        r"Affine: x: expected 2 inputs along the last axis.*; if w is \(out, in\), pass w.T",
+    ),
+    (lambda: layers.Sequential(K.relu), TypeError, "Sequential: layer 0: expected a Layer, got function"),
+    (
+        lambda: layers.Sequential(layers.Relu(), layers.SoftmaxWithLoss()),
+        TypeError,
+        r"Sequential: layer 1: SoftmaxWithLoss\(\) needs labels as well; keep it beside the network",
+    ),
+    (
+        lambda: layers.Sequential(*[layers.Relu()] * 2),
+        ValueError,
+        r"Sequential: layer 1: expected each layer once, got Relu\(\) twice",
+    ),
+    (
+        lambda: _after_forward(layers.Relu()).backward(np.ones((2, 3)), use_jacobian=True),
+        ValueError,
+        r"use_jacobian: dy: expected shape \(3, 3\), got \(2, 3\)",
+    ),
+    (
+        lambda: _after_forward(layers.Relu()).backward(np.ones((2, 3))),
+        ValueError,
+        "relu_backward: y: expected the shape",
+    ),
+]
+
+
+def _after_forward(layer: Any) -> Any:
+    layer.forward(LOGITS)
+    return layer
+
+
+@pytest.mark.parametrize(("call", "error", "message"), MISTAKES, ids=[message for _, _, message in MISTAKES])
+def test_mistakes(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_they_say_what_they_are() -> None:
+    assert repr(network()) == ("Sequential(Affine(4, 6), Relu(), Affine(6, 5), Sigmoid(), MatMul(5, 3), Softmax())")
+    assert repr(layers.Affine(np.ones((2, 3)))) == "Affine(2, 3, no bias)"
+    assert repr(layers.SoftmaxWithLoss(reduction="sum")) == "SoftmaxWithLoss(reduction='sum')"
+    net = network()
+    assert len(net) == 6
+    assert net[1] is list(net)[1]

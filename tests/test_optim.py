@@ -1,0 +1,241 @@
+"""Optimizers against their formulas in float64, schedules, and the L2 penalty."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from plugrad import backends
+from plugrad import kernels as K
+from plugrad.backends import updates
+from plugrad.kernels import optim
+from plugrad.kernels.gradcheck import check, gradient
+
+DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+class _Defaults:
+    """A backend that has none of the updates: those of `plugrad.backends.updates` stand in."""
+
+
+@pytest.fixture(params=["numpy", "numba", "defaults"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "defaults" and request.param not in backends.available():
+        backends.register("defaults", _Defaults())
+    with backends.use(request.param):
+        yield request.param
+
+
+def sgd(p: Any, grads: Any, lr: Any, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Any:
+    """The formula, a step at a time."""
+    v = np.zeros_like(p)
+    for step, g in enumerate(grads):
+        d = g + weight_decay * p
+        v = momentum * v + d
+        p = p - (lr(step) if callable(lr) else lr) * (d + momentum * v if nesterov else v)
+    return p
+
+
+def adam(p: Any, grads: Any, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> Any:
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for step, g in enumerate(grads, 1):
+        d = g + weight_decay * p
+        m, v = betas[0] * m + (1 - betas[0]) * d, betas[1] * v + (1 - betas[1]) * d * d
+        p = p - lr * (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
+    return p
+
+
+OPTIMIZERS: list[tuple[Any, Callable[..., Any], dict[str, Any]]] = [
+    (optim.SGD, sgd, {"lr": 0.1}),
+    (optim.SGD, sgd, {"lr": 0.1, "weight_decay": 0.05}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.5, "nesterov": True}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.05}),
+    (optim.SGD, sgd, {"lr": optim.step_decay(0.2, every=2), "momentum": 0.9}),
+    (optim.Adam, adam, {"lr": 0.01}),
+    (optim.Adam, adam, {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.05}),
+]
+
+NAMES = [f"{kind.__name__} {i}" for i, (kind, _, _) in enumerate(OPTIMIZERS)]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (7, 2049), (300, 2, 3500)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "formula", "options"), OPTIMIZERS, ids=NAMES)
+def test_steps(kind: Any, formula: Any, options: dict[str, Any], dtype: Any, shape: tuple[int, ...]) -> None:
+    if len(shape) == 3 and dtype != np.float32:
+        shape = shape[1:]
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=shape).astype(dtype)
+    grads = [np.asarray(rng.normal(size=shape)).astype(dtype) for _ in range(3)]
+    expected = formula(p.astype(np.float64), [g.astype(np.float64) for g in grads], **options)
+    parameter = np.array(p)
+    optimizer = kind([parameter], **options)
+    for g in grads:
+        given = g.copy()
+        optimizer.step([given])
+        assert (given == g).all()
+    assert parameter.dtype == dtype
+    assert optimizer.steps == 3
+    epsilon = float(ml_dtypes.finfo(dtype).eps)
+    np.testing.assert_allclose(parameter.astype(np.float64), expected, rtol=0, atol=8 * epsilon * np.abs(p).max())
+
+
+@pytest.mark.parametrize(("kind", "formula", "options"), OPTIMIZERS[3:], ids=NAMES[3:])
+def test_arrays_of_any_strides(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(8, 40)).astype(np.float32)
+    views = [whole[::2, ::-3], np.asfortranarray(whole), whole.T.copy().T, whole[:3]]
+    for view in views:
+        before, g = view.astype(np.float64), rng.normal(size=view.shape).astype(np.float32)
+        outside = whole.copy()
+        for gradient_ in (g, np.asfortranarray(g), np.broadcast_to(g[:1], g.shape)):
+            target = view.copy(order="K") if view.base is not whole else view
+            start = target.astype(np.float64)
+            kind([target], **options).step([gradient_])
+            np.testing.assert_allclose(target, formula(start, [gradient_.astype(float)], **options), atol=1e-6)
+        if view.base is whole:
+            view[...] = before
+            assert (whole == outside).all(), "written beside a parameter"
+
+
+def test_states_of_16_bit_parameters_are_kept_in_float32() -> None:
+    for dtype in DTYPES[2:]:
+        p = np.ones(3, dtype)
+        assert {v.dtype for v in optim.SGD([p], momentum=0.5).velocities} == {np.dtype(np.float32)}
+        adam_ = optim.Adam([p])
+        assert {a.dtype for a in (*adam_.means, *adam_.squares)} == {np.dtype(np.float32)}
+    # In bfloat16 a velocity of 256 would not feel a gradient of 0.5.
+    p, g = np.zeros(1, ml_dtypes.bfloat16), np.ones(1, ml_dtypes.bfloat16)
+    optimizer = optim.SGD([p], 1.0, momentum=0.999)
+    for _ in range(1000):
+        optimizer.step([g])
+    assert float(optimizer.velocities[0][0]) == pytest.approx((1 - 0.999**1000) * 1000, rel=1e-4)
+
+
+def test_parameters_that_are_not_finite_are_left_so() -> None:
+    p = np.array([np.inf, -np.inf, 1.0, np.nan], np.float32)
+    for kind in (optim.SGD, optim.Adam):
+        kind([p], 0.5).step([np.zeros(4, np.float32)])
+    np.testing.assert_array_equal(p, [np.inf, -np.inf, 1.0, np.nan])
+
+
+def test_the_same_bits_for_any_number_of_pieces() -> None:
+    rng = np.random.default_rng(0)
+    p, g = rng.normal(size=1_500_000).astype(np.float32), rng.normal(size=1_500_000).astype(np.float32)
+    for kind, options in ((optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}), (optim.Adam, {})):
+        whole, parts = p.copy(), p.copy()
+        kind([whole], 0.1, **options).step([g])
+        cuts = [slice(i, i + 1000) for i in range(0, p.size, 1000)]
+        kind([parts[cut] for cut in cuts], 0.1, **options).step([g[cut] for cut in cuts])
+        assert (whole == parts).all()
+
+
+def test_a_backend_has_its_own_updates_or_the_default(backend: str) -> None:
+    calls = []
+    room = backends.get(backend).room
+    assert hasattr(room, "sgd") == hasattr(room, "adam") == (backend != "defaults")
+    for name in ("sgd", "adam"):
+        calls.append(getattr(room, name, getattr(updates, name)))
+    assert len({call.__module__ for call in calls}) == 1
+
+
+# Mistakes
+
+
+def test_mistakes() -> None:
+    p = np.ones(3, np.float32)
+    read_only = np.broadcast_to(p, (2, 3))
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: optim.SGD(p, 0.1), TypeError, r"SGD: params: expected a sequence of arrays, got one array; pass \(ar"),
+        (lambda: optim.SGD([p, [1.0]]), TypeError, "SGD: params: 1: expected a floating array to be updated, got list"),
+        (lambda: optim.Adam([np.ones(3, int)]), TypeError, "Adam: params: 0: expected a floating .*, got int64"),
+        (lambda: optim.Adam([read_only]), ValueError, "Adam: params: 0: expected an array that can be written"),
+        (lambda: optim.SGD([p], -1.0).step([p]), ValueError, "SGD: lr: expected a number of at least 0, got -1.0"),
+        (lambda: optim.SGD([p], np.nan).step([p]), ValueError, "SGD: lr: expected a number of at least 0, got nan"),
+        (lambda: optim.SGD([p], lambda step: "x").step([p]), TypeError, "SGD: lr: expected a number, got 'x'"),
+        (lambda: optim.SGD([p], momentum=1.0), ValueError, r"SGD: momentum: expected a number in \[0, 1\), got 1.0"),
+        (lambda: optim.SGD([p], nesterov=True), ValueError, "SGD: nesterov: expected a momentum greater than 0"),
+        (lambda: optim.SGD([p], weight_decay=True), TypeError, "SGD: weight_decay: expected a number, got True"),
+        (lambda: optim.Adam([p], betas=(0.9, 1)), ValueError, r"Adam: betas: expected a number in \[0, 1\), got 1"),
+        (lambda: optim.Adam([p], eps=-1), ValueError, "Adam: eps: expected a number of at least 0, got -1"),
+        (lambda: optim.SGD([p]).step([]), ValueError, "SGD.step: grads: expected 1, one for each parameter, got 0"),
+        (lambda: optim.SGD([p]).step([p[:2]]), ValueError, r"grads: 0: expected shape \(3,\), got \(2,\)"),
+        (lambda: optim.SGD([p]).step([p.astype(float)]), TypeError, "expected an array of float32, got float64"),
+        (lambda: optim.SGD([p]).step([None]), TypeError, "grads: 0: expected an array of float32, got NoneType"),
+    ]
+    for call, error, message in cases:
+        with pytest.raises(error, match=message):
+            call()
+    assert (p == 1).all()
+    other = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="grads: 1: expected shape"):
+        optim.SGD([p, other]).step([p, p])
+    assert (p == 1).all(), "the first was updated although the second was refused"
+
+
+# Schedules and the penalty
+
+
+def test_schedules() -> None:
+    assert [optim.step_decay(0.8, every=3, factor=0.5)(step) for step in range(7)] == [0.8] * 3 + [0.4] * 3 + [0.2]
+    np.testing.assert_allclose([optim.exponential_decay(2.0, rate=0.1)(s) for s in range(3)], [2, 1.8, 1.62])
+    schedule = optim.cosine(0.5, steps=50, warmup=5, least=0.1)
+    rates = [schedule(step) for step in range(80)]
+    np.testing.assert_allclose(rates[:5], [0.1, 0.2, 0.3, 0.4, 0.5])
+    np.testing.assert_allclose(rates[5:51], [0.1 + 0.4 * (1 + math.cos(math.pi * s / 45)) / 2 for s in range(46)])
+    assert rates[50:] == [pytest.approx(0.1)] * 30
+    p = np.zeros(1)
+    optimizer = optim.SGD([p], schedule)
+    for _ in range(3):
+        optimizer.step([np.ones(1)])
+    assert p[0] == pytest.approx(-0.6)
+    optimizer.lr = 1.0
+    optimizer.step([np.ones(1)])
+    assert p[0] == pytest.approx(-1.6)
+
+
+def test_the_penalty_of_the_fifth_notebook_and_its_gradient() -> None:
+    """0.05 times the squares of all weights and biases of its network, which it prints as 0.8518750000000002."""
+    net = [
+        np.array([[0.5, 0.4, 0.3]]),
+        np.array([[0.8, -0.1], [1.3, 0.15], [-1.1, 0.95]]),
+        np.array([-1.0, 3.0, 1.0]),
+        np.array([0.65, 0.8]),
+    ]
+    assert optim.l2_penalty(net, 0.05) == pytest.approx(0.8518750000000002, rel=0, abs=1e-15)
+    grads = [np.zeros_like(p) for p in net]
+    optim.l2_penalty(net, 0.05, grads=grads)
+    report = check(lambda *params: optim.l2_penalty(params, 0.05), *net, gradients=grads)
+    assert report, report
+    by_decay, by_hand = [p.copy() for p in net], [p.copy() for p in net]
+    optim.SGD(by_decay, 0.1, weight_decay=0.1).step([np.zeros_like(p) for p in net])
+    optim.SGD(by_hand, 0.1).step(grads)
+    for a, b in zip(by_decay, by_hand, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-15)
+
+
+def test_the_penalty_in_16_bits_does_not_overflow() -> None:
+    p = np.full(1000, 100.0, np.float16)
+    penalty = optim.l2_penalty([p], 0.5)
+    assert penalty.dtype == np.float32
+    assert penalty == 5e6
+
+
+def test_a_network_learns() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 20)).astype(np.float32)
+    t = (x[:, 0] > 0) + 2 * (x[:, 1] > 0)
+    for kind, options in ((optim.SGD, {"lr": 0.1, "momentum": 0.9}), (optim.Adam, {"lr": 0.02})):
+        w, b = np.zeros((20, 4), np.float32), np.zeros(4, np.float32)
+        optimizer = kind([w, b], **options)
+        with backends.use("numpy"):
+            for _ in range(100):
+                loss, dz = K.softmax_cross_entropy_value_and_grad(K.affine(x, w, b), t)
+                optimizer.step(K.affine_backward(dz, x, w, needs=("dw", "db"))[1:])
+        assert loss < 0.35
+    assert gradient(lambda v: v * v, 3.0) == pytest.approx(6)
