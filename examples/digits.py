@@ -3,6 +3,8 @@
     PLUGRAD_BACKEND=numpy python examples/digits.py --plot digits.png
 
 The network is affine, ReLU, affine, softmax with cross-entropy, trained by stochastic gradient descent with momentum.
+It is written twice: with the kernels by themselves, in arrays made once, and with layers (`--style layers`), which keep
+what the backward pass needs and look after their memory. Both call the same kernels and print the same numbers.
 All arrays are the selected backend's own: they go there by `backends.asarray` and come back by `backends.to_numpy`.
 """
 
@@ -17,11 +19,62 @@ from tqdm import tqdm
 
 from plugrad import backends
 from plugrad import kernels as K
+from plugrad.kernels import layers, optim
 
 HIDDEN, CLASSES, BATCH, RATE, MOMENTUM = 128, 10, 64, 0.1, 0.9
 
 
-def main(epochs: int, seed: int, plot: str | None) -> None:
+class WithFunctions:
+    """The kernels by themselves. Results go to arrays made once: a step takes no memory that grows with the batch."""
+
+    def __init__(self, w1, b1, w2, b2) -> None:
+        self.w1, self.b1, self.w2, self.b2 = self.parameters = w1, b1, w2, b2
+        self.h, self.dh, self.z, *self.gradients = (
+            backends.asarray(np.empty(shape, np.float32))
+            for shape in ((BATCH, HIDDEN), (BATCH, HIDDEN), (BATCH, CLASSES), *(p.shape for p in self.parameters))
+        )
+        self.optimizer = optim.SGD(self.parameters, RATE, momentum=MOMENTUM)
+
+    def logits(self, x):
+        """Predict."""
+        return K.affine(K.relu(K.affine(x, self.w1, self.b1)), self.w2, self.b2)
+
+    def step(self, x, t):
+        """Forward, backward, update: the loss of a batch."""
+        h, dh, z, (dw1, db1, dw2, db2) = self.h, self.dh, self.z, self.gradients
+        K.relu(K.affine(x, self.w1, self.b1, out=h), out=h)
+        loss, dz = K.softmax_cross_entropy_value_and_grad(K.affine(h, self.w2, self.b2, out=z), t, out=z)
+        K.affine_backward(dz, h, self.w2, out=(dh, dw2, db2))
+        K.relu_backward(dh, h, out=dh)
+        K.affine_backward(dh, x, self.w1, needs=("dw", "db"), out=(None, dw1, db1))
+        self.optimizer.step(self.gradients)
+        return loss
+
+
+class WithLayers:
+    """The same with layers."""
+
+    def __init__(self, w1, b1, w2, b2) -> None:
+        self.net = layers.Sequential(layers.Affine(w1, b1), layers.Relu(), layers.Affine(w2, b2))
+        self.loss = layers.SoftmaxWithLoss()
+        self.optimizer = optim.SGD(self.net.params, RATE, momentum=MOMENTUM)
+
+    def logits(self, x):
+        """Predict."""
+        return self.net.forward(x)
+
+    def step(self, x, t):
+        """Forward, backward, update: the loss of a batch."""
+        loss = self.loss.forward(self.net.forward(x), t)
+        self.net.backward(self.loss.backward(), needs_dx=False)
+        self.optimizer.step(self.net.grads)
+        return loss
+
+
+STYLES = {"functions": WithFunctions, "layers": WithLayers}
+
+
+def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
     """Train, test after every epoch, and draw."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
@@ -36,36 +89,23 @@ def main(epochs: int, seed: int, plot: str | None) -> None:
         scale = np.sqrt(2 / inputs)  # He et al., 2015: keeps the variance from layer to layer under ReLU
         return (rng.normal(size=(inputs, outputs)) * scale).astype(np.float32)
 
-    w1, w2 = (backends.asarray(w) for w in (weights(images.shape[1], HIDDEN), weights(HIDDEN, CLASSES)))
-    b1, b2 = (backends.asarray(np.zeros(size, np.float32)) for size in (HIDDEN, CLASSES))
-    parameters = (w1, b1, w2, b2)
-    velocities = [0 * parameter for parameter in parameters]
-
-    def logits(x):
-        return K.affine(K.relu(K.affine(x, w1, b1)), w2, b2)
-
-    def train_step(x, t):
-        h = K.relu(K.affine(x, w1, b1))
-        loss, dz = K.softmax_cross_entropy_value_and_grad(K.affine(h, w2, b2), t)
-        dh, dw2, db2 = K.affine_backward(dz, h, w2)
-        _, dw1, db1 = K.affine_backward(K.relu_backward(dh, h), x, w1, needs=("dw", "db"))
-        for parameter, velocity, gradient in zip(parameters, velocities, (dw1, db1, dw2, db2), strict=True):
-            velocity *= MOMENTUM
-            velocity -= RATE * gradient
-            parameter += velocity
-        return loss
+    w1, w2 = weights(images.shape[1], HIDDEN), weights(HIDDEN, CLASSES)
+    b1, b2 = np.zeros(HIDDEN, np.float32), np.zeros(CLASSES, np.float32)
+    model = STYLES[style](*map(backends.asarray, (w1, b1, w2, b2)))
 
     print(f"backend: {backends.current()}   train: {split}   test: {len(test_t)}")
     losses, accuracies, times = [], [], []
+    steps = split // BATCH
     for epoch in range(1, epochs + 1):
-        batches = [backends.asarray(rows) for rows in np.array_split(rng.permutation(split), split // BATCH)]
+        order = backends.asarray(rng.permutation(split))
+        x, t = train_x[order], train_t[order]  # shuffled once, so that the batches are views
         total = 0.0
         start = time.perf_counter()
-        for rows in tqdm(batches, desc=f"epoch {epoch}", leave=False):
-            total = total + train_step(train_x[rows], train_t[rows])  # on a GPU the sum stays there
-        losses.append(float(backends.to_numpy(total)) / len(batches))  # this waits for the GPU, if there is one
-        times.append((time.perf_counter() - start) / len(batches))
-        predicted = backends.to_numpy(logits(test_x)).argmax(axis=1)
+        for first in tqdm(range(0, steps * BATCH, BATCH), desc=f"epoch {epoch}", leave=False):
+            total = total + model.step(x[first : first + BATCH], t[first : first + BATCH])  # on a GPU it stays there
+        losses.append(float(backends.to_numpy(total)) / steps)  # this waits for the GPU, if there is one
+        times.append((time.perf_counter() - start) / steps)
+        predicted = backends.to_numpy(model.logits(test_x)).argmax(axis=1)
         accuracies.append(float((predicted == test_t).mean()))
         print(f"epoch {epoch:3}   loss {losses[-1]:.4f}   test accuracy {accuracies[-1]:.2%}")
     print(f"{statistics.median(times) * 1e6:.0f} us per step")  # the first epoch may have compiled
@@ -106,6 +146,7 @@ def draw(path, losses, accuracies, images, labels, predicted) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", help="instead of the environment variable PLUGRAD_BACKEND")
+    parser.add_argument("--style", choices=STYLES, default="functions", help="how the network is written")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="FILE.png", help="draw loss, accuracy and some digits with predictions")
@@ -120,4 +161,4 @@ if __name__ == "__main__":
         backends.current()
     except (ValueError, backends.BackendUnavailableError) as error:
         parser.error(str(error))
-    main(chosen.epochs, chosen.seed, chosen.plot)
+    main(chosen.style, chosen.epochs, chosen.seed, chosen.plot)

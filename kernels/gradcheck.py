@@ -2,9 +2,9 @@
 
 All of it is computed in float64, whatever the dtype of what is checked; arrays on a device are moved there and back.
 The step is the one at which the two errors of a central difference, ``h^2 f'''/6`` of cutting off the series and
-``eps f / h`` of rounding, are about equal: the cube root of the machine epsilon of the results (Press et al., "Numerical
-recipes", section 5.7). For arguments larger than 1 it grows with their root, as some functions vary on the scale of their
-argument and others on one of their own.
+``eps f / h`` of rounding, are about equal: the cube root of the machine epsilon of the results (Press et al.,
+"Numerical recipes", section 5.7). For arguments larger than 1 it grows with their root, as some functions vary on the
+scale of their argument and others on one of their own.
 """
 
 import inspect
@@ -518,11 +518,13 @@ class _Slopes:
         value = float(x.reshape(-1)[entry])
         if step is not None and not step > 0:
             raise ValueError(f"gradcheck: step: expected a positive number, got {step}")
-        self._step = step or float(np.cbrt(_epsilon(y))) * math.sqrt(max(1.0, abs(value)))
+        least = math.cbrt(_epsilon(y))
+        self._step = step or max(least * math.sqrt(max(1.0, abs(value))), least**2 * abs(value))
         right, self._up = self._beside(value + self._step)
         left, self._down = self._beside(value - self._step)
         self._widths = left - value, right - value
-        self.central: Floats = (self._up - self._down).reshape(-1) / (right - left)
+        with np.errstate(all="ignore"):  # of functions that are not finite there
+            self.central: Floats = (self._up - self._down).reshape(-1) / (right - left)
 
     def _beside(self, value: float) -> tuple[float, Floats]:
         x = self._x.copy()
@@ -533,7 +535,8 @@ class _Slopes:
         """The slopes to the left and to the right."""
         left, right = self._widths
         y = self._y.astype(FLOAT64)
-        return float(((self._down - y) / left).item()), float(((self._up - y) / right).item())
+        with np.errstate(all="ignore"):
+            return float(((self._down - y) / left).item()), float(((self._up - y) / right).item())
 
     def closer(self) -> "_Slopes":
         """The same with a smaller step."""
