@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from plugrad.backends import host
+from plugrad.backends import host, updates
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -44,7 +44,7 @@ class Unavailable(str):
 
 
 class _Functions(dict[str, Callable[..., None]]):
-    """The kernel functions of a backend by name, looked up in its room at the first use."""
+    """The kernel functions of a backend by name, and those of optimizers, looked up in its room at the first use."""
 
     def __init__(self, backend: "Backend") -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Functions(dict[str, Callable[..., None]]):
 
     def __missing__(self, kernel: str) -> Callable[..., None]:
         backend = self._backend
-        function = getattr(backend.room, kernel, None)
+        function = getattr(backend.room, kernel, None) or updates.DEFAULTS.get(kernel)
         if function is None:
             function = self._stand_in(backend, kernel)
         self[kernel] = function

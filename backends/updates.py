@@ -4,6 +4,7 @@
 in, and is updated as well. These defaults take any arrays that have NumPy's operators.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from plugrad.backends.options import COMPUTE
@@ -51,3 +52,6 @@ def adam(
 def _slope(p: Array, g: Array, decay: float) -> Array:
     slope = g.astype(COMPUTE[p.dtype], copy=False)
     return slope + decay * p.astype(slope.dtype, copy=False) if decay else slope
+
+
+DEFAULTS: dict[str, Callable[..., None]] = {"sgd": sgd, "adam": adam}

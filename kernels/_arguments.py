@@ -120,9 +120,9 @@ def result(
         or not (out.flags.c_contiguous and getattr(out.flags, "writeable", True))  # CuPy's arrays always are
     ):
         _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
-    own = type(out) is np.ndarray and out.base is None  # in memory of its own
+    own = type(out) is np.ndarray and out.base is None  # in memory of its own, as what each view of it says
     for position, read in enumerate(reads):
-        if read is not out and not (own and read.base is None):
+        if read is not out and not (own and _lies_elsewhere(read.base, out)):
             overlap = backend.overlap(out, read)
             if overlap == "partial":
                 raise ValueError(
@@ -134,6 +134,11 @@ def result(
         if written is not None and backend.overlap(out, written) != "none":
             raise ValueError(f"{kernel}: {name}: shares memory with another result; pass an array of its own")
     return out
+
+
+def _lies_elsewhere(base: Any, out: Array) -> bool:
+    """Whether what has this base has not its memory from `out`, an array in memory of its own."""
+    return base is None or (type(base) is np.ndarray and base.base is None and base is not out)
 
 
 def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:

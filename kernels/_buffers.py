@@ -33,15 +33,17 @@ class Buffers:
         """A C-contiguous array whose values are yet undefined; a smaller one lies in the memory of a larger one."""
         if backend.arrays != "numpy":  # CuPy and its like use memory again by themselves
             return backend.empty(shape, dtype)
-        size, free = math.prod(shape), None
+        free = None
         for position in range(len(self._kept)):
             if _references(self._kept, position) > ALONE:
                 continue
             array = self._kept[position]
-            if array.dtype == dtype and array.shape == shape:
-                return array
-            if array.dtype == dtype and array.size >= size:
-                return array.reshape(-1)[:size].reshape(shape)
+            if array.dtype == dtype:
+                if array.shape == shape:
+                    return array
+                size = math.prod(shape)
+                if array.size >= size:
+                    return array.reshape(-1)[:size].reshape(shape)
             free = position
             del array
         if free is None and len(self._kept) == self.MOST:

@@ -7,6 +7,7 @@ The step is the one at which the two errors of a central difference, ``h^2 f'''/
 scale of their argument and others on one of their own.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ Floats = npt.NDArray[np.float64]
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 SHOWN = 10  # wrong entries in a table
+ULP = 4  # how far a result may be off
 
 
 def gradient(f: Callable[[Any], Any], x: Any, *, step: float | None = None) -> Any:
@@ -184,7 +186,7 @@ class Entry:
     analytic, numeric : float
         The entry, and the central difference.
     error : float
-        Their difference, relative to the larger one of them.
+        Their difference, less what rounding may make of it, relative to the larger one of them.
     slopes : tuple of float or None
         Where the function has a kink: the derivatives to the left and to the right. Anything between them will do.
     """
@@ -197,10 +199,11 @@ class Entry:
 
     def __str__(self) -> str:
         index = f"[{', '.join(map(str, self.index))}]"
-        text = f"{index:>12} {self.analytic:>16.9g} {self.numeric:>16.9g} {self.error:>12.3g}"
+        text = f"{index:>12} {self.analytic:>16.9g} {self.numeric:>16.9g} "
         if self.slopes:
-            text += f"   a kink: {self.slopes[0]:.9g} to the left, {self.slopes[1]:.9g} to the right"
-        return text
+            left, right = (slope + 0.0 for slope in self.slopes)  # no -0
+            return f"{text}{'a kink':>12}: {left:.9g} to the left, {right:.9g} to the right"
+        return f"{text}{self.error:>12.3g}"
 
 
 @dataclass(frozen=True)
@@ -402,7 +405,11 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
             f"check: {layer!r}: expected inputs, and labels if there is a loss; got {len(inputs)} arguments"
         )
     x, *labels = inputs
-    double = layer.astype(FLOAT64)
+    double, layer, loss = (
+        layer.astype(FLOAT64),
+        copy.deepcopy(layer),
+        copy.deepcopy(loss),
+    )  # the caller's stay as they are
     if isinstance(layer, Loss):
         layer.forward(x, *labels)
         yield _Problem("dx", x, layer.backward(), lambda v: double.forward(_on_backend(v, x), *labels))
@@ -416,7 +423,7 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
             return (weights.astype(FLOAT64) * backends.to_numpy(y)).sum()
     else:
         loss.forward(y, *labels)
-        dx, end = layer.backward(loss.backward()), lambda y: loss.forward(y, *labels)
+        dx, end = layer.backward(loss.backward()), partial(_loss_of, loss, labels)
     yield _Problem("dx", x, dx, lambda v: end(double.forward(_on_backend(v, x))))
     first = _on_backend(_doubles("x", x), x)
     for (name, parameter), analytic, twin in zip(layer.named_params(), layer.grads, double.params, strict=True):
@@ -427,6 +434,10 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
 
         yield _Problem(f"d{name}", parameter, analytic, nudged)
         twin[...] = _on_backend(_doubles(name, parameter), twin)
+
+
+def _loss_of(loss: Loss, labels: list[Any], y: Any) -> Any:
+    return loss.forward(y, *labels)
 
 
 def _of_function(f: Callable[..., Any], inputs: tuple[Any, ...], gradients: Any) -> Iterator[_Problem]:
@@ -498,14 +509,15 @@ def _compared(
 def _nearest(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float]:
     """A central difference and the relative error of `a`; with a smaller step, if the error is too large with this."""
 
-    def error(n: float) -> float:
-        return abs(a - n) / max(abs(a), abs(n), scale) if a != n else 0.0
+    def found(slopes: _Slopes) -> tuple[float, float]:
+        n = float(slopes.central.item())
+        difference = abs(a - n) - slopes.rounding
+        return n, difference / max(abs(a), abs(n), scale) if difference > 0 or difference != difference else 0.0
 
-    n = float(slopes.central.item())
-    if error(n) <= tolerance:
-        return n, error(n)
-    closer = float(slopes.closer().central.item())
-    return min((n, error(n)), (closer, error(closer)), key=lambda found: found[1] if found[1] == found[1] else np.inf)
+    first = found(slopes)
+    if first[1] <= tolerance:
+        return first
+    return min((first, found(slopes.closer())), key=lambda pair: pair[1] if pair[1] == pair[1] else np.inf)
 
 
 class _Slopes:
@@ -520,6 +532,8 @@ class _Slopes:
             raise ValueError(f"gradcheck: step: expected a positive number, got {step}")
         least = math.cbrt(_epsilon(y))
         self._step = step or max(least * math.sqrt(max(1.0, abs(value))), least**2 * abs(value))
+        # The results are taken to be right to some ulp.
+        self.rounding = ULP * _epsilon(y) * float(np.max(np.abs(y), initial=0.0)) / self._step
         right, self._up = self._beside(value + self._step)
         left, self._down = self._beside(value - self._step)
         self._widths = left - value, right - value
@@ -545,7 +559,8 @@ class _Slopes:
     def kink(self) -> tuple[float, float] | None:
         """The slopes to the left and to the right, if they do not approach each other with a smaller step."""
         (left, right), closer = self.sides(), self.closer().sides()
-        return closer if abs(closer[1] - closer[0]) > 0.5 * abs(right - left) > 0 else None
+        jump = abs(closer[1] - closer[0])
+        return closer if jump > 0.5 * abs(right - left) and jump > 2 * self.CLOSER * self.rounding else None
 
 
 def _epsilon(y: npt.NDArray[Any]) -> float:

@@ -11,7 +11,7 @@ import copy
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ import numpy as np
 from plugrad import backends
 from plugrad.backends.options import COMPUTE, FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._affine import affine, affine_backward, biases, fit
+from plugrad.kernels._affine import GRADIENTS, affine, affine_backward, biases
 from plugrad.kernels._arguments import Array, floating, promoted
 from plugrad.kernels._buffers import Buffers
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
@@ -75,12 +75,12 @@ class Layer(ABC):
     @property
     def params(self) -> tuple[Array, ...]:
         """The parameters: the arrays themselves, to be updated where they are."""
-        return tuple(getattr(self, name) for name in self.names)
+        return tuple([getattr(self, name) for name in self.names])
 
     @property
     def grads(self) -> tuple[Array, ...]:
         """Their gradients, in the same order: zeros at first; each backward writes over those of the last."""
-        return tuple(getattr(self, f"d{name}") for name in self.names)
+        return tuple([getattr(self, f"d{name}") for name in self.names])
 
     def forget(self) -> None:
         """Let go of what `forward` has kept."""
@@ -282,13 +282,11 @@ class Affine(Layer):
 
     def forward(self, x: Any) -> Array:
         """Compute ``x w + b`` for inputs of shape ``(..., in)``; a vector is one row."""
-        self.forget()
-        name, w = type(self).__name__, self.w
+        self._saved = None
+        w = self.w
         backend = backend_for(w)
-        x = floating(name, "x", x, backend)
-        fit(name, x, w)
-        dtype = w.dtype if x.dtype == w.dtype else promoted((x[:0], w[:0]))[0].dtype
-        out = self._results.take(backend, x.shape[:-1] + w.shape[1:], dtype)
+        x = floating("affine", "x", x, backend)
+        out = self._results.take(backend, x.shape[:-1] + w.shape[1:], w.dtype) if x.dtype == w.dtype else None
         y = affine(x, w, self.b, out=out)
         self._saved = x
         return y
@@ -297,11 +295,11 @@ class Affine(Layer):
         """Compute ``dw = x^T dy`` and ``db``, which are kept, and return ``dx = dy w^T``, if that is needed."""
         x, w = self.saved(), self.w
         backend = backend_for(w)
-        dy = floating(type(self).__name__, "dy", dy, backend)
+        dy = floating("affine_backward", "dy", dy, backend)
         if use_jacobian:
             return self._by_jacobian(dy, x)
         has_bias = self.b is not None
-        needs = ("dx", "dw", "db") if needs_dx and has_bias else ("dw", *("dx",) * needs_dx, *("db",) * has_bias)
+        needs = GRADIENTS if needs_dx and has_bias else ("dw", *("dx",) * needs_dx, *("db",) * has_bias)
         if not dy.dtype == x.dtype == w.dtype:
             dx, dw, db = affine_backward(dy, x, w, needs=needs)
             self.dw[...] = dw  # in the dtype of the parameters
@@ -343,25 +341,42 @@ class MatMul(Affine):
 
 
 class _Activation(Layer):
-    """A layer whose backward pass needs its result."""
+    """A layer without parameters, whose backward pass needs its result."""
 
-    def _keep(self, y: Array) -> Array:
-        """What the caller gets of a result that is kept."""
-        self._saved = y
-        return _lent(y)
+    _kernel: Callable[..., Array]
+    _backward_kernel: Callable[..., Array]
+    _jacobian: Callable[..., Array]
+    axis: int | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({'' if self.axis in (None, -1) else self.axis})"
 
-    def _like(self, buffers: Buffers, x: Any) -> tuple[Array, Array]:
-        """An argument as an array, and an array for a result of its shape and dtype."""
-        backend = backend_for(x)
-        x = floating(type(self).__name__, "x" if buffers is self._results else "dy", x, backend)
-        return x, buffers.take(backend, x.shape, x.dtype)
+    def forward(self, x: Any) -> Array:
+        """Compute the result for inputs `x`."""
+        return _lent(self.unprotected(x))
+
+    def unprotected(self, x: Any) -> Array:
+        """The result itself, for those who do not write to it."""
+        self._saved = None  # first of all, so that its memory can be used again
+        backend, kernel = backend_for(x), self._kernel
+        x = floating(kernel.__name__, "x", x, backend)
+        out = self._results.take(backend, x.shape, x.dtype)
+        self._saved = kernel(x, out=out) if self.axis is None else kernel(x, axis=self.axis, out=out)
+        return self._saved
+
+    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient of the inputs."""
+        y, kernel, axis = self.saved(), self._backward_kernel, self.axis
+        backend = backend_for(y)
+        dy = floating(kernel.__name__, "dy", dy, backend)
+        if use_jacobian:
+            return _by_rows(dy, y, self._jacobian, -1 if axis is None else axis)
+        out = self._gradients.take(backend, y.shape, y.dtype) if dy.dtype == y.dtype else None
+        return kernel(dy, y, out=out) if axis is None else kernel(dy, y, axis=axis, out=out)
 
 
 class Relu(_Activation):
-    """Rectified linear unit, ``y = max(x, 0)``.
+    """Rectified linear unit, ``y = max(x, 0)``; ``dx = dy`` where ``y > 0``, else 0.
 
     Examples
     --------
@@ -373,23 +388,11 @@ class Relu(_Activation):
     array([0., 5.])
     """
 
-    def forward(self, x: Any) -> Array:
-        """Compute ``max(x, 0)``."""
-        self.forget()
-        x, out = self._like(self._results, x)
-        return self._keep(relu(x, out=out))
-
-    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
-        """Compute ``dx = dy`` where ``y > 0``, else 0."""
-        y = self.saved()
-        if use_jacobian:
-            return _through(dy, relu_jacobian(y))
-        dy, out = self._like(self._gradients, dy)
-        return relu_backward(dy, y, out=out if dy.dtype == y.dtype else None)
+    _kernel, _backward_kernel, _jacobian = map(staticmethod, (relu, relu_backward, relu_jacobian))
 
 
 class Sigmoid(_Activation):
-    """Logistic sigmoid, ``y = 1 / (1 + exp(-x))``.
+    """Logistic sigmoid, ``y = 1 / (1 + exp(-x))``; ``dx = dy y (1 - y)``.
 
     Examples
     --------
@@ -401,23 +404,11 @@ class Sigmoid(_Activation):
     array([1.])
     """
 
-    def forward(self, x: Any) -> Array:
-        """Compute ``1 / (1 + exp(-x))``."""
-        self.forget()
-        x, out = self._like(self._results, x)
-        return self._keep(sigmoid(x, out=out))
-
-    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
-        """Compute ``dx = dy y (1 - y)``."""
-        y = self.saved()
-        if use_jacobian:
-            return _through(dy, sigmoid_jacobian(y))
-        dy, out = self._like(self._gradients, dy)
-        return sigmoid_backward(dy, y, out=out if dy.dtype == y.dtype else None)
+    _kernel, _backward_kernel, _jacobian = map(staticmethod, (sigmoid, sigmoid_backward, sigmoid_jacobian))
 
 
 class Softmax(_Activation):
-    """Softmax, ``y_j = exp(x_j) / sum(exp(x_k))``.
+    """Softmax, ``y_j = exp(x_j) / sum(exp(x_k))``; ``dx_j = y_j (dy_j - sum(dy_k y_k))``.
 
     Parameters
     ----------
@@ -434,24 +425,11 @@ class Softmax(_Activation):
     array([[ 0.25, -0.25]])
     """
 
+    _kernel, _backward_kernel, _jacobian = map(staticmethod, (softmax, softmax_backward, softmax_jacobian))
+
     def __init__(self, axis: int = -1) -> None:
         super().__init__()
         self.axis = axis
-
-    def forward(self, x: Any) -> Array:
-        """Compute the softmax along the axis."""
-        self.forget()
-        x, out = self._like(self._results, x)
-        return self._keep(softmax(x, axis=self.axis, out=out))
-
-    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
-        """Compute ``dx_j = y_j (dy_j - sum(dy_k y_k))``."""
-        y = self.saved()
-        dy, out = self._like(self._gradients, dy)
-        if use_jacobian:
-            by_rows = _through(dy.swapaxes(self.axis, -1), softmax_jacobian(y.swapaxes(self.axis, -1)))
-            return by_rows.swapaxes(self.axis, -1)
-        return softmax_backward(dy, y, axis=self.axis, out=out if dy.dtype == y.dtype else None)
 
 
 class Loss(Layer):
@@ -602,9 +580,9 @@ class SoftmaxWithLoss(Loss):
         return dloss.reshape(rows)
 
     def _by_jacobian(self, dloss: Any, x: Array, t: Any) -> Array:
-        y, axis = softmax(x, axis=self.options["axis"]), self.options["axis"]
+        y = softmax(x, axis=self.options["axis"])
         dy = cross_entropy_backward(dloss, y, t, **self.options)
-        return _through(dy.swapaxes(axis, -1), softmax_jacobian(y.swapaxes(axis, -1))).swapaxes(axis, -1)
+        return _by_rows(dy, y, softmax_jacobian, self.options["axis"])
 
 
 class Sequential(Layer):
@@ -637,6 +615,14 @@ class Sequential(Layer):
             if any(layer is other for other in layers[:position]):
                 raise ValueError(f"Sequential: layer {position}: expected each layer once, got {layer!r} twice")
         self.layers = layers
+        # An activation hands its result to the next layer as it is, which on a device saves a copy.
+        self._steps = tuple(
+            layer.unprotected
+            if isinstance(layer, _Activation) and type(layer).forward is _Activation.forward
+            else layer.forward
+            for layer in layers
+        )
+        self._first = next((i for i, layer in enumerate(layers) if layer.params), len(layers))  # that has parameters
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
@@ -653,12 +639,12 @@ class Sequential(Layer):
     @property
     def params(self) -> tuple[Array, ...]:
         """The parameters of all layers."""
-        return tuple(parameter for layer in self.layers for parameter in layer.params)
+        return tuple([parameter for layer in self.layers for parameter in layer.params])
 
     @property
     def grads(self) -> tuple[Array, ...]:
         """Their gradients, in the same order."""
-        return tuple(gradient for layer in self.layers for gradient in layer.grads)
+        return tuple([gradient for layer in self.layers for gradient in layer.grads])
 
     def named_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters with their names: the number of the layer, a full stop and the name there."""
@@ -668,7 +654,6 @@ class Sequential(Layer):
 
     def forget(self) -> None:
         """Let go of what the forward pass has kept."""
-        super().forget()
         for layer in self.layers:
             layer.forget()
 
@@ -679,25 +664,20 @@ class Sequential(Layer):
     def forward(self, x: Any) -> Array:
         """Compute the result of the last layer."""
         self.forget()  # so that no layer holds what another one is about to compute anew
-        for layer in self.layers:
-            x = layer.forward(x)
-        self._saved = True
-        return x
+        for step in self._steps:
+            x = step(x)
+        return _lent(x) if self.layers and isinstance(self.layers[-1], _Activation) else x
 
     def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients; None is returned, and the work saved, if that of the inputs is not needed."""
-        self.saved()
-        first = 0
-        if not needs_dx:
-            first = next((i for i, layer in enumerate(self.layers) if layer.params), len(self.layers))
-        for layer in reversed(self.layers[first + (not needs_dx) :]):
-            dy = layer.backward(dy, use_jacobian=use_jacobian)
-        if needs_dx:
-            return dy
-        for layer in self.layers[first : first + 1]:
-            more = {"needs_dx": False} if isinstance(layer, Affine | Sequential) else {}
-            layer.backward(dy, use_jacobian=use_jacobian, **more)
-        return None
+        last = 0 if needs_dx else self._first
+        for position in range(len(self.layers) - 1, last - 1, -1):
+            layer = self.layers[position]
+            if position == self._first and not needs_dx and isinstance(layer, (Affine, Sequential)):
+                layer.backward(dy, use_jacobian=use_jacobian, needs_dx=False)
+            else:
+                dy = layer.backward(dy, use_jacobian=use_jacobian)
+        return dy if needs_dx else None
 
 
 def _is_one(dloss: Any) -> bool:
@@ -721,9 +701,13 @@ def _lent(y: Array) -> Array:
     return view
 
 
-def _through(dy: Any, jacobian: Array) -> Array:
+def _by_rows(dy: Array, y: Array, jacobian: Callable[..., Array], axis: int) -> Array:
+    """The gradient by the Jacobians of rows along an axis."""
+    return _through(dy.swapaxes(axis, -1), jacobian(y.swapaxes(axis, -1))).swapaxes(axis, -1)
+
+
+def _through(dy: Array, jacobian: Array) -> Array:
     """The gradient of each row by its Jacobian, ``sum_i dy_i jacobian_i``, in the shape of the argument's row."""
-    dy = floating("use_jacobian", "dy", dy, backend_for(jacobian))
     expected, arguments = jacobian.shape[: dy.ndim], jacobian.shape[dy.ndim :]
     if dy.shape != expected:
         raise ValueError(f"use_jacobian: dy: expected shape {expected}, got {dy.shape}")

@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plugrad.backends import updates
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import Array, floating
 
 __all__ = ["SGD", "Adam", "Optimizer", "Schedule", "cosine", "exponential_decay", "l2_penalty", "step_decay"]
 
@@ -150,7 +149,7 @@ class SGD(Optimizer):
 
     def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
         options = lr, self.momentum, self.nesterov, self.weight_decay
-        _function("sgd", parameter)(parameter, gradient, self.velocities[position], *options)
+        backend_for(parameter).functions["sgd"](parameter, gradient, self.velocities[position], *options)
 
 
 class Adam(Optimizer):
@@ -211,7 +210,7 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         step, root = lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
         arrays = parameter, gradient, self.means[position], self.squares[position]
-        _function("adam", parameter)(*arrays, step, root, beta1, beta2, self.eps, self.weight_decay)
+        backend_for(parameter).functions["adam"](*arrays, step, root, beta1, beta2, self.eps, self.weight_decay)
 
 
 def step_decay(lr: float, *, every: int, factor: float = 0.1) -> Schedule:
@@ -331,7 +330,7 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     >>> float(optim.l2_penalty([w], 0.5, grads=[dw])), dw
     (12.5, array([3., 4.]))
     """
-    params = tuple(params)
+    params = tuple(floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params)
     total: Any = 0.0
     for parameter in params:
         flat = parameter.reshape(-1).astype(COMPUTE[parameter.dtype], copy=False)
@@ -340,12 +339,6 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
         for parameter, gradient in zip(params, grads, strict=True):
             gradient += 2 * factor * parameter
     return factor * total
-
-
-def _function(name: str, parameter: Array) -> Callable[..., None]:
-    """What updates a parameter: the selected backend's function, or the one for any arrays."""
-    function: Callable[..., None] = getattr(backend_for(parameter).room, name, None) or getattr(updates, name)
-    return function
 
 
 def _at_least_0(name: str, argument: str, value: Any) -> float:

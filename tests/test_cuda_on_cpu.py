@@ -162,6 +162,58 @@ def test_the_digits_example_runs_unchanged(cache: Path) -> None:
     assert int(accuracies[-1]) >= 90
 
 
+LAYERS = """
+import numpy as np
+from plugrad import backends, kernels as K
+from plugrad.kernels import gradcheck, jacobians, layers, optim
+
+def train(kind, dtype, **options):
+    rng = np.random.default_rng(0)
+    x, t = (backends.asarray(a) for a in (rng.normal(size=(40, 6)).astype(dtype), rng.integers(0, 3, 40)))
+    net = layers.Sequential(
+        layers.Affine.init(6, 9, rng=rng, dtype=dtype), layers.Relu(), layers.Affine.init(9, 5, rng=rng, dtype=dtype),
+        layers.Sigmoid(), layers.MatMul.init(5, 3, rng=rng, dtype=dtype),
+    )
+    loss, optimizer = layers.SoftmaxWithLoss(reduction="sum"), kind(net.params, **options)
+    found = []
+    for step in range(4):
+        found.append(loss.forward(net.forward(x), t))
+        dx = net.backward(loss.backward(0.25))
+        explicit = net.backward(loss.backward(0.25), use_jacobian=True)
+        optim.l2_penalty(net.params, 0.01, grads=net.grads)
+        optimizer.step(net.grads)
+    net.load_state_dict(net.state_dict())
+    assert dtype != np.float64 or gradcheck.check(net, x, t, loss=loss)
+    y = K.softmax(net.forward(x))
+    arrays = *found, dx, explicit, jacobians.softmax_jacobian(y), jacobians.relu_jacobian(y), *net.params
+    return [np.asarray(backends.to_numpy(a), np.float64) for a in (*arrays, *jacobians.affine_jacobian(x, net[0].w))]
+
+for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5), (np.float16, 3e-2)):
+    for kind, options in (
+        (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        (optim.SGD, {"lr": 0.1}),
+        (optim.Adam, {"lr": 0.01}),
+    ):
+        with backends.use("cupy"):
+            found = train(kind, dtype, **options)
+        with backends.use("numpy"):
+            expected = train(kind, dtype, **options)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+with backends.use("cupy"):
+    relu = layers.Relu()
+    y = relu.forward(backends.asarray(np.ones(3)))
+    y *= 0  # a copy: there are no read-only arrays on a device
+    assert backends.to_numpy(relu.backward(backends.asarray(np.ones(3)))).tolist() == [1, 1, 1]
+print("done")
+"""
+
+
+def test_layers_and_optimizers_give_the_numbers_of_the_host(cache: Path) -> None:
+    done = run("-c", LAYERS, variables=environment(cache))
+    assert done.stdout == "done\n", done.stderr
+
+
 def calls(cache: Path, sources: Path, flags: str = "") -> subprocess.CompletedProcess[str]:
     """The calls above, with the CUDA sources of a folder."""
     code = (

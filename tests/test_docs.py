@@ -17,7 +17,7 @@ from plugrad.kernels import KERNELS
 from plugrad.kernels.__main__ import table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/adding-a-backend.md"]
+DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/from-pytorch-jax-numpy.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 public = {f"kernels.{name}": kernel.function for name, kernel in KERNELS.items()}

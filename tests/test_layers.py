@@ -433,7 +433,7 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: layers.Affine.init(2, 3).forward(np.ones((4, 3))),
         ValueError,
-        r"Affine: x: expected 2 inputs along the last axis.*; if w is \(out, in\), pass w.T",
+        r"affine: x: expected 2 inputs along the last axis.*; if w is \(out, in\), pass w.T",
     ),
     (lambda: layers.Sequential(K.relu), TypeError, "Sequential: layer 0: expected a Layer, got function"),
     (

@@ -87,8 +87,10 @@ class ndarray:  # noqa: N801  (CuPy's name)
         with np.errstate(all="ignore"):
             self._host[_host(index)] = _host(value)
 
-    def astype(self, dtype: Any) -> "ndarray":
-        """A copy in another dtype."""
+    def astype(self, dtype: Any, copy: bool = True) -> "ndarray":
+        """The elements in another dtype; the array itself if it has it already and no copy is wanted."""
+        if not copy and self.dtype == dtype:
+            return self
         with np.errstate(all="ignore"):
             return _new(self._host.astype(dtype), self)
 
@@ -103,6 +105,14 @@ class ndarray:  # noqa: N801  (CuPy's name)
     def reshape(self, *shape: Any) -> "ndarray":
         """The same elements in another shape."""
         return _new(self._host.reshape(*shape), self)
+
+    def swapaxes(self, one: int, other: int) -> "ndarray":
+        """The same elements with two axes exchanged."""
+        return _new(self._host.swapaxes(one, other), self)
+
+    def sum(self, axis: int | None = None) -> "ndarray":
+        """The sum along an axis."""
+        return _new(self._host.sum(axis=axis), self)
 
     def __repr__(self) -> str:
         return repr(self._host)
@@ -141,7 +151,7 @@ def _operator(name: str) -> Any:
     return operate
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow", "lt", "le", "gt", "ge", "eq", "ne"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"):
     for _prefix in ("", "r", "i"):
         if not (_prefix and len(_name) == 2):
             setattr(ndarray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
