@@ -388,7 +388,9 @@ class Relu(_Activation):
     array([0., 5.])
     """
 
-    _kernel, _backward_kernel, _jacobian = map(staticmethod, (relu, relu_backward, relu_jacobian))
+    _kernel = staticmethod(relu)
+    _backward_kernel = staticmethod(relu_backward)
+    _jacobian = staticmethod(relu_jacobian)
 
 
 class Sigmoid(_Activation):
@@ -404,7 +406,9 @@ class Sigmoid(_Activation):
     array([1.])
     """
 
-    _kernel, _backward_kernel, _jacobian = map(staticmethod, (sigmoid, sigmoid_backward, sigmoid_jacobian))
+    _kernel = staticmethod(sigmoid)
+    _backward_kernel = staticmethod(sigmoid_backward)
+    _jacobian = staticmethod(sigmoid_jacobian)
 
 
 class Softmax(_Activation):
@@ -425,7 +429,9 @@ class Softmax(_Activation):
     array([[ 0.25, -0.25]])
     """
 
-    _kernel, _backward_kernel, _jacobian = map(staticmethod, (softmax, softmax_backward, softmax_jacobian))
+    _kernel = staticmethod(softmax)
+    _backward_kernel = staticmethod(softmax_backward)
+    _jacobian = staticmethod(softmax_jacobian)
 
     def __init__(self, axis: int = -1) -> None:
         super().__init__()
