@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -186,7 +186,8 @@ class Entry:
     analytic, numeric : float
         The entry, and the central difference.
     error : float
-        Their difference, less what rounding may make of it, relative to the larger one of them.
+        Their difference, relative to the larger one of them. It may be more than is allowed, and right, where the
+        entry is so small that rounding the results of the function makes that much of a difference.
     slopes : tuple of float or None
         Where the function has a kink: the derivatives to the left and to the right. Anything between them will do.
     """
@@ -493,31 +494,33 @@ def _compared(
     scale = math.sqrt(tolerance) * float(np.max(np.abs(numeric[np.isfinite(numeric)]), initial=0.0))
     largest, wrong, kinks = 0.0, [], []
     for i, slope, a in zip(chosen, slopes, flat, strict=True):
-        n, error = _nearest(slope, float(a), scale, tolerance)
-        index = tuple(int(j) for j in np.unravel_index(int(i), x.shape))
-        if error <= tolerance:
+        n, error, passes = _nearest(slope, float(a), scale, tolerance)
+        entry = Entry(tuple(int(j) for j in np.unravel_index(int(i), x.shape)), float(a), n, error)
+        if passes:
             largest = max(largest, error)
         elif (sides := slope.kink()) and min(sides) - tolerance <= a <= max(sides) + tolerance:
-            kinks.append(Entry(index, float(a), n, error, sides))
+            kinks.append(replace(entry, slopes=sides))
         else:
             largest = max(largest, error) if error == error else np.nan
-            wrong.append(Entry(index, float(a), n, error))
+            wrong.append(entry)
     wrong.sort(key=lambda entry: -entry.error if entry.error == entry.error else -np.inf)
     return Gradient(problem.name, x.shape, len(chosen), largest, tolerance, tuple(wrong), tuple(kinks))
 
 
-def _nearest(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float]:
-    """A central difference and the relative error of `a`; with a smaller step, if the error is too large with this."""
+def _nearest(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float, bool]:
+    """A central difference, the relative error of `a`, and whether it passes, be it with a smaller step only."""
+    found = _error(slopes, a, scale, tolerance)
+    if found[2]:
+        return found
+    closer = _error(slopes.closer(), a, scale, tolerance)
+    return closer if closer[2] else found
 
-    def found(slopes: _Slopes) -> tuple[float, float]:
-        n = float(slopes.central.item())
-        difference = abs(a - n) - slopes.rounding
-        return n, difference / max(abs(a), abs(n), scale) if difference > 0 or difference != difference else 0.0
 
-    first = found(slopes)
-    if first[1] <= tolerance:
-        return first
-    return min((first, found(slopes.closer())), key=lambda pair: pair[1] if pair[1] == pair[1] else np.inf)
+def _error(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float, bool]:
+    n = float(slopes.central.item())
+    difference, size = abs(a - n) if a != n else 0.0, max(abs(a), abs(n), scale)  # infinity less itself is NaN
+    passes = math.isfinite(difference) and difference <= tolerance * size + slopes.rounding
+    return n, difference / size if difference else 0.0, passes
 
 
 class _Slopes:

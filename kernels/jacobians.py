@@ -14,6 +14,8 @@ from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import fit
 from plugrad.kernels._arguments import Array, floating, promoted
 
+__all__ = ["affine_jacobian", "relu_jacobian", "sigmoid_jacobian", "softmax_jacobian"]
+
 
 def softmax_jacobian(y: Any) -> Array:
     """Jacobian of softmax, ``dy_i / dx_j = y_i (1 - y_i)`` for i = j, else ``-y_i y_j``.

@@ -355,23 +355,24 @@ class _Activation(Layer):
         """Compute the result for inputs `x`."""
         return _lent(self.unprotected(x))
 
-    def unprotected(self, x: Any) -> Array:
-        """The result itself, for those who do not write to it."""
+    def unprotected(self, x: Any, in_place: bool = False) -> Array:
+        """The result itself, for those who do not write to it; if `in_place`, where the argument was."""
         self._saved = None  # first of all, so that its memory can be used again
         backend, kernel = backend_for(x), self._kernel
         x = floating(kernel.__name__, "x", x, backend)
-        out = self._results.take(backend, x.shape, x.dtype)
+        out = x if in_place else self._results.take(backend, x.shape, x.dtype)
         self._saved = kernel(x, out=out) if self.axis is None else kernel(x, axis=self.axis, out=out)
         return self._saved
 
-    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
-        """Compute the gradient of the inputs."""
+    def backward(self, dy: Any, *, use_jacobian: bool = False, in_place: bool = False) -> Array:
+        """Compute the gradient of the inputs; if `in_place`, where `dy` was."""
         y, kernel, axis = self.saved(), self._backward_kernel, self.axis
         backend = backend_for(y)
         dy = floating(kernel.__name__, "dy", dy, backend)
         if use_jacobian:
             return _by_rows(dy, y, self._jacobian, -1 if axis is None else axis)
-        out = self._gradients.take(backend, y.shape, y.dtype) if dy.dtype == y.dtype else None
+        out = dy if in_place else self._gradients.take(backend, y.shape, y.dtype)
+        out = out if dy.dtype == y.dtype else None
         return kernel(dy, y, out=out) if axis is None else kernel(dy, y, axis=axis, out=out)
 
 
@@ -556,16 +557,17 @@ class SoftmaxWithLoss(Loss):
         return loss
 
     def backward(self, dloss: Any = 1.0, *, use_jacobian: bool = False) -> Array:
-        """Compute the gradient with respect to the logits; for 1, the default, it is there already."""
+        """Compute the gradient with respect to the logits; for 1, the default, it is there already, once."""
         x, t, loss, dx = self.saved()
         if use_jacobian:
             return self._by_jacobian(self._upstream(dloss, x, loss), x, t)
-        if _is_one(dloss):
-            return _lent(dx)
-        dtype, wide = x.dtype, x.astype(COMPUTE[x.dtype], copy=False)
-        if wide is not x:  # what has underflown in 16 bits is not to be had back by a factor
-            _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
-        return (dx * self._factors(dloss, x, t, loss)).astype(dtype, copy=False)
+        if _is_one(dloss) and dx is not None:
+            self._saved = x, t, loss, None  # it is the caller's now, who may write to it
+            return dx
+        wide = x.astype(COMPUTE[x.dtype], copy=False)  # what underflows in 16 bits is not to be had back by a factor
+        _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
+        dx = dx if _is_one(dloss) else dx * self._factors(dloss, x, t, loss)
+        return dx.astype(x.dtype, copy=False)
 
     def _factors(self, dloss: Any, x: Array, t: Any, loss: Array) -> Any:
         """A gradient that arrives, in a form that the gradients of all rows can be multiplied by."""
@@ -621,13 +623,14 @@ class Sequential(Layer):
             if any(layer is other for other in layers[:position]):
                 raise ValueError(f"Sequential: layer {position}: expected each layer once, got {layer!r} twice")
         self.layers = layers
-        # An activation hands its result to the next layer as it is, which on a device saves a copy.
-        self._steps = tuple(
-            layer.unprotected
-            if isinstance(layer, _Activation) and type(layer).forward is _Activation.forward
-            else layer.forward
-            for layer in layers
-        )
+        # Between a product and an activation, layers of this module, nobody else needs what goes to and fro: the result
+        # of the activation, and its gradient, take the place of what they come from.
+        before = [False, *(type(layer) in (Affine, MatMul) for layer in layers)]
+        self._activates = [type(layer) in (Relu, Sigmoid, Softmax) for layer in layers]
+        self._takes_x = [activates and product for activates, product in zip(self._activates, before, strict=False)]
+        self._takes_dy = [
+            activates and product for activates, product in zip(self._activates, [*before[2:], False], strict=True)
+        ]
         self._first = next((i for i, layer in enumerate(layers) if layer.params), len(layers))  # that has parameters
 
     def __repr__(self) -> str:
@@ -670,9 +673,9 @@ class Sequential(Layer):
     def forward(self, x: Any) -> Array:
         """Compute the result of the last layer."""
         self.forget()  # so that no layer holds what another one is about to compute anew
-        for step in self._steps:
-            x = step(x)
-        return _lent(x) if self.layers and isinstance(self.layers[-1], _Activation) else x
+        for layer, activates, takes_x in zip(self.layers, self._activates, self._takes_x, strict=True):
+            x = layer.unprotected(x, in_place=takes_x) if activates else layer.forward(x)
+        return _lent(x) if self.layers and self._activates[-1] else x
 
     def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients; None is returned, and the work saved, if that of the inputs is not needed."""
@@ -681,6 +684,8 @@ class Sequential(Layer):
             layer = self.layers[position]
             if position == self._first and not needs_dx and isinstance(layer, (Affine, Sequential)):
                 layer.backward(dy, use_jacobian=use_jacobian, needs_dx=False)
+            elif self._takes_dy[position]:
+                dy = layer.backward(dy, use_jacobian=use_jacobian, in_place=True)
             else:
                 dy = layer.backward(dy, use_jacobian=use_jacobian)
         return dy if needs_dx else None

@@ -230,6 +230,11 @@ def step_decay(lr: float, *, every: int, factor: float = 0.1) -> Schedule:
     schedule : callable
         Step -> rate.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is negative, or `every` is no positive integer.
+
     Examples
     --------
     >>> from plugrad.kernels import optim
@@ -237,6 +242,8 @@ def step_decay(lr: float, *, every: int, factor: float = 0.1) -> Schedule:
     >>> [schedule(step) for step in (0, 9, 10, 20)]
     [1.0, 1.0, 0.5, 0.25]
     """
+    lr, factor = _at_least_0("step_decay", "lr", lr), _at_least_0("step_decay", "factor", factor)
+    every = _steps("step_decay", "every", every, least=1)
     return lambda step: lr * factor ** (step // every)
 
 
@@ -255,12 +262,20 @@ def exponential_decay(lr: float, *, rate: float) -> Schedule:
     schedule : callable
         Step -> rate.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is negative, or `rate` is more than 1.
+
     Examples
     --------
     >>> from plugrad.kernels import optim
     >>> optim.exponential_decay(1.0, rate=0.5)(2)
     0.25
     """
+    lr, rate = _at_least_0("exponential_decay", "lr", lr), _at_least_0("exponential_decay", "rate", rate)
+    if rate > 1:
+        raise ValueError(f"exponential_decay: rate: expected a number in [0, 1], got {rate}")
     return lambda step: lr * (1 - rate) ** step
 
 
@@ -283,6 +298,11 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Sch
     schedule : callable
         Step -> rate.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is negative, `steps` and `warmup` are no integers, or `warmup` is more than `steps`.
+
     Notes
     -----
     Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
@@ -294,6 +314,10 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Sch
     >>> [round(schedule(step), 3) for step in (0, 9, 10, 55, 100, 200)]
     [0.1, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
+    lr, least = _at_least_0("cosine", "lr", lr), _at_least_0("cosine", "least", least)
+    steps = _steps("cosine", "steps", steps, least=1)
+    if (warmup := _steps("cosine", "warmup", warmup, least=0)) > steps:
+        raise ValueError(f"cosine: warmup: expected at most as many steps as in all, {steps}, got {warmup}")
 
     def schedule(step: int) -> float:
         if step < warmup:
@@ -322,6 +346,13 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     penalty : number or array without dimensions
         To be added to the loss; on a GPU it stays there. float64 for float64 parameters, else float32.
 
+    Raises
+    ------
+    TypeError
+        If a parameter is complex, text or objects.
+    ValueError
+        If there are not as many gradients as parameters, or the factor is negative.
+
     Examples
     --------
     >>> import numpy as np
@@ -330,12 +361,16 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     >>> float(optim.l2_penalty([w], 0.5, grads=[dw])), dw
     (12.5, array([3., 4.]))
     """
+    factor = _at_least_0("l2_penalty", "factor", factor)
     params = tuple(floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params)
     total: Any = 0.0
     for parameter in params:
         flat = parameter.reshape(-1).astype(COMPUTE[parameter.dtype], copy=False)
         total = total + flat @ flat
     if grads is not None:
+        grads = tuple(grads)
+        if len(grads) != len(params):
+            raise ValueError(f"l2_penalty: grads: expected {len(params)}, one for each parameter, got {len(grads)}")
         for parameter, gradient in zip(params, grads, strict=True):
             gradient += 2 * factor * parameter
     return factor * total
@@ -347,6 +382,14 @@ def _at_least_0(name: str, argument: str, value: Any) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: {argument}: expected a number of at least 0, got {value}")
     return float(value)
+
+
+def _steps(name: str, argument: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: {argument}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: {argument}: expected an integer of at least {least}, got {value}")
+    return int(value)
 
 
 def _share(name: str, argument: str, value: Any) -> float:

@@ -175,10 +175,18 @@ def test_what_a_layer_still_needs_cannot_be_written_to(kind: Any) -> None:
     with pytest.raises(ValueError, match="read-only"):
         K.relu(y, out=y)
     assert (layer.backward(SOFT) == dx).all()
-    loss = layers.SoftmaxWithLoss()
-    loss.forward(LOGITS, INDICES)
-    with pytest.raises(ValueError, match="read-only"):
-        loss.backward()[...] = 7
+
+
+def test_gradients_of_a_loss_may_be_written_to() -> None:
+    for layer, x in ((layers.SoftmaxWithLoss(), LOGITS), (layers.CrossEntropy(), K.softmax(LOGITS))):
+        layer.forward(x, INDICES)
+        dx = layer.backward()
+        before = dx.copy()
+        dx *= 0
+        again = layer.backward()
+        assert (again == before).all()
+        assert (dx == 0).all()
+        assert (layer.backward() == before).all()
 
 
 def test_nothing_that_is_given_is_written_to() -> None:

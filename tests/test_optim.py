@@ -163,6 +163,14 @@ def test_mistakes() -> None:
         (lambda: optim.SGD([p]).step([p[:2]]), ValueError, r"grads: 0: expected shape \(3,\), got \(2,\)"),
         (lambda: optim.SGD([p]).step([p.astype(float)]), TypeError, "expected an array of float32, got float64"),
         (lambda: optim.SGD([p]).step([None]), TypeError, "grads: 0: expected an array of float32, got NoneType"),
+        (lambda: optim.step_decay(1.0, every=0), ValueError, "every: expected an integer of at least 1, got 0"),
+        (lambda: optim.step_decay(1.0, every=1.5), TypeError, "every: expected an integer, got 1.5"),
+        (lambda: optim.exponential_decay(1.0, rate=2), ValueError, r"rate: expected a number in \[0, 1\], got 2"),
+        (lambda: optim.cosine(-1.0, steps=5), ValueError, "cosine: lr: expected a number of at least 0, got -1.0"),
+        (lambda: optim.cosine(1.0, steps=5, warmup=6), ValueError, "warmup: expected at most as many .* 5, got 6"),
+        (lambda: optim.l2_penalty([p], -1.0), ValueError, "l2_penalty: factor: expected a number of at least 0"),
+        (lambda: optim.l2_penalty([p], 1.0, grads=[]), ValueError, "l2_penalty: grads: expected 1, one for each"),
+        (lambda: optim.l2_penalty([["a"]], 1.0), TypeError, "l2_penalty: params: expected "),
     ]
     for call, error, message in cases:
         with pytest.raises(error, match=message):
