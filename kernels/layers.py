@@ -674,7 +674,10 @@ class Sequential(Layer):
         """Compute the result of the last layer."""
         self.forget()  # so that no layer holds what another one is about to compute anew
         for layer, activates, takes_x in zip(self.layers, self._activates, self._takes_x, strict=True):
-            x = layer.unprotected(x, in_place=takes_x) if activates else layer.forward(x)
+            if activates and isinstance(layer, _Activation):
+                x = layer.unprotected(x, in_place=takes_x)
+            else:
+                x = layer.forward(x)
         return _lent(x) if self.layers and self._activates[-1] else x
 
     def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
@@ -684,7 +687,7 @@ class Sequential(Layer):
             layer = self.layers[position]
             if position == self._first and not needs_dx and isinstance(layer, (Affine, Sequential)):
                 layer.backward(dy, use_jacobian=use_jacobian, needs_dx=False)
-            elif self._takes_dy[position]:
+            elif self._takes_dy[position] and isinstance(layer, _Activation):
                 dy = layer.backward(dy, use_jacobian=use_jacobian, in_place=True)
             else:
                 dy = layer.backward(dy, use_jacobian=use_jacobian)
