@@ -24,6 +24,7 @@ from tqdm import tqdm
 from plugrad import backends
 from plugrad import kernels as K
 from plugrad.bench.memory import watched
+from plugrad.kernels import optim
 
 CONTEXT, EMBEDDING, HIDDEN, BATCH, RATE = 3, 64, 128, 1024, 2e-3
 LOGITS = 4096  # rows, where memory is measured
@@ -57,23 +58,6 @@ def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return windows[:, :CONTEXT], windows[:, CONTEXT], vocabulary
 
 
-class Adam:
-    """Kingma and Ba, "Adam: a method for stochastic optimization", 2015."""
-
-    def __init__(self, parameters: list) -> None:
-        self.parameters, self.steps = parameters, 0
-        self.moments = [(0 * parameter, 0 * parameter) for parameter in parameters]
-
-    def update(self, gradients: list) -> None:
-        """Change the parameters in place."""
-        self.steps += 1
-        rate = RATE * (1 - 0.999**self.steps) ** 0.5 / (1 - 0.9**self.steps)
-        for parameter, gradient, (mean, square) in zip(self.parameters, gradients, self.moments, strict=True):
-            mean += 0.1 * (gradient - mean)
-            square += 0.001 * (gradient * gradient - square)
-            parameter -= rate * mean / (square**0.5 + 1e-8)
-
-
 def main(steps: int, seed: int) -> None:
     """Train, and tell the perplexity as it falls."""
     rng = np.random.default_rng(seed)
@@ -90,7 +74,9 @@ def main(steps: int, seed: int) -> None:
     w1 = backends.asarray(weights(CONTEXT * EMBEDDING, HIDDEN, (2 / (CONTEXT * EMBEDDING)) ** 0.5))
     w2 = backends.asarray(weights(HIDDEN, classes, 0.01))
     b1, b2 = (backends.asarray(np.zeros(size, np.float32)) for size in (HIDDEN, classes))
-    optimizer = Adam([table, w1, b1, w2, b2])
+    optimizer = optim.Adam([w1, b1, w2, b2], RATE)
+    with backends.use("numpy"):
+        embedding_optimizer = optim.Adam([table], RATE)
     workspace = K.Workspace(WORKSPACE)
 
     def hidden(rows):
@@ -104,7 +90,9 @@ def main(steps: int, seed: int) -> None:
         dx, dw1, db1 = K.affine_backward(K.relu_backward(dh, h), x, w1)
         dtable = np.zeros_like(table)
         np.add.at(dtable, before[rows], backends.to_numpy(dx).reshape(len(rows), CONTEXT, EMBEDDING))
-        optimizer.update([dtable, dw1, db1, dw2, db2])
+        optimizer.step([dw1, db1, dw2, db2])
+        with backends.use("numpy"):
+            embedding_optimizer.step([dtable])
         return loss
 
     def perplexity(rows):
