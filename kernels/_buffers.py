@@ -29,6 +29,10 @@ class Buffers:
     def __init__(self) -> None:
         self._kept: list[Array] = []
 
+    def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
+        """A copy, and what is read from a pickle, begins without memory."""
+        return Buffers, ()
+
     def take(self, backend: Backend, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A C-contiguous array whose values are yet undefined; a smaller one lies in the memory of a larger one."""
         if backend.arrays != "numpy":  # CuPy and its like use memory again by themselves

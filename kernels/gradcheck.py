@@ -32,7 +32,8 @@ Floats = npt.NDArray[np.float64]
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 SHOWN = 10  # wrong entries in a table
-ULP = 4  # how far a result may be off
+ULP = 4  # how far a result of the function may be off
+MOST_ROUNDING = 0.01  # how much of a difference that may be: more would hide errors
 
 
 def gradient(f: Callable[[Any], Any], x: Any, *, step: float | None = None) -> Any:
@@ -223,6 +224,8 @@ class Gradient:
         The largest relative error of these, less those at kinks.
     tolerance : float
         The error allowed.
+    rounding : float
+        How much of the largest difference may come from rounding the function's results.
     wrong, kinks : tuple of Entry
         The entries with larger errors, the worst first; those where the function has a kink and the entry lies between
         its two slopes.
@@ -233,15 +236,17 @@ class Gradient:
     checked: int
     largest: float
     tolerance: float
+    rounding: float
     wrong: tuple[Entry, ...]
     kinks: tuple[Entry, ...]
 
     def __str__(self) -> str:
         size = int(np.prod(self.shape, dtype=np.int64))
         of = f"{self.checked} entries" if self.checked == size else f"{self.checked} of {size} entries, drawn at random"
+        more = ", and rounding" if self.largest > self.tolerance and not self.wrong else ""
         lines = [
             f"  {self.name} {self.shape}: {of}, {len(self.wrong)} wrong, largest error {self.largest:.2g} "
-            f"(allowed: {self.tolerance:.0e})"
+            f"(allowed: {self.tolerance:.0e}{more})"
         ]
         if self.wrong or self.kinks:
             lines.append(f"{'index':>12} {'analytic':>16} {'numeric':>16} {'error':>12}")
@@ -249,6 +254,10 @@ class Gradient:
         if len(self.wrong) > SHOWN:
             lines.append(f"{'...':>12} and {len(self.wrong) - SHOWN} more")
         lines += map(str, self.kinks[:SHOWN])
+        if self.wrong and self.rounding > self.tolerance:
+            lines.append(
+                f"  rounding may make up {self.rounding:.0%} of a difference here: a larger step may tell more"
+            )
         return "\n".join(lines)
 
 
@@ -340,13 +349,19 @@ def check(
              [1]                2  ...
     """
     rng = np.random.default_rng(seed)
+    is_kernel = getattr(KERNELS.get(getattr(target, "__name__", "")), "function", None) is target
+    if gradients is not None and (is_kernel or isinstance(target, Layer)):
+        raise TypeError("check: gradients: expected none for a kernel or a layer, whose own backward is checked")
+    if loss is not None and not (isinstance(target, Layer) and isinstance(loss, Loss)):
+        kind = type(loss).__qualname__
+        raise TypeError(f"check: loss: expected a layer such as SoftmaxWithLoss(), at the end of a network, got {kind}")
     if isinstance(target, Layer):
         about, problems = repr(target), _of_layer(target, inputs, loss, rng)
-    elif KERNELS.get(name := getattr(target, "__name__", "function")) and KERNELS[name].function is target:
-        about, problems = name, _of_kernel(KERNELS[name], inputs, options, rng)
+    elif is_kernel:
+        about, problems = target.__name__, _of_kernel(KERNELS[target.__name__], inputs, options, rng)
         options = {}
     else:
-        about, problems = name, _of_function(target, inputs, gradients)
+        about, problems = getattr(target, "__name__", "function"), _of_function(target, inputs, gradients)
     if options:
         raise TypeError(f"check: unknown options for {about}: {', '.join(options)}")
     return Report(about, tuple(_compared(problem, step, tolerance, entries, rng) for problem in problems))
@@ -371,6 +386,10 @@ def _of_kernel(
 ) -> Iterator[_Problem]:
     if len(inputs) > len(kernel.arguments):
         raise TypeError(f"check: {kernel.name}: expected {', '.join(kernel.arguments)}; got {len(inputs)} arguments")
+    if not kernel.backward and f"d{kernel.arguments[0]}" not in kernel.results:
+        other = f"{kernel.name}_value_and_grad"
+        hint = other if other in KERNELS else "its forward kernel"
+        raise TypeError(f"check: {kernel.name}: expected a kernel that has a gradient; check {hint}")
     given = dict(zip(kernel.arguments, inputs, strict=False))
     known = {**given, **dict(zip(kernel.results, _tuple(kernel.function(*inputs, **options)), strict=True))}
     first = kernel.results[0]
@@ -383,8 +402,6 @@ def _of_kernel(
         saved = (known[name] for name in backward.arguments[1:])
         known |= zip(backward.results, _tuple(backward.function(upstream, *saved, **options)), strict=True)
         weights = np.asarray(backends.to_numpy(upstream)).astype(FLOAT64)
-    elif f"d{kernel.arguments[0]}" not in kernel.results:
-        raise TypeError(f"check: {kernel.name}: expected a kernel that has a gradient; check its forward kernel")
     doubles = {name: x if name == "t" or x is None else _on_backend(_doubles(name, x), x) for name, x in given.items()}
     for name, x in given.items():
         if name != "t" and x is not None and f"d{name}" in known:
@@ -403,7 +420,7 @@ def _weighed(
 def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.random.Generator) -> Iterator[_Problem]:
     if len(inputs) != 1 + (loss is not None or isinstance(layer, Loss)):
         raise TypeError(
-            f"check: {layer!r}: expected inputs, and labels if there is a loss; got {len(inputs)} arguments"
+            f"check: {layer!r}: expected inputs, and labels with a loss (loss=...); got {len(inputs)} arguments"
         )
     x, *labels = inputs
     double, layer, loss = (
@@ -415,10 +432,10 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
         layer.forward(x, *labels)
         yield _Problem("dx", x, layer.backward(), lambda v: double.forward(_on_backend(v, x), *labels))
         return
-    y = layer.forward(x)
+    y = layer.forward(copy.deepcopy(x))
     if loss is None:
         weights = rng.normal(size=y.shape).astype(np.asarray(backends.to_numpy(y)).dtype)
-        dx = layer.backward(_on_backend(weights, y))
+        dx = layer.backward(_on_backend(weights.copy(), y))
 
         def end(y: Any) -> Any:
             return (weights.astype(FLOAT64) * backends.to_numpy(y)).sum()
@@ -426,12 +443,12 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
         loss.forward(y, *labels)
         dx, end = layer.backward(loss.backward()), partial(_loss_of, loss, labels)
     yield _Problem("dx", x, dx, lambda v: end(double.forward(_on_backend(v, x))))
-    first = _on_backend(_doubles("x", x), x)
+    first = _doubles("x", x)
     for (name, parameter), analytic, twin in zip(layer.named_params(), layer.grads, double.params, strict=True):
 
         def nudged(v: Floats, twin: Any = twin) -> Any:
             twin[...] = _on_backend(v, twin)
-            return end(double.forward(first))
+            return end(double.forward(_on_backend(first.copy(), x)))
 
         yield _Problem(f"d{name}", parameter, analytic, nudged)
         twin[...] = _on_backend(_doubles(name, parameter), twin)
@@ -488,6 +505,11 @@ def _compared(
     y = _result(problem.f, x)
     if y.size != 1:
         raise ValueError(f"check: {problem.name}: expected a function with one number for its result, got {y.shape}")
+    if not np.array_equal(y, again := _result(problem.f, x), equal_nan=True):
+        raise ValueError(
+            f"check: {problem.name}: expected the same result for the same argument, got {y.item()} and "
+            f"{again.item()}; let what draws random numbers begin anew each time"
+        )
     flat = analytic.reshape(-1)[chosen]
     slopes = [_Slopes(problem.f, x, int(i), step, y) for i in chosen]
     numeric = np.array([float(slope.central.item()) for slope in slopes])
@@ -504,7 +526,8 @@ def _compared(
             largest = max(largest, error) if error == error else np.nan
             wrong.append(entry)
     wrong.sort(key=lambda entry: -entry.error if entry.error == entry.error else -np.inf)
-    return Gradient(problem.name, x.shape, len(chosen), largest, tolerance, tuple(wrong), tuple(kinks))
+    rounding = max((slope.rounding for slope in slopes), default=0.0) / (scale / math.sqrt(tolerance) or 1.0)
+    return Gradient(problem.name, x.shape, len(chosen), largest, tolerance, rounding, tuple(wrong), tuple(kinks))
 
 
 def _nearest(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float, bool]:
@@ -519,7 +542,8 @@ def _nearest(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tup
 def _error(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float, bool]:
     n = float(slopes.central.item())
     difference, size = abs(a - n) if a != n else 0.0, max(abs(a), abs(n), scale)  # infinity less itself is NaN
-    passes = math.isfinite(difference) and difference <= tolerance * size + slopes.rounding
+    allowed = tolerance * size + min(slopes.rounding, MOST_ROUNDING * size)
+    passes = math.isfinite(difference) and difference <= allowed
     return n, difference / size if difference else 0.0, passes
 
 
@@ -560,10 +584,14 @@ class _Slopes:
         return _Slopes(self._f, self._x, self._entry, self._step / self.CLOSER, self._y)
 
     def kink(self) -> tuple[float, float] | None:
-        """The slopes to the left and to the right, if they do not approach each other with a smaller step."""
-        (left, right), closer = self.sides(), self.closer().sides()
+        """The slopes to the left and to the right, if with a smaller step they stay what they are, and differ.
+
+        Where a function is smooth they approach each other; where it jumps, or is noisy, they grow.
+        """
+        sides, closer = self.sides(), self.closer().sides()
         jump = abs(closer[1] - closer[0])
-        return closer if jump > 0.5 * abs(right - left) and jump > 2 * self.CLOSER * self.rounding else None
+        stay = all(abs(a - b) <= 0.1 * jump for a, b in zip(sides, closer, strict=True))
+        return closer if stay and jump > 2 * self.CLOSER * self.rounding else None
 
 
 def _epsilon(y: npt.NDArray[Any]) -> float:

@@ -8,8 +8,11 @@ GPU, where there is no such thing, they are copies). A layer is for one thread a
 """
 
 import copy
+import errno
+import importlib
 import math
 import os
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +24,7 @@ from plugrad import backends
 from plugrad.backends.options import COMPUTE, FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import GRADIENTS, affine, affine_backward, biases
-from plugrad.kernels._arguments import Array, floating, promoted
+from plugrad.kernels._arguments import REDUCTIONS, Array, floating, promoted
 from plugrad.kernels._buffers import Buffers
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._relu import relu, relu_backward
@@ -49,17 +52,36 @@ SCHEMES = ("he", "xavier")
 class Layer(ABC):
     """What all layers have in common. A layer of your own is a class derived from it.
 
+    ``forward`` keeps what ``backward`` needs (`keep`, `saved`), and neither writes to what it is given. If there are
+    parameters, `names` says which attributes hold them, and for each there is an array for its gradient from the
+    beginning, such as ``dw`` for ``w``, which ``backward`` writes over. A layer made of layers is a class derived from
+    `Sequential`, or hands on their `params`, `grads` and `named_params`. A layer that is not to be checked by Jacobians
+    need not take ``use_jacobian``.
+
     Attributes
     ----------
     names : tuple of str
-        The attributes that hold the parameters; those that hold their gradients have a "d" before the name.
+        The attributes that hold the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import gradcheck, layers
+    >>> class Tanh(layers.Layer):
+    ...     def forward(self, x):
+    ...         return self.keep(np.tanh(x))
+    ...
+    ...     def backward(self, dy):
+    ...         return dy * (1 - self.saved() ** 2)
+    >>> bool(gradcheck.check(Tanh(), [[0.5, -1.0]]))
+    True
     """
 
     names: tuple[str, ...] = ()
+    _saved: Any = None
 
-    def __init__(self) -> None:
-        self._saved: Any = None  # by forward, for backward
-        self._results, self._gradients = Buffers(), Buffers()
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     @abstractmethod
     def forward(self, x: Any) -> Array:
@@ -86,6 +108,11 @@ class Layer(ABC):
         """Let go of what `forward` has kept."""
         self._saved = None
 
+    def keep(self, value: Any) -> Any:
+        """Keep something for `backward`; it is returned as well."""
+        self._saved = value
+        return value
+
     def saved(self) -> Any:
         """What `forward` has kept; an error tells if it was not called."""
         if self._saved is None:
@@ -94,8 +121,10 @@ class Layer(ABC):
 
     def astype(self, dtype: Any) -> Self:
         """A layer of its own that has these parameters in another dtype."""
-        other = copy.copy(self)
-        Layer.__init__(other)
+        if not is_supported(np.dtype(dtype)):
+            raise TypeError(f"{type(self).__name__}.astype: dtype: expected a floating dtype, got {np.dtype(dtype)}")
+        other = copy.deepcopy(self)
+        other.forget()
         for name, parameter in zip(self.names, self.params, strict=True):
             setattr(other, name, parameter.astype(dtype))
             setattr(other, f"d{name}", _zeros(getattr(other, name)))
@@ -123,6 +152,9 @@ class Layer(ABC):
             Nothing is changed then.
         """
         name = type(self).__name__
+        if not isinstance(state, Mapping):
+            kind = type(state).__qualname__
+            raise TypeError(f"{name}.load_state_dict: state: expected a dictionary, as state_dict returns, got {kind}")
         params = dict(self.named_params())
         if missing := params.keys() - state.keys():
             raise ValueError(f"{name}.load_state_dict: missing: {', '.join(sorted(missing))}")
@@ -151,10 +183,9 @@ class Layer(ABC):
 
         A file appears whole or not at all. NumPy's format does not know bfloat16, which is stored as float32.
         """
-        state = self.state_dict()
-        target = Path(path)
-        if target.suffix not in (".npz", ".safetensors"):
-            raise ValueError(f"{type(self).__name__}.save: path: expected a name in .npz or .safetensors, got {path}")
+        state, target = self.state_dict(), self._path("save", path)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             if target.suffix == ".npz":
@@ -162,9 +193,7 @@ class Layer(ABC):
                 with part.open("wb") as file:
                     np.savez(file, allow_pickle=False, **plain)
             else:
-                from safetensors.numpy import save_file
-
-                save_file(state, part)
+                _safetensors().save_file(state, part)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -177,19 +206,51 @@ class Layer(ABC):
         ValueError
             As for `load_state_dict`, and if the file is not of its kind.
         """
-        source = Path(path)
-        if source.suffix == ".npz":
-            with np.load(source, allow_pickle=False) as file:
-                self.load_state_dict({key: file[key] for key in file.files})
-        elif source.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+        source = self._path("load", path)
+        read = _read_npz if source.suffix == ".npz" else _safetensors().load_file
+        source.stat()  # an error that tells if there is none
+        try:
+            state = read(source)
+        except Exception as error:  # safetensors has an exception of its own
+            raise ValueError(
+                f"{type(self).__name__}.load: {path}: cannot be read as {source.suffix}: {error}"
+            ) from error
+        self.load_state_dict(state)
 
-            self.load_state_dict(load_file(source))
-        else:
-            raise ValueError(f"{type(self).__name__}.load: path: expected a name in .npz or .safetensors, got {path}")
+    def _path(self, method: str, path: str | os.PathLike[str]) -> Path:
+        """The path of a file for parameters."""
+        file = Path(path)
+        if file.suffix not in (".npz", ".safetensors"):
+            kind = type(self).__name__
+            raise ValueError(f"{kind}.{method}: path: expected a name in .npz or .safetensors, got {path}")
+        return file
 
 
-class Affine(Layer):
+def _read_npz(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is none")
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.numpy")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "files in .safetensors need the package of that name; install it with: python -m pip install safetensors, "
+            "or take a name in .npz"
+        ) from error
+
+
+class _Computing(Layer):
+    """A layer of this module, with the memory that it computes in."""
+
+    def __init__(self) -> None:
+        self._results, self._gradients = Buffers(), Buffers()
+
+
+class Affine(_Computing):
     """Affine layer, ``y = x w + b``; `MatMul` if there is no bias.
 
     Parameters
@@ -261,8 +322,10 @@ class Affine(Layer):
         Affine(784, 128)
         """
         for name, size in (("inputs", inputs), ("outputs", outputs)):
-            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{cls.__name__}.init: {name}: expected a positive integer, got {size!r}")
+            if isinstance(size, bool) or not isinstance(size, int | np.integer):
+                raise TypeError(f"{cls.__name__}.init: {name}: expected a positive integer, got {size!r}")
+            if size < 1:
+                raise ValueError(f"{cls.__name__}.init: {name}: expected a positive integer, got {size}")
         if scheme not in SCHEMES:
             raise ValueError(f"{cls.__name__}.init: scheme: expected one of {', '.join(SCHEMES)}; got {scheme!r}")
         if not is_supported(np.dtype(dtype)):
@@ -340,7 +403,7 @@ class MatMul(Affine):
         return cls(w)
 
 
-class _Activation(Layer):
+class _Activation(_Computing):
     """A layer without parameters, whose backward pass needs its result."""
 
     _kernel: Callable[..., Array]
@@ -439,7 +502,7 @@ class Softmax(_Activation):
         self.axis = axis
 
 
-class Loss(Layer):
+class Loss(_Computing):
     """A layer at the end, which also takes labels.
 
     Parameters
@@ -466,6 +529,9 @@ class Loss(Layer):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
+        if reduction not in REDUCTIONS:
+            expected = ", ".join(REDUCTIONS)
+            raise ValueError(f"{type(self).__name__}: reduction: expected one of {expected}; got {reduction!r}")
         self.options: dict[str, Any] = {
             "axis": axis,
             "weight": weight,
@@ -612,7 +678,6 @@ class Sequential(Layer):
     """
 
     def __init__(self, *layers: Layer) -> None:
-        super().__init__()
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(f"Sequential: layer {position}: expected a Layer, got {type(layer).__qualname__}")
@@ -622,15 +687,17 @@ class Sequential(Layer):
                 )
             if any(layer is other for other in layers[:position]):
                 raise ValueError(f"Sequential: layer {position}: expected each layer once, got {layer!r} twice")
+        self._arrange(layers)
+
+    def _arrange(self, layers: tuple[Layer, ...]) -> None:
         self.layers = layers
         # Between a product and an activation, layers of this module, nobody else needs what goes to and fro: the result
         # of the activation, and its gradient, take the place of what they come from.
         before = [False, *(type(layer) in (Affine, MatMul) for layer in layers)]
         self._activates = [type(layer) in (Relu, Sigmoid, Softmax) for layer in layers]
         self._takes_x = [activates and product for activates, product in zip(self._activates, before, strict=False)]
-        self._takes_dy = [
-            activates and product for activates, product in zip(self._activates, [*before[2:], False], strict=True)
-        ]
+        behind = [*before[2:], False]
+        self._takes_dy = [activates and product for activates, product in zip(self._activates, behind, strict=False)]
         self._first = next((i for i, layer in enumerate(layers) if layer.params), len(layers))  # that has parameters
 
     def __repr__(self) -> str:
@@ -668,7 +735,9 @@ class Sequential(Layer):
 
     def astype(self, dtype: Any) -> Self:
         """A network of its own that has these parameters in another dtype."""
-        return type(self)(*(layer.astype(dtype) for layer in self.layers))
+        other = copy.copy(self)
+        other._arrange(tuple(layer.astype(dtype) for layer in self.layers))
+        return other
 
     def forward(self, x: Any) -> Array:
         """Compute the result of the last layer."""
@@ -682,15 +751,15 @@ class Sequential(Layer):
 
     def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients; None is returned, and the work saved, if that of the inputs is not needed."""
-        last = 0 if needs_dx else self._first
+        last, given = 0 if needs_dx else self._first, {"use_jacobian": True} if use_jacobian else {}
         for position in range(len(self.layers) - 1, last - 1, -1):
             layer = self.layers[position]
             if position == self._first and not needs_dx and isinstance(layer, (Affine, Sequential)):
-                layer.backward(dy, use_jacobian=use_jacobian, needs_dx=False)
+                layer.backward(dy, needs_dx=False, **given)
             elif self._takes_dy[position] and isinstance(layer, _Activation):
-                dy = layer.backward(dy, use_jacobian=use_jacobian, in_place=True)
+                dy = layer.backward(dy, in_place=True, **given)
             else:
-                dy = layer.backward(dy, use_jacobian=use_jacobian)
+                dy = layer.backward(dy, **given)
         return dy if needs_dx else None
 
 

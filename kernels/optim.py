@@ -49,9 +49,12 @@ class Optimizer(ABC):
                 raise ValueError(
                     f"{name}: params: {position}: expected an array that can be written, got a read-only one"
                 )
-        self.lr = lr
+        self.lr = lr if callable(lr) else _at_least_0(name, "lr", lr)
         self.weight_decay = _at_least_0(name, "weight_decay", weight_decay)
         self.steps = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.params)} parameters, lr={self.lr}, {self.steps} steps done)"
 
     def step(self, grads: Iterable[Array]) -> None:
         """Update the parameters, given the gradient for each.

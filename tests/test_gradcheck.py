@@ -215,6 +215,66 @@ def test_kinks_are_told_and_anything_between_the_slopes_will_do() -> None:
     assert check(K.relu, [0.0, 1.0, -1.0])
 
 
+@pytest.mark.parametrize(
+    ("f", "x", "dx"),
+    [
+        (lambda x: np.floor(x).sum(), 2.0, 5.0),
+        (lambda x: np.where(x > 2, 10.0, 0.0).sum(), 2.0, 1e5),
+        (lambda x: np.sin(1e7 * x).sum(), 1.0, 12.0),
+        (lambda x: (1e-3 * np.sin(1e9 * x) + x).sum(), 1.0, 40.0),
+    ],
+)
+def test_what_jumps_or_is_rough_has_no_kink(f: Any, x: float, dx: float) -> None:
+    report = check(f, np.array([x]), gradients=np.array([dx]))
+    assert not report, report
+    assert not report.gradients[0].kinks
+
+
+def test_a_function_that_draws_random_numbers_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(
+        ValueError, match=r"check: dw: expected the same result for the same argument, got .*begin anew"
+    ):
+        check(lambda w: (w**2).sum() + 1e-3 * rng.normal(), [1.0, 2.0], gradients=[[50.0, -70.0]])
+
+
+def test_rounding_is_allowed_for_but_hides_no_error() -> None:
+    x, t = RNG.normal(size=(20_000, 4)), np.arange(20_000) % 4
+    report = check(K.softmax_cross_entropy_value_and_grad, x, t, entries=50)
+    assert report, report
+    assert "(allowed: 1e-06, and rounding)" in str(report)
+    w = np.array([1.0, 2.0])
+    for constant in (1e6, 1e10):
+        report = check(lambda w, c=constant: (w**2).sum() + c, w, gradients=np.array([2.0, 4.5]))
+        assert [entry.index for entry in report.gradients[0].wrong][-1:] == [(1,)] or len(
+            report.gradients[0].wrong
+        ) == 2
+    assert "of a difference here: a larger step may tell more" in str(report)
+    assert check(lambda w: (w**2).sum() + 1e10, w, gradients=np.array([2.0, 4.0]), step=100.0)
+
+
+def test_layers_that_write_to_what_they_are_given_are_not_taken_in() -> None:
+    class Nothing(layers.Sigmoid):
+        def backward(self, dy: Any, *, use_jacobian: bool = False) -> Any:
+            dy *= 0
+            return dy
+
+    class Careless(layers.Layer):
+        def forward(self, x: Any) -> Any:
+            x += 1
+            return x
+
+        def backward(self, dy: Any) -> Any:  # type: ignore[override]
+            dy *= 1
+            return dy
+
+    x = RNG.normal(size=(4, 3))
+    before = x.copy()
+    assert not check(Nothing(), x)
+    assert check(Careless(), x)
+    assert (x == before).all()
+
+
 def test_a_steep_function_has_no_kink() -> None:
     report = check(lambda x: np.exp(12 * x).sum(), np.array([1.0]), gradients=np.array([12 * np.exp(12.0)]))
     assert report, report
@@ -265,6 +325,12 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     ),
     (lambda: check(K.relu, 1.0, 2.0), TypeError, "check: relu: expected x; got 2 arguments"),
     (lambda: check(layers.Relu(), [1.0], axis=0), TypeError, r"check: unknown options for Relu\(\): axis"),
+    (lambda: check(K.softmax, [1.0], gradients=[[7.0]]), TypeError, "check: gradients: expected none for a kernel or"),
+    (lambda: check(layers.Relu(), [1.0], gradients=[[7.0]]), TypeError, "check: gradients: expected none for a kernel"),
+    (lambda: check(layers.Relu(), [1.0], [0], loss=K.softmax), TypeError, "check: loss: expected a layer such as Soft"),
+    (lambda: check(np.sin, 1.0, loss=layers.SoftmaxWithLoss()), TypeError, "check: loss: expected a layer such as Sof"),
+    (lambda: check(K.linear_cross_entropy, 1, 2, 3, 4), TypeError, "check linear_cross_entropy_value_and_grad"),
+    (lambda: check(layers.Relu(), [1.0], [0]), TypeError, r"expected inputs, and labels with a loss \(loss=...\)"),
     (lambda: check(layers.Relu()), TypeError, r"check: Relu\(\): expected inputs"),
 ]
 

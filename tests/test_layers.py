@@ -1,5 +1,8 @@
 """Layers: their gradients, what they keep and give away, and how they are stored."""
 
+import copy
+import pickle
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -390,8 +393,26 @@ def test_what_cannot_be_loaded_is_told_and_changes_nothing(tmp_path: Path) -> No
     evil = tmp_path / "evil.npz"
     with evil.open("wb") as file:
         np.savez(file, **{key: np.array([object()]) for key in before})  # pickled by NumPy
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(
+        ValueError, match=r"Sequential.load: .*evil.npz: cannot be read as .npz: Object arrays cannot be"
+    ):
         net.load(evil)
+    for suffix in (".npz", ".safetensors"):
+        text = tmp_path / f"text{suffix}"
+        text.write_text("no parameters")
+        with pytest.raises(ValueError, match=f"Sequential.load: .*text{suffix}: cannot be read as {suffix}: "):
+            net.load(text)
+        with pytest.raises(FileNotFoundError, match=f"none{suffix}"):
+            net.load(tmp_path / f"none{suffix}")
+        with pytest.raises(FileNotFoundError, match="there is no such folder: .*nowhere'"):
+            net.save(tmp_path / "nowhere" / f"net{suffix}")
+
+
+def test_without_safetensors_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for call in (network().save, network().load):
+        with pytest.raises(ModuleNotFoundError, match="install it with: python -m pip install safetensors"):
+            call(tmp_path / "net.safetensors")
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +457,18 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (lambda: layers.MatMul(np.ones((2, 3), complex)), TypeError, "MatMul: w: expected .* got dtype complex128"),
     (lambda: layers.Affine.init(2, 3, scheme="best"), ValueError, "scheme: expected one of he, xavier; got 'best'"),
     (lambda: layers.Affine.init(0, 3), ValueError, "inputs: expected a positive integer, got 0"),
-    (lambda: layers.MatMul.init(2, 3.5), ValueError, "MatMul.init: outputs: expected a positive integer, got 3.5"),
+    (lambda: layers.MatMul.init(2, 3.5), TypeError, "MatMul.init: outputs: expected a positive integer, got 3.5"),
+    (
+        lambda: layers.Affine.init(2, 3).astype(int),
+        TypeError,
+        "Affine.astype: dtype: expected a floating dtype, got int",
+    ),
+    (lambda: layers.SoftmaxWithLoss(reduction="avg"), ValueError, "SoftmaxWithLoss: reduction: expected one of mean, "),
+    (
+        lambda: layers.Affine.init(2, 3).load_state_dict(layers.Affine.init(2, 3).params),
+        TypeError,
+        "Affine.load_state_dict: state: expected a dictionary, as state_dict returns, got tuple",
+    ),
     (lambda: layers.Affine.init(2, 3, dtype=int), TypeError, "dtype: expected a floating dtype, got int64"),
     (
         lambda: layers.Affine.init(2, 3).forward(np.ones((4, 3))),
@@ -476,6 +508,78 @@ def _after_forward(layer: Any) -> Any:
 def test_mistakes(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+class Tanh(layers.Layer):
+    """As somebody would write it who has read the docstring."""
+
+    def forward(self, x: Any) -> Any:
+        return self.keep(np.tanh(x))
+
+    def backward(self, dy: Any) -> Any:  # type: ignore[override]
+        return dy * (1 - self.saved() ** 2)
+
+
+class Scale(layers.Layer):
+    names = ("g",)
+
+    def __init__(self, size: int) -> None:
+        self.g, self.dg = np.ones(size), np.zeros(size)
+
+    def forward(self, x: Any) -> Any:
+        return self.keep(x) * self.g
+
+    def backward(self, dy: Any) -> Any:  # type: ignore[override]
+        self.dg[...] = (dy * self.saved()).sum(axis=0)
+        return dy * self.g
+
+
+class Perceptron(layers.Sequential):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            layers.Affine.init(inputs, 6, rng=0, dtype=np.float64),
+            Tanh(),
+            Scale(6),
+            layers.Relu(),
+            layers.Sigmoid(),
+            layers.Affine.init(6, outputs, rng=1, dtype=np.float64),
+        )
+
+
+def test_layers_of_your_own() -> None:
+    net = Perceptron(4, 3)
+    report = check(net, RNG.normal(size=(5, 4)), [0, 1, 2, 0, 1], loss=layers.SoftmaxWithLoss())
+    assert report, report
+    assert [found.name for found in report.gradients] == ["dx", "d0.w", "d0.b", "d2.g", "d5.w", "d5.b"]
+    net.forward(RNG.normal(size=(5, 4)))
+    assert net.backward(np.ones((5, 3)), needs_dx=False) is None
+    assert isinstance(net.astype(np.float32), Perceptron)
+    assert repr(Tanh()) == "Tanh()"
+    with pytest.raises(RuntimeError, match="Tanh: backward: call forward first"):
+        Tanh().backward(1.0)
+
+
+def test_a_network_without_layers_changes_nothing() -> None:
+    net = layers.Sequential()
+    assert net.forward(LOGITS) is LOGITS
+    assert net.backward(SOFT) is SOFT
+    assert net.backward(SOFT, needs_dx=False) is None
+    assert net.params == net.grads == ()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_copies_are_networks_of_their_own(copied: Any) -> None:
+    net, x = network(), RNG.normal(size=(3, 4))
+    y = net.forward(x)
+    other = copied(net)
+    before = y.copy()
+    dx = net.backward(SOFT).copy()
+    assert (other.backward(SOFT) == dx).all(), "it has kept what backward needs"
+    for parameter in other.params:
+        parameter += 1
+    assert not np.allclose(other.forward(x), before)
+    assert (net.forward(x) == before).all()
+    assert (net.backward(SOFT) == dx).all()
 
 
 def test_they_say_what_they_are() -> None:
