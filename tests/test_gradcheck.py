@@ -246,9 +246,7 @@ def test_rounding_is_allowed_for_but_hides_no_error() -> None:
     w = np.array([1.0, 2.0])
     for constant in (1e6, 1e10):
         report = check(lambda w, c=constant: (w**2).sum() + c, w, gradients=np.array([2.0, 4.5]))
-        assert [entry.index for entry in report.gradients[0].wrong][-1:] == [(1,)] or len(
-            report.gradients[0].wrong
-        ) == 2
+        assert (1,) in [entry.index for entry in report.gradients[0].wrong]
     assert "of a difference here: a larger step may tell more" in str(report)
     assert check(lambda w: (w**2).sum() + 1e10, w, gradients=np.array([2.0, 4.0]), step=100.0)
 
