@@ -120,8 +120,9 @@ def draw(path, losses, accuracies, images, labels, predicted) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(10, 6), layout="constrained")
-    curves, gallery = figure.subfigures(2, 1, height_ratios=[2, 1.1])
+    figure = plt.figure(figsize=(10, 5.2), layout="constrained")
+    curves, gallery = figure.subfigures(2, 1, height_ratios=[2.6, 1])
+    gallery.suptitle("Predictions, the wrong ones first", fontsize=11)
     left, right = curves.subplots(1, 2)
     epochs = range(1, len(losses) + 1)
     left.plot(epochs, losses, marker="o", markersize=3, color="#c44e52")
