@@ -6,6 +6,7 @@ what was expected and what came, and what to do. Each has a short way through fo
 already, because on small arrays the checks are most of what a call costs.
 """
 
+import functools
 import operator
 from collections.abc import Sequence
 from numbers import Real
@@ -176,7 +177,7 @@ def given_results(kernel: str, out: Any, names: tuple[str, ...], lone: str | Non
         return out
     if lone is None or isinstance(out, list):
         raise TypeError(f"{kernel}: out: expected a tuple ({', '.join(names)}), got {type(out).__qualname__}")
-    return tuple(out if name == lone else None for name in names)
+    return tuple([out if name == lone else None for name in names])
 
 
 def given_back(array: Array, out: Any) -> Array:
@@ -204,15 +205,26 @@ def loss_options(
     index = axis_index(kernel, axis, x.ndim)
     if not x.size:
         some_classes(kernel, name, x, index)
-    if weight is not None:
-        weight = floating(kernel, "weight", weight, backend)
-        if weight.shape != (x.shape[index],):
-            raise ValueError(
-                f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
-            )
-        if weight.dtype != COMPUTE[x.dtype]:
-            with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
-                weight = weight.astype(COMPUTE[x.dtype])
+    try:
+        options = _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
+    except TypeError:  # of the checks, or because something cannot be hashed: then they tell what is wrong with it
+        options = _checked_options.__wrapped__(kernel, index, ignore_index, label_smoothing, reduction)
+    if weight is None:
+        return options
+    weight = floating(kernel, "weight", weight, backend)
+    if weight.shape != (x.shape[index],):
+        raise ValueError(
+            f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
+        )
+    if weight.dtype != COMPUTE[x.dtype]:
+        with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
+            weight = weight.astype(COMPUTE[x.dtype])
+    return options._replace(weight=weight)
+
+
+@functools.lru_cache(256, typed=True)
+def _checked_options(kernel: str, axis: int, ignore_index: Any, label_smoothing: Any, reduction: Any) -> LossOptions:
+    """The options of a loss, but for the weights, checked once for all calls that have the same."""
     if ignore_index is not None:
         ignore_index = integer(kernel, "ignore_index", ignore_index, "an integer or None")
     if type(label_smoothing) is not float or label_smoothing != 0.0:
@@ -229,7 +241,7 @@ def loss_options(
         raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    return LossOptions(kernel, index, weight, ignore_index, label_smoothing, reduction)
+    return LossOptions(kernel, axis, None, ignore_index, label_smoothing, reduction)
 
 
 def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend) -> Array:
@@ -268,6 +280,8 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
 
 def arrays_of_loss(x: Array, t: Array, dloss: Any, options: LossOptions) -> list[Array]:
     """The arrays that a loss or its gradient reads: rows and labels first, and the weights, if there are any, last."""
+    if options.weight is None and (dloss is None or isinstance(dloss, float)):
+        return [x, t]
     return [x, t, *(array for array in (dloss, options.weight) if array is not None and not isinstance(array, float))]
 
 
