@@ -52,7 +52,9 @@ class _Functions(dict[str, Callable[..., None]]):
 
     def __missing__(self, kernel: str) -> Callable[..., None]:
         backend = self._backend
-        function = getattr(backend.room, kernel, None) or updates.DEFAULTS.get(kernel)
+        function = getattr(backend.room, kernel, None)
+        if function is None and kernel not in backend.stand_ins:
+            function = updates.DEFAULTS.get(kernel)
         if function is None:
             function = self._stand_in(backend, kernel)
         self[kernel] = function
@@ -136,7 +138,7 @@ class Backend:
     def computes(self, kernel: str) -> str:
         """The name of the backend whose function computes `kernel`: its own, or that of the one that stands in."""
         self.functions[kernel]  # an error tells if there is none
-        return self.name if hasattr(self.room, kernel) else self.stand_ins[kernel]
+        return self.name if hasattr(self.room, kernel) else self.stand_ins.get(kernel, self.name)
 
     def owns(self, kind: type) -> bool:
         """Whether arrays of type `kind` are this backend's own; of NumPy's, those that add no meaning of theirs."""

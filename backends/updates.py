@@ -7,11 +7,15 @@ in, and is updated as well. These defaults take any arrays that have NumPy's ope
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from plugrad.backends.options import COMPUTE
 
 Array: TypeAlias = Any
+quietly = np.errstate(all="ignore")  # NaN and infinity are results like any other
 
 
+@quietly
 def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``.
 
@@ -25,6 +29,7 @@ def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nestero
     p[...] = p.astype(slope.dtype, copy=False) - lr * slope
 
 
+@quietly
 def adam(
     p: Array,
     g: Array,

@@ -153,11 +153,11 @@ def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[A
         raise ValueError(f"{what}: expected shape {shape}, the shape of the result, got {out.shape}")
     if not getattr(out.flags, "writeable", True):
         raise ValueError(f"{what}: expected an array that can be written, got a read-only one")
-    if not out.flags.c_contiguous and _overlaps_itself(out):
+    if not out.flags.c_contiguous and overlaps_itself(out):
         raise ValueError(f"{what}: expected an array without repeated elements, got strides {out.strides}")
 
 
-def _overlaps_itself(x: Array) -> bool:
+def overlaps_itself(x: Array) -> bool:
     """Whether two elements of `x` may have the same address: some stride lies inside the extent of the others."""
     extent = x.dtype.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):

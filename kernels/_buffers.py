@@ -54,5 +54,7 @@ class Buffers:
             free = 0  # whoever holds it has it alone from now on
         if free is not None:
             del self._kept[free]
-        self._kept.append(backend.empty(shape, dtype))
-        return self._kept[-1]
+        array = backend.empty(shape, dtype)
+        if not isinstance(array.base, np.ndarray):  # else its views would refer to that, and not to it
+            self._kept.append(array)
+        return array

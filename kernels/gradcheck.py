@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugrad import backends
-from plugrad.backends.options import COMPUTE, FLOAT64, is_supported
+from plugrad.backends.options import FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels import KERNELS, Kernel
 from plugrad.kernels.layers import Layer, Loss
@@ -224,11 +224,9 @@ class Gradient:
         The largest relative error of these, less those at kinks.
     tolerance : float
         The error allowed.
-    rounding : float
-        How much of the largest difference may come from rounding the function's results.
-    wrong, kinks : tuple of Entry
-        The entries with larger errors, the worst first; those where the function has a kink and the entry lies between
-        its two slopes.
+    wrong, unclear, kinks : tuple of Entry
+        The entries with larger errors, the worst first; those that cannot be told, since what they change in the
+        results is lost when these are rounded; those where the function has a kink and the entry is between its slopes.
     """
 
     name: str
@@ -236,27 +234,29 @@ class Gradient:
     checked: int
     largest: float
     tolerance: float
-    rounding: float
     wrong: tuple[Entry, ...]
+    unclear: tuple[Entry, ...]
     kinks: tuple[Entry, ...]
 
     def __str__(self) -> str:
         size = int(np.prod(self.shape, dtype=np.int64))
         of = f"{self.checked} entries" if self.checked == size else f"{self.checked} of {size} entries, drawn at random"
-        more = ", and rounding" if self.largest > self.tolerance and not self.wrong else ""
+        wrong = f"{len(self.wrong)} wrong" + (f", {len(self.unclear)} cannot be told" if self.unclear else "")
+        more = ", and rounding" if self.largest > self.tolerance and not self.wrong + self.unclear else ""
         lines = [
-            f"  {self.name} {self.shape}: {of}, {len(self.wrong)} wrong, largest error {self.largest:.2g} "
+            f"  {self.name} {self.shape}: {of}, {wrong}, largest error {self.largest:.2g} "
             f"(allowed: {self.tolerance:.0e}{more})"
         ]
-        if self.wrong or self.kinks:
+        if self.wrong or self.unclear or self.kinks:
             lines.append(f"{'index':>12} {'analytic':>16} {'numeric':>16} {'error':>12}")
-        lines += map(str, self.wrong[:SHOWN])
-        if len(self.wrong) > SHOWN:
-            lines.append(f"{'...':>12} and {len(self.wrong) - SHOWN} more")
+        for entries in (self.wrong, self.unclear):
+            lines += map(str, entries[:SHOWN])
+            if len(entries) > SHOWN:
+                lines.append(f"{'...':>12} and {len(entries) - SHOWN} more")
         lines += map(str, self.kinks[:SHOWN])
-        if self.wrong and self.rounding > self.tolerance:
+        if self.unclear:
             lines.append(
-                f"  rounding may make up {self.rounding:.0%} of a difference here: a larger step may tell more"
+                "  what cannot be told is lost in the rounding of the results: compute them in float64, or pass a step"
             )
         return "\n".join(lines)
 
@@ -277,10 +277,12 @@ class Report:
     gradients: tuple[Gradient, ...]
 
     def __bool__(self) -> bool:
-        return not any(gradient.wrong for gradient in self.gradients)
+        return not any(gradient.wrong or gradient.unclear for gradient in self.gradients)
 
     def __str__(self) -> str:
-        verdict = "the gradients are right" if self else "THE GRADIENTS ARE WRONG"
+        verdict = "the gradients are right" if self else "CANNOT BE TOLD"
+        if any(gradient.wrong for gradient in self.gradients):
+            verdict = "THE GRADIENTS ARE WRONG"
         return "\n".join([f"{self.about}: {verdict}", *map(str, self.gradients)])
 
     __repr__ = __str__
@@ -314,8 +316,9 @@ def check(
     step : float, optional
         The step of the differences; by default it is chosen, see above.
     tolerance : float, optional
-        The largest error allowed, relative to the entry, or to the largest entry times the root of this number where
-        that is more; by default 1e-6 for gradients of float64, 1e-4 of float32, 0.02 of float16, 0.1 of bfloat16.
+        The largest error allowed, relative to the entry, or, where that is more, to the root of this number times the
+        largest entry or the gradient that arrives; by default 1e-6 for gradients of float64, 1e-4 of float32, 0.02 of
+        float16, 0.1 of bfloat16.
     entries : int
         Of a larger gradient so many entries are drawn.
     seed : int
@@ -348,6 +351,10 @@ def check(
            index         analytic          numeric        error
              [1]                2  ...
     """
+    if isinstance(entries, bool) or not isinstance(entries, int) or entries < 1:
+        raise ValueError(f"check: entries: expected a positive integer, got {entries!r}")
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ValueError(f"check: tolerance: expected a positive number, got {tolerance!r}")
     rng = np.random.default_rng(seed)
     is_kernel = getattr(KERNELS.get(getattr(target, "__name__", "")), "function", None) is target
     if gradients is not None and (is_kernel or isinstance(target, Layer)):
@@ -379,6 +386,7 @@ class _Problem(NamedTuple):
     x: Any  # the argument
     analytic: Any
     f: Callable[[Floats], Any]
+    scale: float = 0.0  # of the gradient that arrives: a gradient made of rounded results, such as y - t, is no better
 
 
 def _of_kernel(
@@ -405,7 +413,9 @@ def _of_kernel(
     doubles = {name: x if name == "t" or x is None else _on_backend(_doubles(name, x), x) for name, x in given.items()}
     for name, x in given.items():
         if name != "t" and x is not None and f"d{name}" in known:
-            yield _Problem(f"d{name}", x, known[f"d{name}"], partial(_weighed, kernel, doubles, options, name, weights))
+            f = partial(_weighed, kernel, doubles, options, name, weights)
+            scale = _scale(weights, inputs[0] if np.ndim(weights) == 0 else None)
+            yield _Problem(f"d{name}", x, known[f"d{name}"], f, scale)
 
 
 def _weighed(
@@ -415,6 +425,11 @@ def _weighed(
     arguments = {**given, name: _on_backend(x, given[name])}
     y = _tuple(kernel.function(*arguments.values(), **options))[0]
     return (weights * np.asarray(backends.to_numpy(y))).sum()
+
+
+def _scale(upstream: Any, rows: Any) -> float:
+    """The scale of a gradient that arrives, which a mean over `rows`, if there are some, makes smaller."""
+    return float(np.max(np.abs(upstream), initial=0.0)) / (max(1, len(rows)) if np.ndim(rows) > 1 else 1)
 
 
 def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.random.Generator) -> Iterator[_Problem]:
@@ -430,7 +445,8 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
     )  # the caller's stay as they are
     if isinstance(layer, Loss):
         layer.forward(x, *labels)
-        yield _Problem("dx", x, layer.backward(), lambda v: double.forward(_on_backend(v, x), *labels))
+        dx = layer.backward()
+        yield _Problem("dx", x, dx, lambda v: double.forward(_on_backend(v, x), *labels), _scale(1.0, x))
         return
     y = layer.forward(copy.deepcopy(x))
     if loss is None:
@@ -442,7 +458,8 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
     else:
         loss.forward(y, *labels)
         dx, end = layer.backward(loss.backward()), partial(_loss_of, loss, labels)
-    yield _Problem("dx", x, dx, lambda v: end(double.forward(_on_backend(v, x))))
+    scale = _scale(weights, None) if loss is None else _scale(1.0, x)
+    yield _Problem("dx", x, dx, lambda v: end(double.forward(_on_backend(v, x))), scale)
     first = _doubles("x", x)
     for (name, parameter), analytic, twin in zip(layer.named_params(), layer.grads, double.params, strict=True):
 
@@ -450,7 +467,7 @@ def _of_layer(layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.
             twin[...] = _on_backend(v, twin)
             return end(double.forward(_on_backend(first.copy(), x)))
 
-        yield _Problem(f"d{name}", parameter, analytic, nudged)
+        yield _Problem(f"d{name}", parameter, analytic, nudged, scale)
         twin[...] = _on_backend(_doubles(name, parameter), twin)
 
 
@@ -510,41 +527,53 @@ def _compared(
             f"check: {problem.name}: expected the same result for the same argument, got {y.item()} and "
             f"{again.item()}; let what draws random numbers begin anew each time"
         )
-    flat = analytic.reshape(-1)[chosen]
     slopes = [_Slopes(problem.f, x, int(i), step, y) for i in chosen]
-    numeric = np.array([float(slope.central.item()) for slope in slopes])
-    scale = math.sqrt(tolerance) * float(np.max(np.abs(numeric[np.isfinite(numeric)]), initial=0.0))
-    largest, wrong, kinks = 0.0, [], []
-    for i, slope, a in zip(chosen, slopes, flat, strict=True):
-        n, error, passes = _nearest(slope, float(a), scale, tolerance)
+    numeric = np.array([slope.number for slope in slopes])
+    largest_slope = float(np.max(np.abs(numeric[np.isfinite(numeric)]), initial=0.0))
+    scale = math.sqrt(tolerance) * max(largest_slope, problem.scale)
+    rounding = ULP * _epsilon(np.asarray(backends.to_numpy(problem.analytic))) * problem.scale
+    largest, found = 0.0, {kind: [] for kind in ("wrong", "unclear", "kink")}
+    for i, slope, a in zip(chosen, slopes, analytic.reshape(-1)[chosen], strict=True):
+        n, error, verdict = _judged(slope, float(a), scale, tolerance, rounding, step is None)
         entry = Entry(tuple(int(j) for j in np.unravel_index(int(i), x.shape)), float(a), n, error)
-        if passes:
-            largest = max(largest, error)
-        elif (sides := slope.kink()) and min(sides) - tolerance <= a <= max(sides) + tolerance:
-            kinks.append(replace(entry, slopes=sides))
+        if verdict == "kink":
+            entry = replace(entry, slopes=slope.kink())
         else:
-            largest = max(largest, error) if error == error else np.nan
-            wrong.append(entry)
-    wrong.sort(key=lambda entry: -entry.error if entry.error == entry.error else -np.inf)
-    rounding = max((slope.rounding for slope in slopes), default=0.0) / (scale / math.sqrt(tolerance) or 1.0)
-    return Gradient(problem.name, x.shape, len(chosen), largest, tolerance, rounding, tuple(wrong), tuple(kinks))
+            largest = np.nan if error != error else max(largest, error)
+        if verdict != "right":
+            found[verdict].append(entry)
+    for entries_ in found.values():
+        entries_.sort(key=lambda entry: -entry.error if entry.error == entry.error else -np.inf)
+    wrong, unclear, kinks = (tuple(entries_) for entries_ in found.values())
+    return Gradient(problem.name, x.shape, len(chosen), largest, tolerance, wrong, unclear, kinks)
 
 
-def _nearest(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float, bool]:
-    """A central difference, the relative error of `a`, and whether it passes, be it with a smaller step only."""
-    found = _error(slopes, a, scale, tolerance)
-    if found[2]:
-        return found
-    closer = _error(slopes.closer(), a, scale, tolerance)
-    return closer if closer[2] else found
+def _judged(
+    slopes: "_Slopes", a: float, scale: float, tolerance: float, rounding: float, may_choose: bool
+) -> tuple[float, float, str]:
+    """A central difference, the relative error of `a`, and whether that is right.
 
-
-def _error(slopes: "_Slopes", a: float, scale: float, tolerance: float) -> tuple[float, float, bool]:
-    n = float(slopes.central.item())
-    difference, size = abs(a - n) if a != n else 0.0, max(abs(a), abs(n), scale)  # infinity less itself is NaN
-    allowed = tolerance * size + min(slopes.rounding, MOST_ROUNDING * size)
-    passes = math.isfinite(difference) and difference <= allowed
-    return n, difference / size if difference else 0.0, passes
+    Where it is not, it may be so with another step: a smaller one, if there is a kink nearby or the function is defined
+    on one side only, or a larger one, if the results are rounded too much.
+    """
+    told, seen = False, []
+    for candidate in slopes.others() if may_choose else (slopes,):
+        n, size = candidate.number, max(abs(a), abs(candidate.number), scale)
+        difference = abs(a - n) if a != n else 0.0  # infinity less itself is NaN
+        seen.append((n, difference / size if difference and size else difference))
+        if candidate.rounding > MOST_ROUNDING * size and math.isfinite(n):
+            continue  # rounding would hide an error
+        # With a larger step the difference itself is not so good.
+        told |= candidate.step <= slopes.step or not difference <= MOST_ROUNDING * size
+        if math.isfinite(difference) and difference <= tolerance * size + candidate.rounding + rounding:
+            return *seen[-1], "right"
+    if a == 0 and all(n == 0 for n, _ in seen):
+        return *seen[0], "right"  # it does not depend on this entry at all
+    if (sides := slopes.kink()) is not None:
+        room = tolerance * max(map(abs, sides)) + rounding
+        if min(sides) - room <= a <= max(sides) + room:
+            return *seen[0], "kink"
+    return *seen[0], "wrong" if told else "unclear"
 
 
 class _Slopes:
@@ -554,18 +583,23 @@ class _Slopes:
 
     def __init__(self, f: Callable[[Floats], Any], x: Floats, entry: int, step: float | None, y: Floats) -> None:
         self._f, self._x, self._entry, self._y = f, x, entry, y
-        value = float(x.reshape(-1)[entry])
+        self._value = value = float(x.reshape(-1)[entry])
         if step is not None and not step > 0:
             raise ValueError(f"gradcheck: step: expected a positive number, got {step}")
         least = math.cbrt(_epsilon(y))
-        self._step = step or max(least * math.sqrt(max(1.0, abs(value))), least**2 * abs(value))
+        self.step = step or max(least * math.sqrt(max(1.0, abs(value))), least**2 * abs(value))
         # The results are taken to be right to some ulp.
-        self.rounding = ULP * _epsilon(y) * float(np.max(np.abs(y), initial=0.0)) / self._step
-        right, self._up = self._beside(value + self._step)
-        left, self._down = self._beside(value - self._step)
+        self.rounding = ULP * _epsilon(y) * float(np.max(np.abs(y), initial=0.0)) / self.step
+        right, self._up = self._beside(value + self.step)
+        left, self._down = self._beside(value - self.step)
         self._widths = left - value, right - value
         with np.errstate(all="ignore"):  # of functions that are not finite there
             self.central: Floats = (self._up - self._down).reshape(-1) / (right - left)
+
+    @property
+    def number(self) -> float:
+        """The central difference of a function with one number for its result."""
+        return float(self.central.item())
 
     def _beside(self, value: float) -> tuple[float, Floats]:
         x = self._x.copy()
@@ -579,28 +613,43 @@ class _Slopes:
         with np.errstate(all="ignore"):
             return float(((self._down - y) / left).item()), float(((self._up - y) / right).item())
 
-    def closer(self) -> "_Slopes":
-        """The same with a smaller step."""
-        return _Slopes(self._f, self._x, self._entry, self._step / self.CLOSER, self._y)
+    def others(self) -> Iterator["_Slopes"]:
+        """The same and then with other steps: smaller ones, that of an argument smaller than 1, and larger ones."""
+        yield self
+        for times in (1 / self.CLOSER, self.CLOSER**-2, self.CLOSER**-3):
+            yield self._with(times * self.step)
+        if 0 < abs(self._value) < 1:
+            yield self._with(math.cbrt(_epsilon(self._y)) * abs(self._value))
+        for times in (64, 64**2):
+            yield self._with(times * self.step)
+
+    def _with(self, step: float) -> "_Slopes":
+        return _Slopes(self._f, self._x, self._entry, step, self._y)
 
     def kink(self) -> tuple[float, float] | None:
         """The slopes to the left and to the right, if with a smaller step they stay what they are, and differ.
 
         Where a function is smooth they approach each other; where it jumps, or is noisy, they grow.
         """
-        sides, closer = self.sides(), self.closer().sides()
+        smaller = self._with(self.step / self.CLOSER)
+        sides, closer = self.sides(), smaller.sides()
         jump = abs(closer[1] - closer[0])
         stay = all(abs(a - b) <= 0.1 * jump for a, b in zip(sides, closer, strict=True))
-        return closer if stay and jump > 2 * self.CLOSER * self.rounding else None
+        return closer if stay and jump > 2 * smaller.rounding else None
 
 
 def _epsilon(y: npt.NDArray[Any]) -> float:
-    """The machine epsilon of what results of this dtype are computed in."""
-    return float(np.finfo(COMPUTE.get(y.dtype, FLOAT64)).eps)
+    """The machine epsilon of a dtype; that of float64 for integers."""
+    if y.dtype.name == "bfloat16":  # NumPy does not know it
+        return 2.0**-7
+    return float(np.finfo(y.dtype if y.dtype.kind == "f" else FLOAT64).eps)
 
 
 def _result(f: Callable[[Any], Any], x: Floats) -> npt.NDArray[Any]:
-    return np.asarray(backends.to_numpy(f(_given(x))))
+    y = np.asarray(backends.to_numpy(f(_given(x))))
+    if y.dtype.kind not in "iub" and not is_supported(y.dtype):
+        raise TypeError(f"gradcheck: expected a function with real numbers for results, got dtype {y.dtype}")
+    return y
 
 
 def _given(x: Floats) -> Any:

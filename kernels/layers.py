@@ -2,19 +2,21 @@
 
 A layer calls the kernels, on the backend in force, and computes nothing by itself. ``forward`` keeps what ``backward``
 needs until the next ``forward``; what it is given is kept as it is, not copied, so write nothing into it in between.
-Results are computed in memory that a layer uses again once nobody holds them: a training loop allocates nothing from
-its third step on, and a result that you keep stays what it is. Results that the layer still needs are read-only (on a
+Results are computed in memory that a layer uses again once nobody holds them: from the third step of a training loop on
+no layer allocates anything, and a result that you keep stays what it is. (The NumPy backend takes up to 2 MiB for pieces
+of what it computes.) Results that the layer still needs are read-only (on a
 GPU, where there is no such thing, they are copies). A layer is for one thread at a time.
 """
 
 import copy
 import errno
 import importlib
+import inspect
 import math
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +26,15 @@ from plugrad import backends
 from plugrad.backends.options import COMPUTE, FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import GRADIENTS, affine, affine_backward, biases
-from plugrad.kernels._arguments import REDUCTIONS, Array, floating, promoted
+from plugrad.kernels._arguments import (
+    REDUCTIONS,
+    Array,
+    floating,
+    integer,
+    loss_options,
+    promoted,
+    upstream,
+)
 from plugrad.kernels._buffers import Buffers
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._relu import relu, relu_backward
@@ -55,8 +65,7 @@ class Layer(ABC):
     ``forward`` keeps what ``backward`` needs (`keep`, `saved`), and neither writes to what it is given. If there are
     parameters, `names` says which attributes hold them, and for each there is an array for its gradient from the
     beginning, such as ``dw`` for ``w``, which ``backward`` writes over. A layer made of layers is a class derived from
-    `Sequential`, or hands on their `params`, `grads` and `named_params`. A layer that is not to be checked by Jacobians
-    need not take ``use_jacobian``.
+    `Sequential`. One that is not to be checked by Jacobians need not take ``use_jacobian``.
 
     Attributes
     ----------
@@ -140,16 +149,18 @@ class Layer(ABC):
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of the parameters by name, as NumPy arrays."""
-        return {name: np.array(backends.to_numpy(parameter)) for name, parameter in self.named_params()}
+        return {name: np.array(backends.to_numpy(parameter), order="C") for name, parameter in self.named_params()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy parameters from such a dictionary into those of this layer.
 
         Raises
         ------
+        TypeError
+            If a value is no array of float16, bfloat16, float32 or float64.
         ValueError
             If a name is missing or not known, a shape differs, or a value would lose digits in the parameter's dtype.
-            Nothing is changed then.
+            Nothing is changed in either case.
         """
         name = type(self).__name__
         if not isinstance(state, Mapping):
@@ -159,12 +170,14 @@ class Layer(ABC):
         if missing := params.keys() - state.keys():
             raise ValueError(f"{name}.load_state_dict: missing: {', '.join(sorted(missing))}")
         if unknown := state.keys() - params.keys():
-            raise ValueError(
-                f"{name}.load_state_dict: unknown: {', '.join(map(str, sorted(unknown)))}; expected {', '.join(params)}"
-            )
+            found = ", ".join(sorted(map(str, unknown)))
+            raise ValueError(f"{name}.load_state_dict: unknown: {found}; expected {', '.join(params)}")
         loaded = {}
         for key, parameter in params.items():
             value = np.asarray(state[key])
+            if not is_supported(value.dtype) or isinstance(state[key], np.ma.MaskedArray):
+                kind = f"dtype {value.dtype}" if not is_supported(value.dtype) else "a masked array"
+                raise TypeError(f"{name}.load_state_dict: {key}: expected floating numbers, got {kind}")
             if value.shape != parameter.shape:
                 raise ValueError(f"{name}.load_state_dict: {key}: expected shape {parameter.shape}, got {value.shape}")
             with np.errstate(all="ignore"):
@@ -373,11 +386,12 @@ class Affine(_Computing):
         return affine_backward(dy, x, w, needs=needs, out=(dx, self.dw, self.db))[0]
 
     def _by_jacobian(self, dy: Array, x: Array) -> Array:
+        shape = x.shape[:-1] + self.w.shape[1:]
         dy_dx, dy_dw, dy_db = affine_jacobian(x, self.w)
-        self.dw[...] = _through(dy, dy_dw).reshape(-1, *self.w.shape).sum(axis=0)
+        self.dw[...] = _through(dy, dy_dw, shape).reshape(-1, *self.w.shape).sum(axis=0)
         if self.b is not None:
-            self.db[...] = _through(dy, dy_db).reshape(-1, *self.b.shape).sum(axis=0)
-        return _through(dy, dy_dx)
+            self.db[...] = _through(dy, dy_db, shape).reshape(-1, *self.b.shape).sum(axis=0)
+        return _through(dy, dy_dx, shape).astype(dy_dx.dtype, copy=False)
 
 
 class MatMul(Affine):
@@ -499,7 +513,7 @@ class Softmax(_Activation):
 
     def __init__(self, axis: int = -1) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis = integer("Softmax", "axis", axis, "one integer")
 
 
 class Loss(_Computing):
@@ -555,9 +569,11 @@ class Loss(_Computing):
 
     def _upstream(self, dloss: Any, x: Array, loss: Array) -> Any:
         """The gradient of the loss, which is 1 for each if it is 1."""
-        if self.options["reduction"] != "none" or not _is_one(dloss):
-            return dloss
-        return backend_for(x).asarray(np.ones(loss.shape, COMPUTE[x.dtype]))
+        backend = backend_for(x)
+        if self.options["reduction"] == "none" and _is_one(dloss):
+            return backend.asarray(np.ones(loss.shape, COMPUTE[x.dtype]))
+        name = type(self).__name__
+        return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **self.options), backend)
 
 
 class CrossEntropy(Loss):
@@ -632,31 +648,25 @@ class SoftmaxWithLoss(Loss):
             return dx
         wide = x.astype(COMPUTE[x.dtype], copy=False)  # what underflows in 16 bits is not to be had back by a factor
         _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
-        dx = dx if _is_one(dloss) else dx * self._factors(dloss, x, t, loss)
+        dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
         return dx.astype(x.dtype, copy=False)
 
-    def _factors(self, dloss: Any, x: Array, t: Any, loss: Array) -> Any:
+    def _factors(self, dloss: Any, x: Array, t: Any) -> Any:
         """A gradient that arrives, in a form that the gradients of all rows can be multiplied by."""
-        expected, axis, ignore = loss.shape, self.options["axis"], self.options["ignore_index"]
-        if np.shape(dloss) != expected:
-            raise ValueError(
-                f"SoftmaxWithLoss: backward: dloss: expected the shape of the loss, {expected}, got {np.shape(dloss)}"
-            )
-        if not expected:
-            return dloss
-        backend = backend_for(x)
-        dloss = floating("SoftmaxWithLoss", "dloss", dloss, backend)
-        if ignore is not None:
-            dloss = dloss.copy()
-            dloss[backend.take("t", t) == ignore] = 0  # whatever arrives there
-        rows = list(x.shape)
-        rows[axis] = 1
-        return dloss.reshape(rows)
+        axis, ignore, backend = self.options["axis"] % x.ndim, self.options["ignore_index"], backend_for(x)
+        rows = x.shape[:axis] + x.shape[axis + 1 :]
+        if ignore is not None:  # 0 for rows that do not count, whatever arrives there
+            each = backend.empty(rows, COMPUTE[x.dtype])
+            each[...] = dloss
+            each[backend.take("t", t) == ignore] = 0
+            dloss = each
+        return dloss.reshape((*rows[:axis], 1, *rows[axis:])) if getattr(dloss, "ndim", 0) else dloss
 
     def _by_jacobian(self, dloss: Any, x: Array, t: Any) -> Array:
-        y = softmax(x, axis=self.options["axis"])
+        wide = x.astype(COMPUTE[x.dtype], copy=False)
+        y = softmax(wide, axis=self.options["axis"])
         dy = cross_entropy_backward(dloss, y, t, **self.options)
-        return _by_rows(dy, y, softmax_jacobian, self.options["axis"])
+        return _by_rows(dy, y, softmax_jacobian, self.options["axis"]).astype(x.dtype, copy=False)
 
 
 class Sequential(Layer):
@@ -685,20 +695,28 @@ class Sequential(Layer):
                 raise TypeError(
                     f"Sequential: layer {position}: {layer!r} needs labels as well; keep it beside the network"
                 )
-            if any(layer is other for other in layers[:position]):
-                raise ValueError(f"Sequential: layer {position}: expected each layer once, got {layer!r} twice")
+        seen: set[int] = set()
+        for layer in _all_layers(layers):
+            if id(layer) in seen:
+                raise ValueError(f"Sequential: expected each layer once, also inside of others, got {layer!r} twice")
+            seen.add(id(layer))
         self._arrange(layers)
 
     def _arrange(self, layers: tuple[Layer, ...]) -> None:
         self.layers = layers
-        # Between a product and an activation, layers of this module, nobody else needs what goes to and fro: the result
-        # of the activation, and its gradient, take the place of what they come from.
-        before = [False, *(type(layer) in (Affine, MatMul) for layer in layers)]
-        self._activates = [type(layer) in (Relu, Sigmoid, Softmax) for layer in layers]
-        self._takes_x = [activates and product for activates, product in zip(self._activates, before, strict=False)]
-        behind = [*before[2:], False]
-        self._takes_dy = [activates and product for activates, product in zip(self._activates, behind, strict=False)]
+        # Between layers of this module nobody else sees what goes to and fro: results need no protection there, and
+        # between a product and a ReLU, the result of the latter and its gradient take the place of what they come from.
+        # (Other activations would need other memory, which some backends take anew each time.)
+        own = [type(layer) in OWN for layer in layers]
+        product = [type(layer) in (Affine, MatMul) for layer in layers]
+        relu_ = [type(layer) is Relu for layer in layers]
+        self._is_lent = [not after for after in [*own[1:], False]]
+        self._takes_x = [a and b for a, b in zip(relu_, [False, *product], strict=False)]
+        self._takes_dy = [a and b for a, b in zip(relu_, [*product[1:], False], strict=False)]
         self._first = next((i for i, layer in enumerate(layers) if layer.params), len(layers))  # that has parameters
+        self._saves_dx = False
+        if self._first < len(layers):
+            self._saves_dx = "needs_dx" in inspect.signature(layers[self._first].backward).parameters
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
@@ -742,25 +760,36 @@ class Sequential(Layer):
     def forward(self, x: Any) -> Array:
         """Compute the result of the last layer."""
         self.forget()  # so that no layer holds what another one is about to compute anew
-        for layer, activates, takes_x in zip(self.layers, self._activates, self._takes_x, strict=True):
-            if activates and isinstance(layer, _Activation):
-                x = layer.unprotected(x, in_place=takes_x)
-            else:
+        for layer, takes_x, is_lent in zip(self.layers, self._takes_x, self._is_lent, strict=False):
+            if is_lent or not isinstance(layer, _Activation) or type(layer) not in OWN:
                 x = layer.forward(x)
-        return _lent(x) if self.layers and self._activates[-1] else x
+            else:
+                x = layer.unprotected(x, in_place=takes_x)
+        return x
 
     def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients; None is returned, and the work saved, if that of the inputs is not needed."""
         last, given = 0 if needs_dx else self._first, {"use_jacobian": True} if use_jacobian else {}
         for position in range(len(self.layers) - 1, last - 1, -1):
             layer = self.layers[position]
-            if position == self._first and not needs_dx and isinstance(layer, (Affine, Sequential)):
-                layer.backward(dy, needs_dx=False, **given)
+            if position == last and not needs_dx:
+                layer.backward(dy, **given, **({"needs_dx": False} if self._saves_dx else {}))
             elif self._takes_dy[position] and isinstance(layer, _Activation):
                 dy = layer.backward(dy, in_place=True, **given)
             else:
                 dy = layer.backward(dy, **given)
         return dy if needs_dx else None
+
+
+def _all_layers(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """Layers, and those inside of them."""
+    for layer in layers:
+        yield layer
+        if isinstance(layer, Sequential):
+            yield from _all_layers(layer.layers)
+
+
+OWN = frozenset({Affine, MatMul, Relu, Sigmoid, Softmax})  # layers of this module, not of classes derived from them
 
 
 def _is_one(dloss: Any) -> bool:
@@ -786,14 +815,20 @@ def _lent(y: Array) -> Array:
 
 def _by_rows(dy: Array, y: Array, jacobian: Callable[..., Array], axis: int) -> Array:
     """The gradient by the Jacobians of rows along an axis."""
-    return _through(dy.swapaxes(axis, -1), jacobian(y.swapaxes(axis, -1))).swapaxes(axis, -1)
+    if y.ndim < 2:
+        return _through(dy, jacobian(y), y.shape).astype(y.dtype, copy=False)
+    rows = y.swapaxes(axis, -1)
+    if dy.shape == y.shape:
+        dy = dy.swapaxes(axis, -1)
+    return _through(dy, jacobian(rows), rows.shape).swapaxes(axis, -1).astype(y.dtype, copy=False)
 
 
-def _through(dy: Array, jacobian: Array) -> Array:
+def _through(dy: Array, jacobian: Array, expected: tuple[int, ...]) -> Array:
     """The gradient of each row by its Jacobian, ``sum_i dy_i jacobian_i``, in the shape of the argument's row."""
-    expected, arguments = jacobian.shape[: dy.ndim], jacobian.shape[dy.ndim :]
     if dy.shape != expected:
         raise ValueError(f"use_jacobian: dy: expected shape {expected}, got {dy.shape}")
+    dtype, arguments = COMPUTE[jacobian.dtype], jacobian.shape[len(expected) :]
     rows, outputs, inputs = math.prod(expected[:-1]), expected[-1], math.prod(arguments)
-    found = dy.reshape(rows, 1, outputs) @ jacobian.reshape(rows, outputs, inputs)
+    factors = dy.astype(dtype, copy=False).reshape(rows, 1, outputs)
+    found = factors @ jacobian.astype(dtype, copy=False).reshape(rows, outputs, inputs)
     return found.reshape(*expected[:-1], *arguments)

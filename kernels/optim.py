@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.options import COMPUTE, is_supported
+from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array, floating
+from plugrad.kernels._arguments import Array, floating, overlaps_itself
 
 __all__ = ["SGD", "Adam", "Optimizer", "Schedule", "cosine", "exponential_decay", "l2_penalty", "step_decay"]
 
@@ -45,10 +45,15 @@ class Optimizer(ABC):
             if not backend_for(parameter).owns(type(parameter)) or not is_supported(parameter.dtype):
                 kind = getattr(parameter, "dtype", type(parameter).__qualname__)
                 raise TypeError(f"{name}: params: {position}: expected a floating array to be updated, got {kind}")
-            if not getattr(parameter.flags, "writeable", True):
+            what = f"{name}: params: {position}"
+            _check_writeable(what, parameter)
+            if overlaps_itself(parameter):
                 raise ValueError(
-                    f"{name}: params: {position}: expected an array that can be written, got a read-only one"
+                    f"{what}: expected an array without repeated elements, got {parameter.strides} as strides"
                 )
+            for other in self.params[:position]:
+                if type(other) is type(parameter) and backend_for(parameter).overlap(parameter, other) != "none":
+                    raise ValueError(f"{what}: shares memory with another parameter; pass each once")
         self.lr = lr if callable(lr) else _at_least_0(name, "lr", lr)
         self.weight_decay = _at_least_0(name, "weight_decay", weight_decay)
         self.steps = 0
@@ -64,19 +69,10 @@ class Optimizer(ABC):
         TypeError, ValueError
             If there is not one gradient for each parameter, of its shape and dtype; no parameter is changed then.
         """
-        name, grads = type(self).__name__, tuple(grads)
-        if len(grads) != len(self.params):
-            raise ValueError(
-                f"{name}.step: grads: expected {len(self.params)}, one for each parameter, got {len(grads)}"
-            )
-        for position, (parameter, gradient) in enumerate(zip(self.params, grads, strict=True)):
-            if type(gradient) is not type(parameter) or gradient.dtype != parameter.dtype:
-                kind = getattr(gradient, "dtype", type(gradient).__qualname__)
-                raise TypeError(f"{name}.step: grads: {position}: expected an array of {parameter.dtype}, got {kind}")
-            if gradient.shape != parameter.shape:
-                raise ValueError(
-                    f"{name}.step: grads: {position}: expected shape {parameter.shape}, got {gradient.shape}"
-                )
+        name, grads = type(self).__name__, _checked_grads(f"{type(self).__name__}.step", self.params, grads)
+        for position, parameter in enumerate(self.params):
+            _check_writeable(f"{name}: params: {position}", parameter)
+        self.weight_decay = _at_least_0(name, "weight_decay", self.weight_decay)
         lr = _at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1
         for position, (parameter, gradient) in enumerate(zip(self.params, grads, strict=True)):
@@ -144,11 +140,16 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay)
-        self.momentum = _share("SGD", "momentum", momentum)
+        self._momentum = _share("SGD", "momentum", momentum)
         if nesterov and not momentum:
             raise ValueError("SGD: nesterov: expected a momentum greater than 0 with it, got 0")
         self.nesterov = bool(nesterov)
         self.velocities = self._states() if momentum else (None,) * len(self.params)
+
+    @property
+    def momentum(self) -> float:
+        """How much of the velocity is kept from step to step; there are velocities only if it is more than 0."""
+        return self._momentum
 
     def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
         options = lr, self.momentum, self.nesterov, self.weight_decay
@@ -205,6 +206,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"Adam: betas: expected two numbers, got {betas!r}")
         self.betas = _share("Adam", "betas", betas[0]), _share("Adam", "betas", betas[1])
         self.eps = _at_least_0("Adam", "eps", eps)
         self.means, self.squares = self._states(), self._states()
@@ -323,9 +326,11 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Sch
         raise ValueError(f"cosine: warmup: expected at most as many steps as in all, {steps}, got {warmup}")
 
     def schedule(step: int) -> float:
+        if step >= steps:
+            return least
         if step < warmup:
             return lr * (step + 1) / warmup
-        share = min(1.0, (step - warmup) / max(1, steps - warmup))
+        share = (step - warmup) / (steps - warmup)
         return least + (lr - least) * (1 + math.cos(math.pi * share)) / 2
 
     return schedule
@@ -364,19 +369,39 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     >>> float(optim.l2_penalty([w], 0.5, grads=[dw])), dw
     (12.5, array([3., 4.]))
     """
-    factor = _at_least_0("l2_penalty", "factor", factor)
-    params = tuple(floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params)
-    total: Any = 0.0
+    factor, params = _at_least_0("l2_penalty", "factor", factor), tuple(params)
+    given = None if grads is None else _checked_grads("l2_penalty", params, grads)
+    total, dtype = 0.0, FLOAT32
     for parameter in params:
-        flat = parameter.reshape(-1).astype(COMPUTE[parameter.dtype], copy=False)
-        total = total + flat @ flat
-    if grads is not None:
-        grads = tuple(grads)
-        if len(grads) != len(params):
-            raise ValueError(f"l2_penalty: grads: expected {len(params)}, one for each parameter, got {len(grads)}")
-        for parameter, gradient in zip(params, grads, strict=True):
-            gradient += 2 * factor * parameter
-    return factor * total
+        p = floating("l2_penalty", "params", parameter, backend_for(parameter))
+        flat = p.reshape(-1).astype(FLOAT64, copy=False)  # float32 would lose digits where there are many
+        total, dtype = total + flat @ flat, max(dtype, COMPUTE[p.dtype])
+    for parameter, gradient in zip(params, given or (), strict=False):
+        wide = COMPUTE[parameter.dtype]
+        gradient[...] = gradient.astype(wide, copy=False) + 2 * factor * parameter.astype(wide, copy=False)
+    return (factor * total).astype(dtype) if params else dtype.type(0)
+
+
+def _checked_grads(what: str, params: tuple[Array, ...], grads: Iterable[Array]) -> tuple[Array, ...]:
+    """One gradient for each parameter, of its shape and dtype."""
+    grads = tuple(grads)
+    if len(grads) != len(params):
+        raise ValueError(f"{what}: grads: expected {len(params)}, one for each parameter, got {len(grads)}")
+    for position, (parameter, gradient) in enumerate(zip(params, grads, strict=True)):
+        backend = backend_for(parameter)
+        if not backend.owns(type(gradient)) or gradient.dtype != parameter.dtype:
+            kind = getattr(gradient, "dtype", type(gradient).__qualname__)
+            raise TypeError(f"{what}: grads: {position}: expected an array of {parameter.dtype}, got {kind}")
+        if gradient.shape != parameter.shape:
+            raise ValueError(f"{what}: grads: {position}: expected shape {parameter.shape}, got {gradient.shape}")
+        if backend.overlap(parameter, gradient) == "partial":
+            raise ValueError(f"{what}: grads: {position}: shares part of its memory with the parameter; pass a copy")
+    return grads
+
+
+def _check_writeable(what: str, array: Array) -> None:
+    if not getattr(array.flags, "writeable", True):
+        raise ValueError(f"{what}: expected an array that can be written, got a read-only one")
 
 
 def _at_least_0(name: str, argument: str, value: Any) -> float:

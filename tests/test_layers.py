@@ -118,6 +118,25 @@ def test_softmax_and_its_loss_are_softmax_with_loss() -> None:
     np.testing.assert_allclose(softmax.backward(loss.backward()), both.backward(), rtol=1e-13, atol=1e-16)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_rows_that_are_ignored_stay_so_whatever_arrives(reduction: str) -> None:
+    layer = layers.SoftmaxWithLoss(ignore_index=0, reduction=reduction)
+    layer.forward(LOGITS, INDICES)
+    dloss = np.full(3, np.inf) if reduction == "none" else np.inf
+    dx = layer.backward(dloss)
+    assert (dx[2] == 0).all()
+    assert np.isinf(dx[:2]).all()
+
+
+@pytest.mark.parametrize("kind", [layers.CrossEntropy, layers.SoftmaxWithLoss])
+def test_what_arrives_at_a_loss_is_a_real_number(kind: Any) -> None:
+    layer = kind()
+    layer.forward(K.softmax(LOGITS), INDICES)
+    for dloss, error in ((1j, TypeError), ("2", TypeError), (np.array([1.0, 2.0]), ValueError), (10**400, ValueError)):
+        with pytest.raises(error, match=r"\w+: dloss: expected "):
+            layer.backward(dloss)
+
+
 def test_a_loss_of_one_row() -> None:
     layer = layers.SoftmaxWithLoss()
     assert float(layer.forward([1.0, 0.0, 3.0], 2)) == pytest.approx(0.16984602, abs=1e-8)
@@ -146,7 +165,9 @@ def test_ignored_rows_with_a_scaled_loss_in_float16() -> None:
     assert (scaled[0] == 0).all()
     np.testing.assert_allclose(scaled[1:].astype(float), np.full((4095, 2), [-exact, exact]) * 4095 / 2**10, rtol=1e-3)
     for dloss in (np.ones(3), 2.0):
-        with pytest.raises(ValueError, match=r"dloss: expected the shape of the loss, \(4096,\), got"):
+        with pytest.raises(
+            ValueError, match=r"SoftmaxWithLoss: dloss: expected the shape of the loss .* \(4096,\), got"
+        ):
             each.backward(dloss)
 
 
@@ -223,6 +244,54 @@ def test_batches_of_changing_size_lie_in_the_same_memory() -> None:
         np.testing.assert_allclose(layer.db, y.sum(axis=0), rtol=1e-14, atol=1e-15)
         del y
     assert len(places) == 1
+
+
+def test_memory_of_a_backend_that_hands_out_views_is_not_used_again() -> None:
+    class Aligned:
+        """A backend whose arrays begin at multiples of 64 bytes, in memory of which they are views."""
+
+        def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+            raw = np.empty(int(np.prod(shape)) * dtype.itemsize + 64, np.uint8)
+            start = -raw.ctypes.data % 64
+            return raw[start : raw.size - 64 + start].view(dtype).reshape(shape)
+
+        def relu(self, x: Any, out: Any) -> None:
+            out[...] = np.maximum(x, 0)
+
+    if "aligned" not in backends.available():
+        backends.register("aligned", Aligned())
+    with backends.use("aligned"):
+        layer, kept = layers.Relu(), []
+        for i in range(5):
+            y = layer.forward(np.full(3, i + 1.0))
+            kept.append(y[::-1])
+            del y
+    assert [float(k[0]) for k in kept] == [1, 2, 3, 4, 5]
+
+
+def test_a_layer_of_ones_own_cannot_write_to_what_the_one_before_it_needs() -> None:
+    class Identity(layers.Layer):
+        def forward(self, x: Any) -> Any:
+            return self.keep(x)
+
+        def backward(self, dy: Any) -> Any:  # type: ignore[override]
+            return dy
+
+    class InPlace(Identity):
+        def forward(self, x: Any) -> Any:
+            x *= 2
+            return self.keep(x)
+
+    for activation in (layers.Relu, layers.Sigmoid, layers.Softmax):
+        for behind in (Identity, InPlace, lambda: layers.Sequential(Identity())):
+            net = layers.Sequential(layers.Affine.init(4, 3, rng=0), activation(), behind())
+            if behind is InPlace:
+                with pytest.raises(ValueError, match="read-only"):
+                    net.forward(RNG.normal(size=(2, 4)))
+            else:
+                y = net.forward(RNG.normal(size=(2, 4)))
+                with pytest.raises(ValueError, match="read-only"):
+                    y -= 1
 
 
 def test_memory_is_not_kept_for_results_that_others_hold() -> None:
@@ -347,6 +416,15 @@ def test_weights_are_drawn_with_the_variance_that_the_scheme_says() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_weights_that_were_replaced_by_others_in_another_order(suffix: str, tmp_path: Path) -> None:
+    layer, other = layers.MatMul(np.zeros((2, 3))), layers.MatMul(np.zeros((2, 3)))
+    layer.w = np.arange(6.0).reshape(3, 2).T
+    layer.save(tmp_path / f"w{suffix}")
+    other.load(tmp_path / f"w{suffix}")
+    assert other.w.tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_parameters_are_stored_and_read(dtype: Any, suffix: str, tmp_path: Path) -> None:
     net, other = network(dtype), network(dtype)
@@ -384,6 +462,18 @@ def test_what_cannot_be_loaded_is_told_and_changes_nothing(tmp_path: Path) -> No
             net.load_state_dict(state)
         for key, value in net.state_dict().items():
             assert (value == before[key]).all()
+    for value in (
+        np.zeros((4, 6), complex),
+        np.zeros((4, 6), int),
+        np.zeros((4, 6), np.longdouble),
+        np.full((4, 6), "1.0"),
+        np.full((4, 6), None),
+        np.ma.masked_array(np.zeros((4, 6))),
+    ):
+        with pytest.raises(TypeError, match="load_state_dict: 0.w: expected floating numbers, got "):
+            net.load_state_dict({**before, "0.w": value})
+    with pytest.raises(ValueError, match="unknown: 1, z; expected 0.w"):
+        net.load_state_dict({**before, 1: 2, "z": 3})  # type: ignore[dict-item]
     net.load_state_dict({key: value.astype(np.float64) for key, value in before.items()})  # loses nothing
     for name in ("net.pkl", "net"):
         with pytest.raises(ValueError, match=r"path: expected a name in .npz or .safetensors"):
@@ -475,6 +565,18 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         r"affine: x: expected 2 inputs along the last axis.*; if w is \(out, in\), pass w.T",
     ),
+    (lambda: layers.Softmax(axis=None), TypeError, "Softmax: axis: expected one integer, got None"),
+    (
+        lambda: _after_forward(layers.Affine.init(3, 2)).backward(np.ones(2), use_jacobian=True),
+        ValueError,
+        r"use_jacobian: dy: expected shape \(3, 2\), got \(2,\)",
+    ),
+    (
+        lambda: _after_forward(layers.Softmax()).backward(np.ones(3), use_jacobian=True),
+        ValueError,
+        r"use_jacobian: dy: expected shape \(3, 3\), got \(3,\)",
+    ),
+    (lambda: _nested(), ValueError, r"expected each layer once, also inside of others, got Relu\(\) twice"),
     (lambda: layers.Sequential(K.relu), TypeError, "Sequential: layer 0: expected a Layer, got function"),
     (
         lambda: layers.Sequential(layers.Relu(), layers.SoftmaxWithLoss()),
@@ -484,7 +586,7 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: layers.Sequential(*[layers.Relu()] * 2),
         ValueError,
-        r"Sequential: layer 1: expected each layer once, got Relu\(\) twice",
+        r"Sequential: expected each layer once, also inside of others, got Relu\(\) twice",
     ),
     (
         lambda: _after_forward(layers.Relu()).backward(np.ones((2, 3)), use_jacobian=True),
@@ -497,6 +599,11 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
         "relu_backward: y: expected the shape",
     ),
 ]
+
+
+def _nested() -> Any:
+    layer = layers.Relu()
+    return layers.Sequential(layer, layers.Sequential(layers.Sequential(layer)))
 
 
 def _after_forward(layer: Any) -> Any:
@@ -557,6 +664,25 @@ def test_layers_of_your_own() -> None:
     assert repr(Tanh()) == "Tanh()"
     with pytest.raises(RuntimeError, match="Tanh: backward: call forward first"):
         Tanh().backward(1.0)
+
+
+def test_a_residual_is_a_sequential_that_adds_its_input() -> None:
+    class Residual(layers.Sequential):
+        def forward(self, x: Any) -> Any:
+            return x + super().forward(x)
+
+        def backward(self, dy: Any) -> Any:  # type: ignore[override]
+            return dy + super().backward(dy)
+
+    net = layers.Sequential(
+        Residual(layers.Affine.init(4, 4, rng=0, dtype=np.float64), layers.Sigmoid()),
+        layers.Affine.init(4, 3, rng=0, dtype=np.float64),
+    )
+    report = check(net, RNG.normal(size=(5, 4)), [0, 1, 2, 0, 1], loss=layers.SoftmaxWithLoss())
+    assert report, report
+    assert len(report.gradients) == 5
+    net.forward(RNG.normal(size=(5, 4)))
+    assert net.backward(np.ones((5, 3)), needs_dx=False) is None
 
 
 def test_a_network_without_layers_changes_nothing() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 
 from plugrad import backends
 from plugrad import kernels as K
@@ -163,6 +164,22 @@ def test_mistakes() -> None:
         (lambda: optim.SGD([p]).step([p[:2]]), ValueError, r"grads: 0: expected shape \(3,\), got \(2,\)"),
         (lambda: optim.SGD([p]).step([p.astype(float)]), TypeError, "expected an array of float32, got float64"),
         (lambda: optim.SGD([p]).step([None]), TypeError, "grads: 0: expected an array of float32, got NoneType"),
+        (lambda: optim.SGD([p, p]), ValueError, "SGD: params: 1: shares memory with another parameter; pass each once"),
+        (lambda: optim.SGD([p[:2], p[1:]]), ValueError, "SGD: params: 1: shares memory with another parameter"),
+        (lambda: optim.SGD([as_strided(p, (3, 2), (4, 0))]), ValueError, "expected an array without repeated elements"),
+        (
+            lambda: optim.SGD([p[1:]]).step([p[:-1]]),
+            ValueError,
+            "shares part of its memory with the parameter; pass a co",
+        ),
+        (lambda: optim.Adam([p], betas=0.9), TypeError, "Adam: betas: expected two numbers, got 0.9"),
+        (lambda: optim.Adam([p], betas=(0.9,)), TypeError, r"Adam: betas: expected two numbers, got \(0.9,\)"),
+        (
+            lambda: optim.l2_penalty([p], 1.0, grads=[[0.0] * 3]),
+            TypeError,
+            "l2_penalty: grads: 0: expected an array of",
+        ),
+        (lambda: optim.l2_penalty([p], 1.0, grads=[p[:1]]), ValueError, r"l2_penalty: grads: 0: expected shape \(3,\)"),
         (lambda: optim.step_decay(1.0, every=0), ValueError, "every: expected an integer of at least 1, got 0"),
         (lambda: optim.step_decay(1.0, every=1.5), TypeError, "every: expected an integer, got 1.5"),
         (lambda: optim.exponential_decay(1.0, rate=2), ValueError, r"rate: expected a number in \[0, 1\], got 2"),
@@ -176,6 +193,14 @@ def test_mistakes() -> None:
         with pytest.raises(error, match=message):
             call()
     assert (p == 1).all()
+    optimizer = optim.SGD([p, np.ones(2, np.float32)], momentum=0.5)
+    optimizer.params[1].flags.writeable = False
+    with pytest.raises(ValueError, match="SGD: params: 1: expected an array that can be written"):
+        optimizer.step([p, np.ones(2, np.float32)])
+    with pytest.raises(AttributeError):
+        optimizer.momentum = 0.9  # type: ignore[misc]
+    assert (p == 1).all()
+    assert optimizer.steps == 0
     other = np.ones(2, np.float32)
     with pytest.raises(ValueError, match="grads: 1: expected shape"):
         optim.SGD([p, other]).step([p, p])
@@ -193,6 +218,7 @@ def test_schedules() -> None:
     np.testing.assert_allclose(rates[:5], [0.1, 0.2, 0.3, 0.4, 0.5])
     np.testing.assert_allclose(rates[5:51], [0.1 + 0.4 * (1 + math.cos(math.pi * s / 45)) / 2 for s in range(46)])
     assert rates[50:] == [pytest.approx(0.1)] * 30
+    assert optim.cosine(1.0, steps=10, warmup=10)(10) == 0
     p = np.zeros(1)
     optimizer = optim.SGD([p], schedule)
     for _ in range(3):
@@ -228,6 +254,21 @@ def test_the_penalty_in_16_bits_does_not_overflow() -> None:
     penalty = optim.l2_penalty([p], 0.5)
     assert penalty.dtype == np.float32
     assert penalty == 5e6
+    p, g = np.full(2, 1e-3, np.float16), np.zeros(2, np.float16)
+    optim.l2_penalty([p], 1e5, grads=[g])
+    np.testing.assert_allclose(g.astype(float), 2e5 * p.astype(float), rtol=1e-3)
+
+
+def test_the_penalty_of_many_parameters_is_accurate() -> None:
+    p = np.full(10**7, 0.1, np.float32)
+    assert float(optim.l2_penalty([p], 1.0)) == pytest.approx(1e7 * float(p[0]) ** 2, rel=1e-7)
+
+
+def test_a_gradient_that_is_the_parameter_itself() -> None:
+    p = np.arange(200_000.0)
+    expected = p - 0.1 * p
+    optim.SGD([p], 0.1).step([p])
+    np.testing.assert_allclose(p, expected, rtol=1e-15)
 
 
 def test_a_network_learns() -> None:

@@ -81,6 +81,7 @@ def _slope(work: Array, p: Array, g: Array, decay: float) -> Array:
     return np.add(g, slope if decay else 0, out=slope, dtype=work.dtype)
 
 
+@quietly
 def _over(task: Any, p: Array, *others: Array | None) -> None:
     """Run a task on pieces of arrays, which it gets flat, with two arrays of their size to work in."""
     if not all(array is None or array.flags.c_contiguous for array in (p, *others)):
