@@ -532,7 +532,8 @@ def _compared(
     largest_slope = float(np.max(np.abs(numeric[np.isfinite(numeric)]), initial=0.0))
     scale = math.sqrt(tolerance) * max(largest_slope, problem.scale)
     rounding = ULP * _epsilon(np.asarray(backends.to_numpy(problem.analytic))) * problem.scale
-    largest, found = 0.0, {kind: [] for kind in ("wrong", "unclear", "kink")}
+    largest = 0.0
+    found: dict[str, list[Entry]] = {kind: [] for kind in ("wrong", "unclear", "kink")}
     for i, slope, a in zip(chosen, slopes, analytic.reshape(-1)[chosen], strict=True):
         n, error, verdict = _judged(slope, float(a), scale, tolerance, rounding, step is None)
         entry = Entry(tuple(int(j) for j in np.unravel_index(int(i), x.shape)), float(a), n, error)

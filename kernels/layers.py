@@ -2,10 +2,10 @@
 
 A layer calls the kernels, on the backend in force, and computes nothing by itself. ``forward`` keeps what ``backward``
 needs until the next ``forward``; what it is given is kept as it is, not copied, so write nothing into it in between.
-Results are computed in memory that a layer uses again once nobody holds them: from the third step of a training loop on
-no layer allocates anything, and a result that you keep stays what it is. (The NumPy backend takes up to 2 MiB for pieces
-of what it computes.) Results that the layer still needs are read-only (on a
-GPU, where there is no such thing, they are copies). A layer is for one thread at a time.
+Results are computed in memory that a layer uses again once nobody holds them: from the third step of a training loop
+on no layer allocates anything, and a result that you keep stays what it is. (The NumPy backend takes up to 2 MiB for
+pieces of what it computes.) Results that the layer still needs are read-only (on a GPU, where there is no such thing,
+they are copies). A layer is for one thread at a time.
 """
 
 import copy
@@ -17,6 +17,7 @@ import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -708,11 +709,16 @@ class Sequential(Layer):
         # between a product and a ReLU, the result of the latter and its gradient take the place of what they come from.
         # (Other activations would need other memory, which some backends take anew each time.)
         own = [type(layer) in OWN for layer in layers]
-        product = [type(layer) in (Affine, MatMul) for layer in layers]
-        relu_ = [type(layer) is Relu for layer in layers]
-        self._is_lent = [not after for after in [*own[1:], False]]
-        self._takes_x = [a and b for a, b in zip(relu_, [False, *product], strict=False)]
-        self._takes_dy = [a and b for a, b in zip(relu_, [*product[1:], False], strict=False)]
+        is_product = [type(layer) in (Affine, MatMul) for layer in layers]
+        self._forwards: list[Callable[..., Array]] = []
+        self._backwards: list[Callable[..., Array]] = []
+        for position, layer in enumerate(layers):
+            is_inner = isinstance(layer, _Activation) and own[position] and own[position + 1 : position + 2] == [True]
+            takes_x = type(layer) is Relu and is_product[max(0, position - 1)]
+            takes_dy = type(layer) is Relu and is_product[position + 1 : position + 2] == [True]
+            forward = layer.unprotected if is_inner and isinstance(layer, _Activation) else layer.forward
+            self._forwards.append(partial(forward, in_place=True) if is_inner and takes_x else forward)
+            self._backwards.append(partial(layer.backward, in_place=True) if takes_dy else layer.backward)
         self._first = next((i for i, layer in enumerate(layers) if layer.params), len(layers))  # that has parameters
         self._saves_dx = False
         if self._first < len(layers):
@@ -738,7 +744,7 @@ class Sequential(Layer):
     @property
     def grads(self) -> tuple[Array, ...]:
         """Their gradients, in the same order."""
-        return tuple([gradient for layer in self.layers for gradient in layer.grads])
+        return tuple([gradient for layer in self.layers[self._first :] for gradient in layer.grads])
 
     def named_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters with their names: the number of the layer, a full stop and the name there."""
@@ -760,25 +766,20 @@ class Sequential(Layer):
     def forward(self, x: Any) -> Array:
         """Compute the result of the last layer."""
         self.forget()  # so that no layer holds what another one is about to compute anew
-        for layer, takes_x, is_lent in zip(self.layers, self._takes_x, self._is_lent, strict=False):
-            if is_lent or not isinstance(layer, _Activation) or type(layer) not in OWN:
-                x = layer.forward(x)
-            else:
-                x = layer.unprotected(x, in_place=takes_x)
+        for forward in self._forwards:
+            x = forward(x)
         return x
 
     def backward(self, dy: Any, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients; None is returned, and the work saved, if that of the inputs is not needed."""
-        last, given = 0 if needs_dx else self._first, {"use_jacobian": True} if use_jacobian else {}
-        for position in range(len(self.layers) - 1, last - 1, -1):
-            layer = self.layers[position]
-            if position == last and not needs_dx:
-                layer.backward(dy, **given, **({"needs_dx": False} if self._saves_dx else {}))
-            elif self._takes_dy[position] and isinstance(layer, _Activation):
-                dy = layer.backward(dy, in_place=True, **given)
-            else:
-                dy = layer.backward(dy, **given)
-        return dy if needs_dx else None
+        given = {"use_jacobian": True} if use_jacobian else {}
+        for backward in reversed(self._backwards[0 if needs_dx else self._first + 1 :]):
+            dy = backward(dy, **given)
+        if needs_dx:
+            return dy
+        for backward in self._backwards[self._first : self._first + 1]:
+            backward(dy, **given, **({"needs_dx": False} if self._saves_dx else {}))
+        return None
 
 
 def _all_layers(layers: Iterable[Layer]) -> Iterator[Layer]:

@@ -371,7 +371,8 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     """
     factor, params = _at_least_0("l2_penalty", "factor", factor), tuple(params)
     given = None if grads is None else _checked_grads("l2_penalty", params, grads)
-    total, dtype = 0.0, FLOAT32
+    total: Any = np.float64(0)
+    dtype = FLOAT32
     for parameter in params:
         p = floating("l2_penalty", "params", parameter, backend_for(parameter))
         flat = p.reshape(-1).astype(FLOAT64, copy=False)  # float32 would lose digits where there are many
@@ -379,7 +380,7 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     for parameter, gradient in zip(params, given or (), strict=False):
         wide = COMPUTE[parameter.dtype]
         gradient[...] = gradient.astype(wide, copy=False) + 2 * factor * parameter.astype(wide, copy=False)
-    return (factor * total).astype(dtype) if params else dtype.type(0)
+    return (factor * total).astype(dtype)
 
 
 def _checked_grads(what: str, params: tuple[Array, ...], grads: Iterable[Array]) -> tuple[Array, ...]:
