@@ -716,9 +716,12 @@ class Sequential(Layer):
             is_inner = isinstance(layer, _Activation) and own[position] and own[position + 1 : position + 2] == [True]
             takes_x = type(layer) is Relu and is_product[max(0, position - 1)]
             takes_dy = type(layer) is Relu and is_product[position + 1 : position + 2] == [True]
-            forward = layer.unprotected if is_inner and isinstance(layer, _Activation) else layer.forward
-            self._forwards.append(partial(forward, in_place=True) if is_inner and takes_x else forward)
-            self._backwards.append(partial(layer.backward, in_place=True) if takes_dy else layer.backward)
+            forward: Callable[..., Array] = layer.forward
+            backward: Callable[..., Array] = layer.backward
+            if is_inner and isinstance(layer, _Activation):
+                forward = partial(layer.unprotected, in_place=True) if takes_x else layer.unprotected
+            self._forwards.append(forward)
+            self._backwards.append(partial(backward, in_place=True) if takes_dy else backward)
         self._first = next((i for i, layer in enumerate(layers) if layer.params), len(layers))  # that has parameters
         self._saves_dx = False
         if self._first < len(layers):
