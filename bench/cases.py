@@ -1,5 +1,6 @@
 """What is measured: a kernel on arrays of one shape, or one step of training."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,16 @@ SIZES = {
     if "axis" in kernel.options
     else _ELEMENTWISE
     for name, kernel in KERNELS.items()
-} | {STEP: ("64-784-128-10", "256-784-512-10")}
+} | {STEP: ("64-784-128-10", "256-784-512-10", "1024-784-1024-10")}
+
+QUICK = {  # a small and a large size, for a run of a minute or two
+    name: ("256x64x10000",)
+    if "max_workspace" in kernel.options
+    else ("64x784x128",)
+    if "w" in kernel.arguments
+    else ("256x10", "1024x1024")
+    for name, kernel in KERNELS.items()
+} | {STEP: ("64-784-128-10",)}
 
 
 @dataclass(frozen=True)
@@ -120,11 +130,28 @@ class Case:
         return np.ascontiguousarray(np.moveaxis(x.reshape(batch, *inner, classes), -1, 1))
 
     @property
+    def rows(self) -> int:
+        """How many rows of classes there are."""
+        batch, _, *inner = self.shape
+        return batch if self.name == STEP or self.is_product else batch * math.prod(inner)
+
+    @property
+    def wanted_products(self) -> tuple[bool, bool, bool]:
+        """Which matrix products a layer needs: of inputs and weights, and for the gradient of each."""
+        results = KERNELS[self.name].results if self.is_product else ()
+        return "y" in results or "loss" in results, "dx" in results, "dw" in results
+
+    @property
+    def products(self) -> int:
+        """How many of them, where these take most of the time."""
+        return sum(self.wanted_products)
+
+    @property
     def bytes(self) -> float | None:
         """How much memory is moved at the least; None where something else takes the time."""
         if self.name == STEP or self.is_product:
             return None
-        return KERNELS[self.name].passes * np.prod(self.shape) * as_dtype(self.dtype).itemsize
+        return KERNELS[self.name].passes * math.prod(self.shape) * as_dtype(self.dtype).itemsize
 
 
 def as_dtype(name: str) -> np.dtype[Any]:

@@ -118,12 +118,12 @@ def result(
         type(out) is not backend.native
         or out.dtype != dtype
         or out.shape != shape
-        or not (out.flags.c_contiguous and getattr(out.flags, "writeable", True))  # CuPy's arrays always are
+        or not ((flags := out.flags).c_contiguous and getattr(flags, "writeable", True))  # CuPy's arrays always are
     ):
         _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
     own = type(out) is np.ndarray and out.base is None  # in memory of its own, as what each view of it says
     for position, read in enumerate(reads):
-        if read is not out and not (own and _lies_elsewhere(read.base, out)):
+        if read is not out and not (own and (read.base is None or _lies_elsewhere(read.base, out))):
             overlap = backend.overlap(out, read)
             if overlap == "partial":
                 raise ValueError(
@@ -138,8 +138,8 @@ def result(
 
 
 def _lies_elsewhere(base: Any, out: Array) -> bool:
-    """Whether what has this base has not its memory from `out`, an array in memory of its own."""
-    return base is None or (type(base) is np.ndarray and base.base is None and base is not out)
+    """Whether a view of this array has not its memory from `out`, an array in memory of its own."""
+    return type(base) is np.ndarray and base.base is None and base is not out
 
 
 def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:
@@ -254,7 +254,7 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
                 f"{f'dtype {t.dtype}' if t.ndim else type(given).__qualname__}"
             )
     axis = options.axis
-    rows = x.shape[:axis] + x.shape[axis + 1 :]
+    rows = x.shape[:-1] if axis == x.ndim - 1 else x.shape[:axis] + x.shape[axis + 1 :]
     if t.shape == rows:
         if t.dtype.kind not in "iu":
             if t.size or t.dtype.kind != "f":

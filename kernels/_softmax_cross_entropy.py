@@ -30,6 +30,9 @@ from plugrad.kernels._cross_entropy import (
 from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
 from plugrad.kernels._softmax import sample_logits, softmax
 
+RESULTS = {"y": ("loss", "y"), "dx": ("loss", "dx")}
+NAMES_OF_OUT = {"y": "out: y", "dx": "out: dx"}
+
 
 def softmax_cross_entropy(
     x: Any,
@@ -231,11 +234,14 @@ def _loss_and(
     x = floating(kernel, "x", x, backend)
     options = loss_options(kernel, "x", x, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, x, options, backend)
-    loss_out, array_out = given_results(kernel, out, ("loss", second), lone=second)
+    loss_out, array_out = given_results(kernel, out, RESULTS[second], lone=second)
     reads = arrays_of_loss(x, t, None, options)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
-    array = result(kernel, f"out: {second}", array_out, x.shape, x.dtype, backend, reads)
-    loss = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
+    array = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
+    if loss_out is None:
+        loss = backend.empty(shape, dtype)
+    else:
+        loss = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
     if x.size:
         backend.functions[kernel](reads[0], reads[1], read_options(options, reads), loss, array)
     else:

@@ -1,10 +1,14 @@
 """The benchmarks: every side computes the same, and the command says what it measured."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,9 +17,9 @@ import pytest
 
 from plugrad import backends
 from plugrad.bench.__main__ import PEERS, TOLERANCE
-from plugrad.bench.cases import DTYPES, STEP, Case, as_dtype
+from plugrad.bench.cases import DTYPES, QUICK, STEP, Case, as_dtype
 from plugrad.bench.measure import as_tuple, disagreement
-from plugrad.bench.sides import copy, ours
+from plugrad.bench.sides import copy, ours, products
 from plugrad.kernels import KERNELS
 
 peers = pytest.mark.parametrize(
@@ -147,6 +151,11 @@ def test_a_table_of_all_sides() -> None:
         (("relu", "--dtypes", "float31"), "dtype: expected one of float16, bfloat16, float32, float64; got 'float31'"),
         (("relu", "--rounds", "0"), "--rounds and --seconds: expected more than 0"),
         (("relu", "--backend", "nubma"), "unknown backend 'nubma'; did you mean 'numba'?"),
+        (("relu", "--fail-above", "10%"), "--fail-above: expected --compare FILE with it"),
+        (("relu", "--fail-above", "much"), "argument --fail-above: invalid share value: 'much'"),
+        (("relu", "--compare", "no_such_file.json"), "no_such_file.json"),
+        (("relu", "--compare", "README.md"), "--compare: README.md is no file that --json has written"),
+        (("relu", "--json", "no/such/folder.json"), "--json: there is no folder for no/such/folder.json"),
     ):
         done = command("plugrad.bench", *wrong)
         assert message in done.stderr
@@ -156,9 +165,148 @@ def test_a_table_of_all_sides() -> None:
     )
     assert done.returncode == 0, done.stderr
     heading, *rows = done.stdout.splitlines()[2:]
-    assert heading.split() == ["kernel", "size", "dtype", "numpy", "us", "x", "textbook", "GB/s", "of", "copy"]
+    assert heading.split() == [
+        "kernel",
+        "size",
+        "dtype",
+        "numpy",
+        "us",
+        "+-",
+        "%",
+        "x",
+        "textbook",
+        "GB/s",
+        "Mrows/s",
+        "of",
+        "bound",
+    ]
     assert [row.split()[:3] for row in rows] == [["relu", "8x5", "float32"], ["relu", "9x6", "float32"]]
     assert "numpy" in done.stdout.splitlines()[0]
+
+
+SMALL = ("relu", "affine", "--sizes", "64x32", "--backend", "numpy", "--rounds", "2")
+
+
+def test_what_was_measured_is_kept_and_compared(tmp_path: Path) -> None:
+    kept, slower, faster = (tmp_path / f"{name}.json" for name in ("kept", "slower", "faster"))
+    done = command("plugrad.bench", *SMALL, "--peers", "textbook", "--json", str(kept))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(kept.read_text())
+    assert found["complete"]
+    assert found["command"][:2] == ["relu", "affine"]
+    assert found["machine"]["versions"]["numpy"] == np.__version__
+    assert found["machine"]["threads"] >= 1
+    assert abs(datetime.fromisoformat(found["date"]) - datetime.now(UTC)) < timedelta(hours=1)
+    relu, affine = found["rows"]
+    assert set(relu["sides"]) == {"numpy", "textbook", "copy"}
+    assert set(affine["sides"]) == {"numpy", "textbook", "products"}
+    assert (affine["products"], affine["bytes"], relu["products"], relu["bytes"]) == (1, None, 0, 2 * 64 * 32 * 4)
+    for side in (*relu["sides"].values(), *affine["sides"].values()):
+        assert len(side["medians"]) == 2
+        assert 0 < side["quantiles"][0] <= side["quantiles"][1] == min(side["medians"]) <= side["quantiles"][2]
+        assert side["first"] > 0
+    for path, factor in ((slower, 1e-3), (faster, 1e3)):
+        changed = json.loads(kept.read_text())
+        for side in changed["rows"][0]["sides"].values():
+            side["medians"] = [median * factor for median in side["medians"]]
+        changed["rows"].pop()
+        path.write_text(json.dumps(changed))
+    done = command("plugrad.bench", *SMALL, "--compare", str(slower), "--fail-above", "10%")
+    assert done.returncode == 1
+    assert "1 of 2 take more than 10% longer than before" in done.stderr
+    heading, relu_line, affine_line = done.stdout.splitlines()[2:]
+    assert heading.endswith("x before")
+    assert relu_line.endswith("*")
+    assert affine_line.endswith("new")
+    done = command("plugrad.bench", *SMALL, "--compare", str(faster), "--fail-above", "10%")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[3].endswith("0.00*")
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    arguments = ["relu", "--sizes", "8x5," * 40 + "8x5", "--backend", "numpy", "--rounds", "1", "--seconds", "0.01"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plugrad.bench", *arguments, "--json", str(kept)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("relu"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.endswith("interrupted: the rows above are whole\n")
+    found = json.loads(kept.read_text())
+    assert not found["complete"]
+    assert 1 <= len(found["rows"]) < 40
+
+
+def test_quick_measures_less() -> None:
+    done = command("plugrad.bench", "relu", "sigmoid", "--backend", "numpy", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert [row.split()[:2] for row in done.stdout.splitlines()[3:]] == [
+        [name, size] for name in ("relu", "sigmoid") for size in QUICK[name]
+    ]
+
+
+def test_products_are_those_of_the_kernel() -> None:
+    for name, count in (("affine", 1), ("affine_backward", 2), ("linear_cross_entropy_value_and_grad", 3)):
+        for dtype in ("float16", "float64"):
+            case = Case(name, "6x4x5", dtype)
+            assert case.products == count
+            results = products.prepare(case)()
+            assert len(results) == count
+            given = dict(zip(KERNELS[name].arguments, case.arguments(), strict=True))
+            x, w = given["x"].astype(np.float64), given["w"].astype(np.float64)
+            z = x @ w
+            expected = {1: [z], 2: [z @ w.T, x.T @ z], 3: [z, z @ w.T, x.T @ z]}[count]
+            for found, exact in zip(results, expected, strict=True):
+                np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="relu: not bound by products"):
+        products.prepare(Case("relu", "6x4"))
+
+
+def test_the_suite_for_pytest_benchmark(tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    chosen = "float32 and numpy and (32x10 or 64x784x128 or 64-784-128-10)"
+    options = ["--benchmark-max-time=0.001", "--benchmark-min-rounds=1", f"--benchmark-json={told}", "-k", chosen]
+    group = "--benchmark-group-by=param:kernel,param:dtype"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench", *options, group],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},  # not a worker
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(told.read_text())["benchmarks"]
+    names = {benchmark["params"]["kernel"] for benchmark in found}
+    assert names == {name for name in (*KERNELS, STEP) if not name.startswith("linear")}
+    assert {benchmark["params"]["results"] for benchmark in found} == {"out", "new"}
+    assert all(benchmark["extra_info"]["first call with preparations, s"] > 0 for benchmark in found)
+
+
+def test_where_the_time_of_a_call_goes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "plugrad.bench.dispatch", "relu", "affine", "--backend", "numpy", "--rounds", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    heading, *rows = (line.split() for line in done.stdout.splitlines())
+    assert heading == ["kernel", "backend", "call", "compute", "selection", "checks", "overhead", "us"]
+    assert [row[:2] for row in rows] == [["relu", "numpy"], ["affine", "numpy"]]
+    for row in rows:
+        call, compute, selection, checks, overhead = map(float, row[2:])
+        assert call > compute > 0
+        assert 0 < selection < checks < call
+        assert overhead == pytest.approx(call - compute, abs=0.011)
 
 
 def test_memory_beside_arguments_and_results() -> None:
