@@ -20,7 +20,8 @@ from plugrad.bench.cases import DTYPES, QUICK, SIZES, STEP, Case
 from plugrad.bench.report import Earlier, Row, Side, about_this_machine, told, write
 from plugrad.kernels import KERNELS
 
-PEERS = ("textbook", "torch", "jax")
+PEERS = ("textbook", "torch", "jax", "scipy")
+ONLY = {"scipy": ("softmax", "log_softmax", "sigmoid")}  # what a peer has, if it has not all
 COPY, PRODUCTS = "copy", "products"  # the sides that bound a kernel
 
 
@@ -50,7 +51,8 @@ def cases(chosen: argparse.Namespace) -> list[Case]:
 
 def sides_of(case: Case, backends: list[str], peers: list[str]) -> list[tuple[str, str, str]]:
     """Who is measured: a name, the module in `plugrad.bench.sides`, and the backend in force."""
-    sides = [(backend, "ours", backend) for backend in backends] + [(peer, peer, backends[0]) for peer in peers]
+    sides = [(backend, "ours", backend) for backend in backends]
+    sides += [(peer, peer, backends[0]) for peer in peers if case.name in ONLY.get(peer, (case.name,))]
     bound = COPY if case.bytes else PRODUCTS if case.products else None
     return sides + ([(bound, bound, backends[0])] if bound else [])
 
@@ -95,12 +97,13 @@ class Table:
         cells += [f"{(ours.host or 0) * 1e6:.1f}"] if self.on_gpu else []
         low, middle, high = ours.quantiles
         cells += [f"{(high - low) / 2 / middle:.1%}"]
-        cells += [f"{row.sides[peer].best / ours.best:.2f}" for peer in self.peers]
+        cells += [f"{row.sides[peer].best / ours.best:.2f}" if peer in row.sides else "-" for peer in self.peers]
         cells += [f"{case.bytes / ours.best / 1e9:.1f}" if case.bytes else "-", f"{case.rows / ours.best / 1e6:.2f}"]
         bound = next((row.sides[name].best for name in (COPY, PRODUCTS) if name in row.sides), None)
         cells += [f"{bound / ours.best:.0%}" if bound else "-"]
         if self.with_memory:
-            cells += [f"{row.sides[name].memory / 1e6:.1f}" for name in (*self.backends, *self.peers)]
+            sides = (row.sides.get(name) for name in (*self.backends, *self.peers))
+            cells += [f"{side.memory / 1e6:.1f}" if side else "-" for side in sides]
         if self.earlier:
             change = self.earlier.change(row, self.backends[0])
             cells += ["new" if change is None else f"{change[0]:.2f}{'*' if change[1] else ' '}"]

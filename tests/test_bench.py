@@ -16,21 +16,30 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench.__main__ import PEERS, TOLERANCE
+from plugrad.bench.__main__ import ONLY, PEERS, TOLERANCE
 from plugrad.bench.cases import DTYPES, QUICK, STEP, Case, as_dtype
 from plugrad.bench.measure import as_tuple, disagreement
 from plugrad.bench.sides import copy, ours, products
 from plugrad.kernels import KERNELS
 
-peers = pytest.mark.parametrize(
-    "peer",
-    [
-        pytest.param(
-            peer, marks=pytest.mark.skipif(find_spec(peer) is None and peer != "textbook", reason="not installed")
-        )
-        for peer in PEERS
-    ],
-)
+
+def computed_by_peers(*names: str) -> Any:
+    """Each peer, if it is installed, with each of these that it has."""
+    return pytest.mark.parametrize(
+        ("peer", "name"),
+        [
+            pytest.param(
+                peer,
+                name,
+                marks=pytest.mark.skipif(find_spec(peer) is None and peer != "textbook", reason="not installed"),
+            )
+            for peer in PEERS
+            for name in ONLY.get(peer, names)
+            if name in names
+        ],
+    )
+
+
 # Confident rows and large arguments, where the peers' losses are infinite and their sigmoid 0, are compared elsewhere.
 FINITE = 1e30
 
@@ -41,9 +50,8 @@ def results(side: Any, case: Case) -> list[Any]:
     return [np.asarray(array, np.float64) for array in (found if isinstance(found, list) else as_tuple(found))]
 
 
-@peers
+@computed_by_peers(*KERNELS)
 @pytest.mark.parametrize("new", [False, True])
-@pytest.mark.parametrize("name", KERNELS)
 def test_all_sides_agree(peer: str, name: str, new: bool) -> None:
     side = import_module(f"plugrad.bench.sides.{peer}")
     sizes = ["20x30", "20x5x7"] if name.startswith("affine") else ["20x30"]
@@ -56,10 +64,10 @@ def test_all_sides_agree(peer: str, name: str, new: bool) -> None:
             np.testing.assert_allclose(a[finite], b[finite], rtol=3e-5, atol=1e-5)
 
 
-@peers
+@computed_by_peers(STEP)
 @pytest.mark.parametrize("new", [False, True])
-def test_all_training_steps_agree(peer: str, new: bool) -> None:
-    case = Case(STEP, "8-6-5-3", new=new)
+def test_all_training_steps_agree(peer: str, name: str, new: bool) -> None:
+    case = Case(name, "8-6-5-3", new=new)
     parameters = []
     with backends.use("numpy"):
         for side in (ours, import_module(f"plugrad.bench.sides.{peer}")):
@@ -143,7 +151,7 @@ def test_one_side_by_itself() -> None:
 def test_a_table_of_all_sides() -> None:
     arguments = ("relu", "step", "--backend", "numpy", "--peers", "textbook,no_such_peer", "--rounds", "1")
     assert (
-        "--peers: expected some of textbook, torch, jax; got 'no_such_peer'"
+        "--peers: expected some of textbook, torch, jax, scipy; got 'no_such_peer'"
         in command("plugrad.bench", *arguments).stderr
     )
     for wrong, message in (
