@@ -234,12 +234,15 @@ def test_what_was_measured_is_kept_and_compared(tmp_path: Path) -> None:
 def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     arguments = ["relu", "--sizes", "8x5," * 40 + "8x5", "--backend", "numpy", "--rounds", "1", "--seconds", "0.01"]
+    code = (  # the background jobs of a shell ignore interrupts
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('plugrad.bench', run_name='__main__', alter_sys=True)"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "plugrad.bench", *arguments, "--json", str(kept)],
+        [sys.executable, "-c", code, *arguments, "--json", str(kept)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     assert process.stdout
     for line in process.stdout:
