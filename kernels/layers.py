@@ -98,10 +98,11 @@ class Layer(ABC):
         """Compute the result for inputs `x`."""
 
     @abstractmethod
-    def backward(self, dy: Any, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dy: Any) -> Array:
         """Compute the gradients, given that of the result: of the inputs, returned, and of the parameters, kept.
 
-        With `use_jacobian` they are computed through the explicit Jacobian, which is slow and for checking.
+        The layers of this module also take ``use_jacobian=True``, and compute them through the explicit Jacobian then,
+        which is slow and for checking.
         """
 
     @property
@@ -225,7 +226,9 @@ class Layer(ABC):
         source.stat()  # an error that tells if there is none
         try:
             state = read(source)
-        except Exception as error:  # safetensors has an exception of its own
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # of the format: zipfile, NumPy and safetensors each have exceptions of their own
             raise ValueError(
                 f"{type(self).__name__}.load: {path}: cannot be read as {source.suffix}: {error}"
             ) from error

@@ -274,7 +274,7 @@ def test_a_layer_of_ones_own_cannot_write_to_what_the_one_before_it_needs() -> N
         def forward(self, x: Any) -> Any:
             return self.keep(x)
 
-        def backward(self, dy: Any) -> Any:  # type: ignore[override]
+        def backward(self, dy: Any) -> Any:
             return dy
 
     class InPlace(Identity):
@@ -623,7 +623,7 @@ class Tanh(layers.Layer):
     def forward(self, x: Any) -> Any:
         return self.keep(np.tanh(x))
 
-    def backward(self, dy: Any) -> Any:  # type: ignore[override]
+    def backward(self, dy: Any) -> Any:
         return dy * (1 - self.saved() ** 2)
 
 
@@ -636,7 +636,7 @@ class Scale(layers.Layer):
     def forward(self, x: Any) -> Any:
         return self.keep(x) * self.g
 
-    def backward(self, dy: Any) -> Any:  # type: ignore[override]
+    def backward(self, dy: Any) -> Any:
         self.dg[...] = (dy * self.saved()).sum(axis=0)
         return dy * self.g
 
@@ -671,7 +671,7 @@ def test_a_residual_is_a_sequential_that_adds_its_input() -> None:
         def forward(self, x: Any) -> Any:
             return x + super().forward(x)
 
-        def backward(self, dy: Any) -> Any:  # type: ignore[override]
+        def backward(self, dy: Any) -> Any:
             return dy + super().backward(dy)
 
     net = layers.Sequential(
