@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,26 @@ def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None
     threading.Timer(0.1, job.help).start()
     job.wait()
     assert done == [1]
+
+
+def test_helpers_may_come_and_go_while_the_caller_collects_errors() -> None:
+    class Watched(deque[Any]):
+        """One comes late and leaves at each look at what is in it."""
+
+        def __iter__(self) -> Iterator[Any]:
+            for entry in super().__iter__():
+                job.help()
+                yield entry
+
+    def fails(start: int, stop: int) -> None:
+        if start:
+            raise ValueError("in a piece")
+
+    job = team._Job(fails, (), iter([(0, 1), (1, 2)]))
+    job.left = Watched()
+    job.help()
+    with pytest.raises(ValueError, match="in a piece"):
+        team._Team().compute(job)
 
 
 def test_pieces_cover_all_units() -> None:

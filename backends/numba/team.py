@@ -68,7 +68,8 @@ class _Job:
         self.kernel, self.arguments = kernel, arguments
         self.ranges = deque(ranges)
         self.helpers: deque[None] = deque()  # an entry for each that came
-        self.left: deque[BaseException | None] = deque()  # an entry for each that left, with its error
+        self.left: deque[None] = deque()  # an entry for each that left
+        self.errors: list[BaseException] = []  # of those that computed; who comes late computes nothing, and adds none
         self.board = np.zeros(1, np.int64)  # changes when one leaves
         self.bell: SimpleQueue[None] = SimpleQueue()  # rung after that
 
@@ -84,12 +85,11 @@ class _Job:
     def help(self) -> None:
         """Compute pieces for the thread whose job it is."""
         self.helpers.append(None)  # before a piece is taken: who has taken one is waited for
-        error = None
         try:
             self.work()
-        except BaseException as raised:
-            error = raised
-        self.left.append(error)
+        except BaseException as error:
+            self.errors.append(error)
+        self.left.append(None)
         self.board[0] += 1
         self.bell.put(None)
 
@@ -130,7 +130,7 @@ class _Team:
                 job.ranges.clear()
                 errors.append(error)
         job.arguments = ()  # who comes late shall not keep them
-        errors += [error for error in job.left if error is not None]
+        errors += job.errors
         if errors:
             raise errors[0]
 
