@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from plugrad.backends import host, registry, threads
+from plugrad.backends import host, profile, registry, threads
 from plugrad.backends.options import is_supported
 from plugrad.backends.registry import Backend, BackendUnavailableError, Unavailable
 
@@ -39,7 +39,7 @@ class Choice:
     `origin` is how the user said it, for messages: ``PLUGRAD_BACKEND=numba`` or ``use('numba')``.
     """
 
-    __slots__ = ("by_type", "names", "options", "origin", "outer")
+    __slots__ = ("by_type", "names", "options", "origin", "outer", "profile")
 
     def __init__(self, text: Any, options: Mapping[str, Any], origin: str, outer: "Choice | None" = None) -> None:
         if not isinstance(text, str):
@@ -55,7 +55,10 @@ class Choice:
         self.options = options
         self.origin = origin
         self.outer = outer
-        self.by_type: dict[type, Backend] = {}  # array type -> the backend found for it
+        self.by_type: dict[type, Backend] = {}  # array type -> the backend of every call with such arrays
+        self.profile, told = profile.read(AUTO_ORDER["numpy"]) if names == (AUTO,) else (None, "")
+        if told:
+            self.origin = f"{origin}, {told}"
 
     def candidates(self, kind: type) -> tuple[str, ...]:
         """The names that may serve arrays of type `kind`, in order."""
@@ -70,8 +73,18 @@ class Choice:
         """The backend that computes on arrays of type `kind`, found at the first call and then remembered."""
         backend = self.by_type.get(kind)
         if backend is None:
-            backend = self.by_type[kind] = self._find(kind)
+            backend = self._find(kind)
+            if self.profile is None or kind is not np.ndarray:
+                self.by_type[kind] = backend
         return backend
+
+    def backend_of_call(self, kernel: str, array: Any) -> Backend:
+        """The backend for this kernel, called with `array` first: that of arrays of its type, or what is measured."""
+        if self.profile is not None and type(array) is np.ndarray:
+            name = self.profile.fastest(kernel, array.dtype, array.size)
+            if name is not None and isinstance(backend := registry.usable(name), Backend):
+                return backend
+        return self.backend_for(type(array))
 
     def _find(self, kind: type) -> Backend:
         candidates = self.candidates(kind)
@@ -127,11 +140,11 @@ def chosen() -> Choice:
     return _scope.get() or _default or _of_environment()
 
 
-def backend_for(array: Any) -> Backend:
-    """The backend that a kernel called with `array` first runs on."""
+def backend_for(array: Any, kernel: str = "") -> Backend:
+    """The backend that a kernel called with `array` first runs on; without its name, that of arrays of this type."""
     choice = _scope.get() or _default or _of_environment()
     backend = choice.by_type.get(type(array))
-    return choice.backend_for(type(array)) if backend is None else backend
+    return choice.backend_of_call(kernel, array) if backend is None else backend
 
 
 def options() -> Mapping[str, Any]:
@@ -342,7 +355,7 @@ class Explanation(NamedTuple):
     reasons : dict of str to str
         For every known backend, why it would run or why it would not.
     origin : str
-        What made the choice, such as ``PLUGRAD_BACKEND=auto``.
+        What made the choice, such as ``PLUGRAD_BACKEND=auto``, and whether a profile had a part in it.
     """
 
     kernel: str
@@ -387,6 +400,11 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
     kind = type(arrays[0]) if arrays else np.ndarray
     candidates = choice.candidates(kind)
     backend, _ = registry.first_usable(candidates)
+    measured = ""
+    if backend is not None and choice.profile is not None and arrays:
+        backend = choice.backend_of_call(name, arrays[0])
+        if type(x := arrays[0]) is np.ndarray and choice.profile.fastest(name, x.dtype, x.size) == backend.name:
+            measured = f", the fastest for {x.size:,} elements of {x.dtype}"
     runs = None
     reasons: dict[str, str] = {}
     for other in registry.names():
@@ -397,10 +415,10 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
         if isinstance(found, Unavailable):
             reasons[other] = str(found)
         elif found is not backend:
-            reasons[other] = f"{backend} comes first"
+            reasons[other] = f"{backend} is faster, by the profile" if measured else f"{backend} comes first"
         else:
             misfit = _misfit(found, name, arrays)
-            reasons[other] = misfit or f"selected by {choice.origin}"
+            reasons[other] = misfit or f"selected by {choice.origin}{measured}"
             if not misfit:
                 runs = found.computes(name)
     if runs is not None and runs not in candidates:

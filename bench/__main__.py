@@ -5,39 +5,23 @@ times as long each peer takes. Inputs come from the records of the kernels and h
 """
 
 import argparse
-import contextlib
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plugrad.backends import BackendUnavailableError, get
+from plugrad.backends import BackendUnavailableError, get, profile
+from plugrad.backends.selection import AUTO_ORDER
+from plugrad.bench import growth, running
 from plugrad.bench.cases import DTYPES, QUICK, SIZES, STEP, Case
-from plugrad.bench.report import Earlier, Row, Side, about_this_machine, told, write
+from plugrad.bench.report import Results, change
+from plugrad.bench.running import PEERS, Plan, progress
+from plugrad.bench.table import Table, document
 from plugrad.kernels import KERNELS
 
-PEERS = ("textbook", "torch", "jax", "scipy")
-ONLY = {"scipy": ("softmax", "log_softmax", "sigmoid")}  # what a peer has, if it has not all
-COPY, PRODUCTS = "copy", "products"  # the sides that bound a kernel
-
-
-def in_own_process(side: str, backend: str, case: Case, seconds: float, check: bool = False) -> dict[str, Any]:
-    """What `plugrad.bench.measure` tells of one side, alone in a new process."""
-    command = [sys.executable, "-W", "ignore", "-m", "plugrad.bench.measure", side, case.name, case.size]
-    command += ["--dtype", case.dtype, "--seconds", str(seconds)]
-    command += ["--new"] * case.new + ["--check"] * check
-    done = subprocess.run(
-        command, env={**os.environ, "PLUGRAD_BACKEND": backend}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip() or f"ended with status {done.returncode}").splitlines()[-1]
-        raise RuntimeError(f"{backend if side == 'ours' else side}, {case.name} {case.size}: {reason}")
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+# What `--quick` draws curves of, and how many times as large each size is as the one before.
+QUICK_CURVES, QUICK_FACTOR = ("softmax", "softmax_cross_entropy_value_and_grad"), 16
 
 
 def cases(chosen: argparse.Namespace) -> list[Case]:
@@ -49,82 +33,17 @@ def cases(chosen: argparse.Namespace) -> list[Case]:
     return found
 
 
-def sides_of(case: Case, backends: list[str], peers: list[str]) -> list[tuple[str, str, str]]:
-    """Who is measured: a name, the module in `plugrad.bench.sides`, and the backend in force."""
-    sides = [(backend, "ours", backend) for backend in backends]
-    sides += [(peer, peer, backends[0]) for peer in peers if case.name in ONLY.get(peer, (case.name,))]
-    bound = COPY if case.bytes else PRODUCTS if case.products else None
-    return sides + ([(bound, bound, backends[0])] if bound else [])
-
-
-def measured(case: Case, sides: list[tuple[str, str, str]], chosen: argparse.Namespace, tick: Callable[[], Any]) -> Row:
-    """A row of the table; nothing is timed before our results agree with the numpy backend's in float64."""
-    for _, side, backend in sides:
-        if side == "ours":
-            off = in_own_process(side, backend, case, 0, check=True)["off"]
-            tick()
-            if not off < TOLERANCE[case.dtype]:
-                raise RuntimeError(f"{backend}, {case.name} {case.size}: results are off by {off:.2g}")
-    row = Row(case, {name: Side() for name, _, _ in sides})
-    for _ in range(chosen.rounds):
-        for name, side, backend in sides:
-            row.sides[name].add(in_own_process(side, backend, case, chosen.seconds))
-            tick()
-    return row
-
-
-class Table:
-    """The columns, and the cells of a row."""
-
-    def __init__(
-        self, backends: list[str], peers: list[str], chosen: argparse.Namespace, earlier: Earlier | None
-    ) -> None:
-        self.backends, self.peers, self.earlier = backends, peers, earlier
-        self.on_gpu, self.with_memory = backends[0] == "cupy", chosen.memory
-
-    def heading(self) -> str:
-        """The names of the columns."""
-        columns = [f"{name} us" for name in (*self.backends, *["host"] * self.on_gpu)]
-        columns += ["+- %", *(f"x {peer}" for peer in self.peers), "GB/s", "Mrows/s", "of bound"]
-        columns += [f"{name} MB" for name in (*self.backends, *self.peers)] if self.with_memory else []
-        columns += ["x before"] if self.earlier else []
-        return " ".join([f"{'kernel':37} {'size':>15} {'dtype':>8}", *(f"{column:>11}" for column in columns)])
-
-    def line(self, row: Row) -> str:
-        """A row."""
-        case, ours = row.case, row.sides[self.backends[0]]
-        cells = [f"{row.sides[name].best * 1e6:.1f}" for name in self.backends]
-        cells += [f"{(ours.host or 0) * 1e6:.1f}"] if self.on_gpu else []
-        low, middle, high = ours.quantiles
-        cells += [f"{(high - low) / 2 / middle:.1%}"]
-        cells += [f"{row.sides[peer].best / ours.best:.2f}" if peer in row.sides else "-" for peer in self.peers]
-        cells += [f"{case.bytes / ours.best / 1e9:.1f}" if case.bytes else "-", f"{case.rows / ours.best / 1e6:.2f}"]
-        bound = next((row.sides[name].best for name in (COPY, PRODUCTS) if name in row.sides), None)
-        cells += [f"{bound / ours.best:.0%}" if bound else "-"]
-        if self.with_memory:
-            sides = (row.sides.get(name) for name in (*self.backends, *self.peers))
-            cells += [f"{side.memory / 1e6:.1f}" if side else "-" for side in sides]
-        if self.earlier:
-            change = self.earlier.change(row, self.backends[0])
-            cells += ["new" if change is None else f"{change[0]:.2f}{'*' if change[1] else ' '}"]
-        return " ".join([f"{case.name:37} {case.size:>15} {case.dtype:>8}", *(f"{cell:>11}" for cell in cells)])
-
-
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[tuple[Callable[[], Any], Callable[[str], Any]]]:
-    """What counts processes on a bar, and what prints a line; without tqdm, or a terminal, there is no bar."""
-    if find_spec("tqdm") is None:
-        yield lambda: None, lambda line: print(line, flush=True)
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="process", leave=False, disable=None) as bar:
-
-        def say(line: str) -> None:
-            bar.clear()
-            print(line, flush=True)
-
-        yield bar.update, say
+def curves(chosen: argparse.Namespace) -> list[Plan]:
+    """The curves that were asked for."""
+    if not (chosen.curves or chosen.tune):
+        return []
+    against = [what for what in growth.AGAINST if what != "threads" or not (chosen.tune or "cupy" in chosen.backends)]
+    examples = {(case.name, case.dtype): case for case in chosen.cases}.values()
+    if chosen.quick and not chosen.tune and not chosen.kernel:
+        examples = [case for case in examples if case.name in QUICK_CURVES]
+    factor = QUICK_FACTOR if chosen.quick and not chosen.tune else growth.FACTOR
+    given = chosen.backends, chosen.peers, chosen.rounds, chosen.seconds / 5, factor
+    return [running.curves(example, what, *given) for example in examples for what in against]
 
 
 def share(text: str) -> float:
@@ -144,7 +63,8 @@ def parsed() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="'+- %%' is half of the way from the 20 %% to the 80 %% quantile; 'x PEER' is how many times as long a "
         "peer takes as the first backend; 'of bound' is how long it takes to copy as many bytes as the kernel moves at "
-        "the least, or to multiply its matrices, as a share of what the kernel takes. 'x before' is how many times as "
+        "the least, or to multiply its matrices, as a share of what the kernel takes; 'CPUs' is how many processors "
+        "were busy, waiting threads included. 'x before' is how many times as "
         "long it takes as in the file that is compared with, with a star beyond the noise. On a GPU, calls are timed "
         "by its events, with nothing of their arrays in its caches; 'host us' is the time until a call returns.",
     )
@@ -159,14 +79,28 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="processes for each side")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent in each process")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, one round of 0.1 seconds: a minute or two")
-    parser.add_argument(
+    also = parser.add_argument_group("what else is measured")
+    also.add_argument(
         "--memory",
         action="store_true",
-        help="also the most memory that each side takes beside its arguments and results, in MB of 10^6 bytes",
+        help="the most memory that each side takes beside its arguments and results, in MB of 10^6 bytes",
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="keep what was measured, and on which machine")
-    parser.add_argument("--compare", metavar="FILE", type=Path, help="compare with what an earlier run has kept")
-    parser.add_argument(
+    also.add_argument("--accuracy", action="store_true", help="the largest error of each side, in ulp")
+    also.add_argument("--curves", action="store_true", help="how time grows with rows, classes and threads")
+    also.add_argument(
+        "--tune",
+        action="store_true",
+        help=f"nothing but which of {' and '.join(AUTO_ORDER['numpy'])} is faster from how many elements on, and write "
+        f"the profile that PLUGRAD_BACKEND=auto goes by, to where {profile.VARIABLE} says",
+    )
+    kept = parser.add_argument_group("what is kept, and compared")
+    kept.add_argument("--json", metavar="FILE", type=Path, help="keep what was measured, and on which machine")
+    kept.add_argument("--html", metavar="FILE", type=Path, help="a page of it; measures --accuracy and --curves, too")
+    kept.add_argument("--png", metavar="FOLDER", type=Path, help="its plots; measures --accuracy and --curves, too")
+    kept.add_argument("--markdown", metavar="FILE", type=Path, help="its tables")
+    kept.add_argument("--from", dest="source", metavar="FILE", type=Path, help="measure nothing: take what --json kept")
+    kept.add_argument("--compare", metavar="FILE", type=Path, help="compare with what an earlier run has kept")
+    kept.add_argument(
         "--fail-above",
         metavar="SHARE",
         type=share,
@@ -175,6 +109,8 @@ def parsed() -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.rounds, chosen.seconds = 1, 0.1
+    if chosen.html or chosen.png:
+        chosen.accuracy = chosen.curves = True
     try:
         _check(chosen)
     except (BackendUnavailableError, OSError, ValueError) as error:
@@ -190,6 +126,8 @@ def _check(chosen: argparse.Namespace) -> None:
         raise ValueError("--rounds and --seconds: expected more than 0")
     if chosen.fail_above is not None and not chosen.compare:
         raise ValueError("--fail-above: expected --compare FILE with it")
+    if chosen.tune:
+        _check_tuning(chosen)
     for backend in chosen.backends:
         get(backend)
     for peer in chosen.peers:
@@ -197,52 +135,129 @@ def _check(chosen: argparse.Namespace) -> None:
             raise ValueError(f"--peers: expected some of {', '.join(PEERS)}; got {peer!r}")
         if chosen.backends[0] == "cupy" and peer != "torch":
             raise ValueError(f"--peers: expected torch beside cupy, since {peer} is measured on the CPU")
-    chosen.earlier = Earlier(chosen.compare) if chosen.compare else None
-    if chosen.json and not chosen.json.resolve().parent.is_dir():
-        raise ValueError(f"--json: there is no folder for {chosen.json}")
+    chosen.earlier = Results.read(chosen.compare, "--compare") if chosen.compare else None
+    for option in ("json", "html", "png", "markdown"):
+        path = getattr(chosen, option)
+        if path and not path.resolve().parent.is_dir():
+            raise ValueError(f"--{option}: there is no folder for {path}")
+    if chosen.html or chosen.png:
+        for module, package in (("altair", "altair"), ("vl_convert", "vl-convert-python")):
+            if find_spec(module) is None:
+                raise ValueError(f"--html and --png need {package}: python -m pip install 'plugrad[bench]'")
     chosen.cases = cases(chosen)
+    chosen.missing = [peer for peer in chosen.peers if peer != "textbook" and find_spec(peer) is None]
+    chosen.peers = [peer for peer in chosen.peers if peer not in chosen.missing]
+
+
+def _check_tuning(chosen: argparse.Namespace) -> None:
+    """Refuse what a profile cannot be made of."""
+    if profile.location() is None:
+        raise ValueError(f"--tune: expected {profile.VARIABLE} to name a file to write the profile to")
+    if strangers := set(chosen.dtypes.split(",")) - {*profile.DTYPES}:
+        raise ValueError(f"--tune: expected dtypes out of {', '.join(profile.DTYPES)}; got {', '.join(strangers)}")
+    tunable = [name for name, kernel in KERNELS.items() if "w" not in kernel.arguments]
+    for name in chosen.kernel:
+        if name not in tunable:
+            raise ValueError(f"--tune: expected kernels out of {', '.join(tunable)}; got {name!r}")
+    chosen.kernel = chosen.kernel or tunable
+    chosen.backends, chosen.peers, chosen.sizes = list(AUTO_ORDER["numpy"]), [], None
+
+
+def measure(chosen: argparse.Namespace, results: Results) -> int:
+    """Measure, and print the table and the curves while they come; the exit status."""
+    given = chosen.backends, chosen.peers, chosen.rounds, chosen.seconds, chosen.accuracy
+    rows = [] if chosen.tune else [running.row(case, *given) for case in chosen.cases]
+    lines = curves(chosen)
+    table = Table(results, {option for option in ("memory", "accuracy") if getattr(chosen, option)}, chosen.earlier)
+    if rows:
+        print(f"\n{table.heading()}", flush=True)
+    try:
+        with progress(sum(plan.processes for plan in [*rows, *lines])) as (tick, say):
+            for plan in rows:
+                results.rows.append(plan.run(tick))
+                say(table.line(results.rows[-1]))
+            for plan in lines:
+                found = plan.run(tick)
+                results.curves += found
+                for line in growth.lines(found, chosen.backends):
+                    say(line)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the rows above are whole", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    results.is_whole = True
+    return 0
+
+
+def keep(chosen: argparse.Namespace, results: Results) -> None:
+    """Write the files that were asked for."""
+    if chosen.json:
+        results.write(chosen.json)
+    if chosen.markdown:
+        chosen.markdown.write_text(document(results), encoding="utf-8")
+    if (chosen.html or chosen.png) and (results.rows or results.curves):
+        from plugrad.bench import page  # which needs more packages than the rest
+
+        if chosen.html:
+            page.write(chosen.html, results)
+        if chosen.png:
+            page.write_pictures(chosen.png, results)
+
+
+def write_profile(results: Results) -> None:
+    """Write the profile, and tell what is in it."""
+    path, kernels = profile.location(), growth.tuned(results.curves)
+    assert path is not None  # see `_check_tuning`
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {key: results.machine[key] for key in ("processor", "threads", "versions")}
+    told = {"format": profile.FORMAT, "date": results.date, "machine": machine, "kernels": kernels}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+    print(f"\n{'kernel':37} {'dtype':>8}  fastest")
+    for name, dtypes in kernels.items():
+        for dtype, steps in dtypes.items():
+            parts = [backend if not start else f"{backend} from {start:,} elements on" for start, backend in steps]
+            print(f"{name:37} {dtype:>8}  {', '.join(parts)}")
+    print(f"\nPLUGRAD_BACKEND=auto goes by this from the next process on: {path}")
+
+
+def slower(chosen: argparse.Namespace, results: Results) -> int:
+    """The exit status of the comparison with an earlier run."""
+    changes: list[Any] = [change(chosen.earlier, row, chosen.backends[0]) for row in results.rows]
+    count = sum(1 for found in changes if found and found[1] and found[0] > 1 + chosen.fail_above)
+    if not count:
+        return 0
+    print(f"{count} of {len(changes)} take more than {chosen.fail_above:.0%} longer than before", file=sys.stderr)
+    return 1
 
 
 def main() -> int:
-    """Measure, and print a table; the exit status."""
+    """Measure, print, and keep what was measured; the exit status."""
     chosen = parsed()
-    missing = [peer for peer in chosen.peers if peer != "textbook" and find_spec(peer) is None]
-    peers = [peer for peer in chosen.peers if peer not in missing]
-    machine, rows, status = about_this_machine(chosen.backends, peers), [], 130
-    table = Table(chosen.backends, peers, chosen, chosen.earlier)
-    print(told(machine))
-    for peer in missing:
-        print(f"{peer} is not installed, and left out")
-    print(f"\n{table.heading()}", flush=True)
-    wanted = [(case, sides_of(case, chosen.backends, peers)) for case in chosen.cases]
-    total = sum(len(chosen.backends) + chosen.rounds * len(sides) for _, sides in wanted)
-    try:
-        with progress(total) as (tick, say):
-            for case, sides in wanted:
-                rows.append(measured(case, sides, chosen, tick))
-                say(table.line(rows[-1]))
+    if chosen.source:
+        try:
+            results = Results.read(chosen.source, "--from")
+        except (OSError, ValueError) as error:
+            print(f"python -m plugrad.bench: {error}", file=sys.stderr)
+            return 2
+        chosen.backends = results.backends
+        table = Table(results, {option for option in ("memory", "accuracy") if getattr(chosen, option)}, chosen.earlier)
+        print("\n".join([results.about, "", table.heading(), *map(table.line, results.rows)]))
+        print("\n".join(growth.lines(results.curves, results.backends)))
         status = 0
-    except KeyboardInterrupt:
-        print("\ninterrupted: the rows above are whole", file=sys.stderr)
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        status = 1
-    if chosen.json:
-        write(chosen.json, machine, sys.argv[1:], rows, is_whole=status == 0)
+    else:
+        results = Results.begun(sys.argv[1:], chosen.backends, chosen.peers)
+        print(results.about)
+        for peer in chosen.missing:
+            print(f"{peer} is not installed, and left out")
+        status = measure(chosen, results)
+    keep(chosen, results)
+    if chosen.tune and status == 0:
+        write_profile(results)
     if chosen.fail_above is not None and status == 0:
-        changes = [chosen.earlier.change(row, chosen.backends[0]) for row in rows]
-        slower = [change for change in changes if change and change[1] and change[0] > 1 + chosen.fail_above]
-        if slower:
-            print(
-                f"{len(slower)} of {len(rows)} take more than {chosen.fail_above:.0%} longer than before",
-                file=sys.stderr,
-            )
-            status = 1
+        status = slower(chosen, results)
     return status
-
-
-# How far results may be off, relative to the largest, for a case to be measured: what makes a wrong result certain.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-4, "float16": 1e-2, "bfloat16": 0.1}
 
 
 if __name__ == "__main__":

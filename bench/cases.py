@@ -1,5 +1,6 @@
 """What is measured: a kernel on arrays of one shape, or one step of training."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ from plugrad.kernels import KERNELS
 
 STEP = "step"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# The distance from 1 to the next number, and the smallest normal one.
+EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 
 # The sizes that are measured where none are named: small and large, few classes and many, images and vocabularies.
 _ELEMENTWISE = ("256x10", "1024x1024", "4096x1024", "512x50257")
@@ -145,6 +150,40 @@ class Case:
     def products(self) -> int:
         """How many of them, where these take most of the time."""
         return sum(self.wanted_products)
+
+    @property
+    def has_exact_elements(self) -> bool:
+        """Whether each element of the results is held to an error of its own, however small it is beside others."""
+        if self.name == STEP:
+            return False
+        kernel = KERNELS[self.name]
+        return kernel.tolerance == 0 or (kernel.budget is not None and kernel.budget.of != "logits")
+
+    @property
+    def operations(self) -> float:
+        """How many floating-point operations there are: of the formula, or of the matrix products; 0 if unknown."""
+        if self.name == STEP:
+            rows, inputs, hidden, classes = self.shape
+            return 2.0 * rows * (2 * inputs * hidden + 3 * hidden * classes)
+        if self.is_product:
+            return 2.0 * math.prod(self.shape) * self.products if len(self.shape) == 3 else 0.0
+        return KERNELS[self.name].operations * math.prod(self.shape)
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the result has, or the logits or the hidden and last layers between the arguments and it."""
+        rows, *others = self.shape
+        if self.name == STEP:
+            return rows * sum(others[1:])
+        return rows * others[-1] if self.is_product else math.prod(self.shape)
+
+    @property
+    def least_bytes(self) -> float:
+        """How much memory the arguments and results of matrix products take together, or of a step the parameters."""
+        rows, *others = self.shape
+        widths = itertools.pairwise(others)
+        numbers = rows * sum(others) + sum(a * b for a, b in widths)
+        return float(numbers * as_dtype(self.dtype).itemsize)
 
     @property
     def bytes(self) -> float | None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from plugrad import backends
-from plugrad.bench.__main__ import TOLERANCE
 from plugrad.bench.cases import DTYPES, SIZES, STEP, Case
 from plugrad.bench.clocks import FLUSHED, is_on_gpu
 from plugrad.bench.measure import disagreement
+from plugrad.bench.running import TOLERANCE
 from plugrad.bench.sides import ours
 from plugrad.kernels import KERNELS
 

@@ -232,6 +232,7 @@ KERNELS = (
             Mistake({"out": np.ones((2, 3))}, TypeError, "affine: out: expected dtype float32"),
         ),
         passes=2,
+        operations=0,
         tolerance=32,
     ),
     Kernel(
@@ -264,6 +265,7 @@ KERNELS = (
             ),
         ),
         passes=4,
+        operations=0,
         tolerance=32,
     ),
 )

@@ -19,7 +19,7 @@ ELEMENTWISE = object()  # in place of an axis: the kernel has none
 
 def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it."""
-    backend = backend_for(x)
+    backend = backend_for(x, kernel)
     x = floating(kernel, "x", x, backend)
     along = () if axis is ELEMENTWISE else (_class_axis(kernel, "x", x, axis),)
     reads = [x]
@@ -31,7 +31,7 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
 
 def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it."""
-    backend = backend_for(dy)
+    backend = backend_for(dy, kernel)
     dy = floating(kernel, "dy", dy, backend)
     y = floating(kernel, "y", y, backend)
     same_shape(kernel, "y", y, "dy", dy.shape)

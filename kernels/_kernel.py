@@ -66,6 +66,9 @@ class Kernel:
         Calls on 2 x 3 samples that must fail, and how.
     passes : float
         How many times the data of one `rows` x `classes` array moves through memory, at the least.
+    operations : float
+        How many floating-point operations the formula takes for each element of that array, where an exponential, a
+        comparison or a division is one like an addition; 0 where only matrix products count.
     tolerance : float
         The largest error allowed, relative to the largest magnitude of the exact result, in units of the
         machine epsilon of the dtype.
@@ -83,6 +86,7 @@ class Kernel:
     sample: "Callable[[np.random.Generator, int, int, np.dtype[Any]], Inputs]"
     mistakes: tuple[Mistake, ...] = ()
     passes: float
+    operations: float
     tolerance: float
     budget: Budget | None = None
 

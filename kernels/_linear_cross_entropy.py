@@ -309,6 +309,7 @@ KERNELS = (
         sample=_sample,
         mistakes=_mistakes("linear_cross_entropy"),
         passes=0,
+        operations=0,
         tolerance=32,
     ),
     Kernel(
@@ -348,6 +349,7 @@ KERNELS = (
             ),
         ),
         passes=0,
+        operations=0,
         tolerance=32,
     ),
 )

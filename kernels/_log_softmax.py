@@ -104,6 +104,7 @@ KERNELS = (
             Mistake({"x": np.ones((2, 3), object)}, TypeError, "log_softmax: x: expected .*, got dtype object"),
         ),
         passes=2,
+        operations=5,
         tolerance=4,
         budget=Budget(ulp=3.0, of="logits"),
     ),
@@ -119,6 +120,7 @@ KERNELS = (
             Mistake({"axis": "last"}, TypeError, "log_softmax_backward: axis: expected one integer, got 'last'"),
         ),
         passes=3,
+        operations=4,
         tolerance=8,
     ),
 )

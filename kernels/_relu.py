@@ -110,6 +110,7 @@ KERNELS = (
             Mistake({"out": [[0.0] * 3] * 2}, TypeError, "relu: out: expected a plain array of backend .*, got list"),
         ),
         passes=2,
+        operations=1,
         tolerance=0,
     ),
     Kernel(
@@ -128,6 +129,7 @@ KERNELS = (
             Mistake({"y": ["a"] * 3}, TypeError, "relu_backward: y: expected .*got dtype <U1"),
         ),
         passes=3,
+        operations=1,
         tolerance=0,
     ),
 )

@@ -103,6 +103,7 @@ KERNELS = (
             Mistake({"out": np.ones((3, 2), np.float32)}, ValueError, r"sigmoid: out: expected shape \(2, 3\)"),
         ),
         passes=2,
+        operations=4,
         tolerance=4,
         budget=Budget(ulp=3.0, of="result"),
     ),
@@ -117,6 +118,7 @@ KERNELS = (
             Mistake({"dy": ["a"] * 3}, TypeError, "sigmoid_backward: dy: expected .*, got dtype <U1"),
         ),
         passes=3,
+        operations=3,
         tolerance=4,
     ),
 )

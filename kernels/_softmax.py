@@ -124,6 +124,7 @@ KERNELS = (
             Mistake({"out": np.ones((2, 3), np.int32)}, TypeError, "softmax: out: expected dtype float32"),
         ),
         passes=2,
+        operations=5,
         tolerance=8,
         budget=Budget(ulp=1.0, of="formula"),
     ),
@@ -139,6 +140,7 @@ KERNELS = (
             Mistake({"axis": 5}, ValueError, r"softmax_backward: axis: expected an axis in \[-2, 2\), got 5"),
         ),
         passes=3,
+        operations=4,
         tolerance=16,
     ),
 )

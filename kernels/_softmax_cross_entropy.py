@@ -158,7 +158,7 @@ def softmax_cross_entropy_backward(
     array([[ 0.5, -0.5]])
     """
     kernel = "softmax_cross_entropy_backward"
-    backend = backend_for(y)
+    backend = backend_for(y, kernel)
     y = floating(kernel, "y", y, backend)
     options = loss_options(kernel, "y", y, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, y, options, backend)
@@ -230,7 +230,7 @@ def _loss_and(
     out: Any,
 ) -> tuple[Array, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
-    backend = backend_for(x)
+    backend = backend_for(x, kernel)
     x = floating(kernel, "x", x, backend)
     options = loss_options(kernel, "x", x, axis, weight, ignore_index, label_smoothing, reduction, backend)
     t = labels(kernel, t, x, options, backend)
@@ -298,6 +298,7 @@ KERNELS = (
             *_mistakes_of_out("softmax_cross_entropy", "y"),
         ),
         passes=2,
+        operations=5,
         tolerance=8,
         budget=Budget(ulp=3.0, of="logits"),
     ),
@@ -313,6 +314,7 @@ KERNELS = (
             *mistakes_of_upstream("softmax_cross_entropy_backward"),
         ),
         passes=2,
+        operations=1,
         tolerance=8,
     ),
     Kernel(
@@ -328,6 +330,7 @@ KERNELS = (
             *_mistakes_of_out("softmax_cross_entropy_value_and_grad", "dx"),
         ),
         passes=2,
+        operations=6,
         tolerance=8,
         budget=Budget(ulp=3.0, of="logits"),
     ),

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench.__main__ import ONLY, PEERS, TOLERANCE
+from plugrad.bench import growth, running
 from plugrad.bench.cases import DTYPES, QUICK, STEP, Case, as_dtype
-from plugrad.bench.measure import as_tuple, disagreement
+from plugrad.bench.measure import as_tuple, disagreement, error
+from plugrad.bench.running import ONLY, PEERS, TOLERANCE
 from plugrad.bench.sides import copy, ours, products
 from plugrad.kernels import KERNELS
 
@@ -164,6 +165,7 @@ def test_a_table_of_all_sides() -> None:
         (("relu", "--compare", "no_such_file.json"), "no_such_file.json"),
         (("relu", "--compare", "README.md"), "--compare: README.md is no file that --json has written"),
         (("relu", "--json", "no/such/folder.json"), "--json: there is no folder for no/such/folder.json"),
+        (("relu", "--html", "no/such/folder.html"), "--html: there is no folder for no/such/folder.html"),
     ):
         done = command("plugrad.bench", *wrong)
         assert message in done.stderr
@@ -187,6 +189,7 @@ def test_a_table_of_all_sides() -> None:
         "Mrows/s",
         "of",
         "bound",
+        "CPUs",
     ]
     assert [row.split()[:3] for row in rows] == [["relu", "8x5", "float32"], ["relu", "9x6", "float32"]]
     assert "numpy" in done.stdout.splitlines()[0]
@@ -255,6 +258,89 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     found = json.loads(kept.read_text())
     assert not found["complete"]
     assert 1 <= len(found["rows"]) < 40
+
+
+def test_what_was_kept_is_shown_again(tmp_path: Path) -> None:
+    kept, page, pictures, document = (tmp_path / name for name in ("kept.json", "page.html", "pictures", "document.md"))
+    sizes = ("softmax", "--sizes", "8x5", "--backend", "numpy", "--peers", "textbook", "--quick")
+    done = command("plugrad.bench", *sizes, "--json", str(kept), "--html", str(page))
+    assert done.returncode == 0, done.stderr
+    assert page.read_text().startswith("<!doctype html>")
+    found = json.loads(kept.read_text())
+    errors = {name: side["ulp"] for name, side in found["rows"][0]["sides"].items()}
+    assert 0 < errors["numpy"] < 100
+    assert errors["copy"] is None
+    against = {(curve["side"], curve["against"]) for curve in found["curves"]}
+    assert against == {(name, what) for name in ("numpy", "textbook") for what in ("rows", "classes", "threads")}
+    for curve in found["curves"]:
+        assert len(curve["numbers"]) == len(curve["sizes"]) == len(curve["seconds"])
+        assert min(curve["seconds"]) > 0
+        if curve["against"] == "rows":
+            assert 0.5 < curve["exponent"] < 1.5
+    again = [line for line in done.stdout.splitlines() if line.startswith(("softmax ", "      rows"))]
+    shown = command("plugrad.bench", "--from", str(kept), "--png", str(pictures), "--markdown", str(document))
+    assert shown.returncode == 0, shown.stderr
+    assert all(line in shown.stdout for line in again)
+    assert {path.stem for path in pictures.iterdir()} >= {"overview", "roofline", "accuracy", "growth-rows-softmax"}
+    text = document.read_text()
+    assert "$ python -m plugrad.bench softmax --sizes 8x5" in text
+    assert "| softmax | 8x5 | float32 |" in text
+    assert "softmax float32, us against rows (8x100 to " in text
+    for wrong in ("README.md", str(tmp_path / "none.json")):
+        done = command("plugrad.bench", "--from", wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith("python -m plugrad.bench: ")
+
+
+def test_errors_are_told_in_units_in_the_last_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Off:
+        """As exact as float32 can be, and then so many units too large in one place, or not even a number."""
+
+        def __init__(self, by: float, at: int) -> None:
+            self.by, self.at = by, at
+
+        def prepare(self, case: Case) -> Any:
+            exact = [np.array(result, np.float64) for result in as_tuple(ours.computed(case, exactly=True))]
+            rounded = [np.atleast_1d(result.astype(np.float32)) for result in exact]
+            flat = rounded[-1].reshape(-1)
+            place = np.argsort(np.abs(flat))[self.at]
+            flat[place] += self.by * np.spacing(np.abs(flat[place]))
+            return lambda: tuple(rounded)
+
+    with backends.use("numpy"):
+        for name in ("softmax", "sigmoid", "softmax_backward"):
+            case = Case(name, "20x30")
+            assert error(case, Off(0, 0)) <= 0.5  # type: ignore[operator]
+            assert error(case, Off(7, -1)) == pytest.approx(7, abs=0.5)
+            assert error(case, Off(np.nan, -1)) == float("inf")
+        small = error(Case("softmax", "20x30"), Off(7, 0)), error(Case("softmax_backward", "20x30"), Off(7, 0))
+        assert small[0] == pytest.approx(7, abs=0.5)
+        assert small[1] is not None
+        assert small[1] <= 0.5  # of a sum that may cancel, beside the largest
+        for case in (Case("softmax", "20x30", "float64"), Case(STEP, "8-6-5-3"), Case("softmax", "4097x4097")):
+            assert error(case, Off(0, 0)) is None
+
+
+def test_operations_and_bytes_of_the_roofline() -> None:
+    assert Case("softmax", "20x30").operations == 5 * 20 * 30
+    assert Case("affine_backward", "2x3x5").operations == 2 * (2 * 3 * 5) * 2
+    assert Case(STEP, "2-3-5-7").operations == 2 * (2 * (2 * 3 * 5) + 3 * (2 * 5 * 7))
+    assert Case("affine", "2x3x5").least_bytes == 4 * (2 * 3 + 3 * 5 + 2 * 5)
+    assert Case(STEP, "2-3-5-7").elements == 2 * (5 + 7)
+    assert (Case("affine", "2x3x5").elements, Case("relu", "2x3").elements) == (10, 6)
+
+
+def test_threads_are_bound_for_curves() -> None:
+    code = "from plugrad.backends import threads; print(threads.count())"
+    environment = {**os.environ, **dict.fromkeys(running.BOUND_BY, "1")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    plan = running.curves(Case("relu", "8x5"), "threads", ["numpy"], ["textbook", "jax"], 1, 0.01)
+    numbers = [number for number, _ in growth.sizes("relu", "threads")]
+    assert numbers[0] == 1
+    found = plan.run(lambda: None)
+    assert [curve.side for curve in found] == ["numpy", "textbook"]
+    assert all(curve.numbers == numbers for curve in found)
 
 
 def test_quick_measures_less() -> None:

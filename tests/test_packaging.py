@@ -33,7 +33,7 @@ def sources() -> set[str]:
         str(path.relative_to(ROOT))
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".typed", ".ini", ".cu", ".cuh")
+        if path.suffix in (".py", ".typed", ".ini", ".html", ".cu", ".cuh")
         and not {"plugin_example", "cuda_on_cpu"} & set(path.parts)
     }
 

@@ -1,0 +1,139 @@
+"""Which backend is the fastest here, as far as that was measured: ``auto`` goes by it where there is such a profile.
+
+``python -m plugrad.bench --tune`` measures and writes it, to where ``PLUGRAD_PROFILE`` says, or else to
+``profile.json`` in the user's configuration folder; ``PLUGRAD_PROFILE=off`` has none read. It is data, JSON, and can do
+no more than choose among the backends that ``auto`` tries. One that was measured on another processor, or with another
+number of threads, is not used.
+"""
+
+import functools
+import itertools
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plugrad.backends import threads
+
+VARIABLE = "PLUGRAD_PROFILE"
+OFF = "off"
+FORMAT = 1  # of the file
+
+DTYPES = ("float16", "float32", "float64")  # NumPy's own
+
+# From how many elements on which backend is the fastest: the first from 0 on, each to where the next begins.
+Steps = list[tuple[int, str]]
+
+
+class Profile(NamedTuple):
+    """What the file says: per kernel and dtype who computes arrays of how many elements."""
+
+    path: Path
+    steps: dict[str, dict[np.dtype[Any], Steps]]
+
+    def fastest(self, kernel: str, dtype: np.dtype[Any], elements: int) -> str | None:
+        """The backend for an array of so many elements; None if that was not measured."""
+        found = None
+        for start, name in self.steps.get(kernel, {}).get(dtype, ()):
+            if elements < start:
+                break
+            found = name
+        return found
+
+
+def location() -> Path | None:
+    """Where the profile lies, or would; None if there shall be none, or nobody knows where."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if text:
+        return None if text == OFF else Path(text)
+    folder = os.environ.get("XDG_CONFIG_HOME", "").strip()
+    try:
+        return (Path(folder) if os.path.isabs(folder) else Path.home() / ".config") / "plugrad" / "profile.json"
+    except RuntimeError:  # there is no home
+        return None
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        with open("/proc/cpuinfo") as told:
+            return next(line.partition(":")[2].strip() for line in told if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@functools.cache
+def read(names: tuple[str, ...]) -> tuple[Profile | None, str]:
+    """The profile, which may choose among these backends, and what there is to say of it; read once.
+
+    A file that cannot be used is told of by a warning, and changes nothing.
+    """
+    path = location()
+    if path is None or not path.exists():
+        if path is not None and os.environ.get(VARIABLE, "").strip():
+            warnings.warn(f"{VARIABLE}={path}: there is no such file", RuntimeWarning, stacklevel=2)
+        return None, ""
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {content['format']!r}")
+        here = {"processor": processor(), "threads": threads.count()}
+        there = {key: content["machine"][key] for key in here}
+        steps = {kernel: _steps(told, names) for kernel, told in content["kernels"].items()}
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        warnings.warn(
+            f"the profile {path} is not used: {type(error).__name__}: {error}; write it anew with "
+            f"python -m plugrad.bench --tune, or remove it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None, f"the profile {path} cannot be used"
+    if here != there:
+        told = f"{there['processor']} with {there['threads']} threads"
+        return None, f"the profile {path} is not used: it was measured on {told}"
+    return Profile(path, steps), f"with the profile {path}"
+
+
+def _steps(told: dict[str, Any], names: tuple[str, ...]) -> dict[np.dtype[Any], Steps]:
+    """The steps of a kernel, checked."""
+    found = {}
+    for dtype, steps in told.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        starts = [start for start, _ in steps]
+        if not all(type(start) is int for start in starts) or starts != sorted(set(starts)) or starts[:1] != [0]:
+            raise ValueError(f"expected numbers of elements from 0 upwards, got {starts}")
+        if strangers := {name for _, name in steps} - {*names}:
+            raise ValueError(f"expected backends out of {', '.join(names)}, got {', '.join(map(repr, strangers))}")
+        found[np.dtype(dtype)] = [(start, name) for start, name in steps]
+    return found
+
+
+def steps_of(measured: Iterable[tuple[int, dict[str, float]]]) -> Steps:
+    """The steps that lose the least, out of numbers of elements and what each of two backends takes for them.
+
+    What is lost is the sum of the logarithms of how many times as long the chosen one takes as the other, so that a
+    call that is measured wrongly moves no step by itself. One step at the most: the overhead of a call is in favour of
+    one, the time for each element in favour of the other, or of the same.
+    """
+    points = sorted(measured, key=lambda point: point[0])
+    first, second = points[0][1]
+    starts = sorted({elements for elements, _ in points})
+    candidates: list[Steps] = [[(0, first)], [(0, second)]]
+    for before, after in itertools.pairwise(starts):
+        between = round((before * after) ** 0.5)
+        candidates += [[(0, first), (between, second)], [(0, second), (between, first)]]
+
+    def lost(steps: Steps) -> float:
+        total = 0.0
+        for elements, seconds in points:
+            chosen = [name for start, name in steps if start <= elements][-1]
+            total += float(np.log(seconds[chosen] / min(seconds.values())))
+        return total
+
+    return min(candidates, key=lost)

@@ -1,0 +1,342 @@
+"""The plots of what was measured, as Vega-Lite specifications.
+
+Each has the parameters ``kernel`` and ``dtype``, by which a page shows only one; the empty text stands for all of them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from plugrad.bench.growth import AGAINST
+from plugrad.bench.report import COPY, PRODUCTS, Results
+
+# Colours that people who see fewer of them can tell apart, after Okabe and Ito, "Color universal design", 2008; in
+# tones that can be seen on white and on black.
+COLOURS = ("#2b83ba", "#e07b2a", "#2a9d6f", "#c45a9a", "#8a7a2c", "#7a74c9")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+
+_OF_DTYPE = "(dtype == '' || datum.dtype == dtype)"
+_CHOSEN = f"{_OF_DTYPE} && (kernel == '' || datum.kernel == kernel)"
+_ONE = "(kernel == '' ? '{}' : kernel)"  # where all kernels together would be a tangle
+
+FEW_DECADES = 5  # in which there is room for three numbers each
+ROOM_FOR_NAME = 20  # pixels, above a row
+
+# Of a row of a plot, with all that is side by side in it.
+_FOR_POSITION: Any = {"for": "position"}
+
+Values = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot, its title, what is to be seen in it, and the kernels among which it shows only one at a time."""
+
+    name: str
+    title: str
+    text: str
+    chart: alt.Chart | alt.LayerChart
+    kernels: tuple[str, ...] = ()
+
+
+def plots(results: Results) -> list[Plot]:
+    """All plots for which something was measured."""
+    found = [_overview(results), _bars(results), _roofline(results)]
+    found += [_growth(results, against) for against in AGAINST]
+    found += [_accuracy(results)]
+    return [plot for plot in found if plot is not None]
+
+
+def first_kernel(results: Results) -> str:
+    """What is shown where one kernel must be: the first that was measured."""
+    return results.rows[0].case.name if results.rows else results.curves[0].kernel
+
+
+def _kernels(values: Values) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(value["kernel"] for value in values))
+
+
+def _parameters() -> list[alt.Parameter]:
+    return [alt.param(name="kernel", value=""), alt.param(name="dtype", value="")]
+
+
+def _scales(results: Results, shown: Values) -> tuple[alt.Color, alt.Shape]:
+    """A colour and a shape for each side, the same in all plots, and only those that are there in the legend."""
+    names = [*results.backends, *results.peers]
+    there = [i for i, name in enumerate(names) if any(value["side"] == name for value in shown)]
+    domain = [names[i] for i in there]
+    colours, shapes = ([series[i % len(series)] for i in there] for series in (COLOURS, SHAPES))
+    return (
+        alt.Color("side:N", title=None, sort=domain, scale=alt.Scale(domain=domain, range=colours)),
+        alt.Shape("side:N", title=None, sort=domain, scale=alt.Scale(domain=domain, range=shapes)),
+    )
+
+
+def _along(title: str, values: Values, name: str, padding: int = 12) -> dict[str, Any]:
+    """A logarithmic axis with a few round numbers on it, for what the values have under this name."""
+    numbers = [value[name] for value in values]
+    low, high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
+    steps = (1, 2, 5) if high - low <= FEW_DECADES else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    label = "datum.value >= 1e5 ? format(datum.value, '.0e') : format(datum.value, '~g')"
+    axis = alt.Axis(title=title, labelExpr=label, values=ticks)
+    return {"scale": alt.Scale(type="log", nice=False, padding=padding), "axis": axis}
+
+
+def _rows(name: str, sides: int, height: int) -> tuple[alt.Y, alt.Step]:
+    """Rows with their names above them, which leaves the whole width to what is in them, on a telephone too."""
+    room = sides * height
+    step = room + ROOM_FOR_NAME
+    axis = alt.Axis(
+        labelAlign="left", labelBaseline="bottom", labelPadding=-4, labelOffset=-room / 2, labelLimit=1000,
+        ticks=False, domain=False, title=None, grid=False,
+    )  # fmt: skip
+    share = ROOM_FOR_NAME / step
+    y = alt.Y(f"{name}:N", sort=None, axis=axis, scale=alt.Scale(paddingInner=share, paddingOuter=share))
+    return y, alt.Step(step, **_FOR_POSITION)
+
+
+def _ratios(results: Results) -> Values:
+    return [
+        {
+            "kernel": row.case.name,
+            "dtype": row.case.dtype,
+            "case": f"{row.case.size} {row.case.dtype}",
+            "side": peer,
+            "ratio": row.sides[peer].best / row.sides[results.backends[0]].best,
+        }
+        for row in results.rows
+        for peer in (*results.backends[1:], *results.peers)
+        if peer in row.sides
+    ]
+
+
+def _of_ratio(results: Results, values: Values) -> alt.X:
+    ours = results.backends[0]
+    title = f"times as long as {ours} (right of 1: {ours} is faster)"
+    return alt.X("ratio:Q", **_along(title, values, "ratio", padding=28))
+
+
+_TOOLTIP = [alt.Tooltip("kernel:N"), alt.Tooltip("case:N"), alt.Tooltip("side:N")]
+
+
+def _one(results: Results, values: Values) -> alt.Chart:
+    """A line where both take the same."""
+    return (
+        alt.Chart(alt.Data(values=[{"ratio": 1}]))
+        .mark_rule(strokeDash=[4, 3], color="#888")
+        .encode(x=_of_ratio(results, values))
+    )
+
+
+def _overview(results: Results) -> Plot | None:
+    values = _ratios(results)
+    if not values:
+        return None
+    colour, shape = _scales(results, values)
+    y, step = _rows("kernel", len({value["side"] for value in values}), 9)
+    points = (
+        alt.Chart(alt.Data(values=values))
+        .mark_point(filled=True, size=55, opacity=0.8)
+        .encode(
+            x=_of_ratio(results, values),
+            y=y,
+            yOffset=alt.YOffset("side:N", sort=None),
+            color=colour,
+            shape=shape,
+            tooltip=[*_TOOLTIP, alt.Tooltip("ratio:Q", format=".2f")],
+        )
+        .transform_filter(_CHOSEN)
+    )
+    chart = alt.layer(_one(results, values), points).properties(height=step).add_params(*_parameters())
+    text = "Each point is one size and dtype. Points left of the line are cases in which the other side is faster."
+    return Plot("overview", "Beside everybody else", text, chart)
+
+
+def _bars(results: Results) -> Plot | None:
+    values = _ratios(results)
+    if not values:
+        return None
+    names = list(dict.fromkeys(value["side"] for value in values))
+    colour, _ = _scales(results, values)
+    base = alt.Chart(alt.Data(values=[{**value, "one": 1} for value in values])).transform_filter(
+        f"{_OF_DTYPE} && datum.kernel == {_ONE.format(first_kernel(results))}"
+    )
+    y, step = _rows("case", len(names), 15)
+    offset = alt.YOffset("side:N", sort=names)
+    bars = base.mark_bar(height=11).encode(
+        x=_of_ratio(results, values),
+        x2="one:Q",
+        y=y,
+        yOffset=offset,
+        color=colour,
+        tooltip=[*_TOOLTIP, alt.Tooltip("ratio:Q", format=".2f")],
+    )
+    numbers = base.mark_text(align="left", dx=4, fontSize=10).encode(
+        x=alt.X("shown:Q"), y=y, yOffset=offset, text=alt.Text("ratio:Q", format=".2f"),
+        color=alt.value("#888"),
+    ).transform_calculate(shown="max(datum.ratio, 1)")  # fmt: skip
+    chart = (
+        alt.layer(_one(results, values), bars, numbers)
+        .properties(height=step, title=_title(first_kernel(results)))
+        .add_params(*_parameters())
+    )
+    return Plot(
+        "bars", "One kernel against each peer", "Bars to the left: the other side is faster.", chart, _kernels(values)
+    )
+
+
+def _title(first: str) -> alt.TitleParams:
+    """The kernel that is shown."""
+    return alt.TitleParams(text=alt.ExprRef(_ONE.format(first)), anchor="start", fontSize=13)
+
+
+def _roofs(results: Results) -> dict[str, dict[str, float]]:
+    """The best rates of this machine, per dtype: bytes copied and operations of products, in a second."""
+    found: dict[str, dict[str, float]] = {}
+    for row in results.rows:
+        if row.bound is not None and (counted := row.case.bytes or row.case.operations):
+            name = COPY if COPY in row.sides else PRODUCTS
+            best = found.setdefault(row.case.dtype, {})
+            best[name] = max(best.get(name, 0), counted / row.bound.best)
+    return found
+
+
+def _lines_of_roof(dtype: str, roof: dict[str, float], low: float, high: float) -> Values:
+    """The roof over what has so many operations for each byte: first as memory allows, then as products do."""
+    bandwidth, peak = roof.get(COPY), roof.get(PRODUCTS)
+    ridge = peak / bandwidth if bandwidth and peak else None
+    ends = []
+    if bandwidth:
+        ends += [(COPY, at, bandwidth * at) for at in (low, min(high, ridge or high))]
+    if peak:
+        ends += [(PRODUCTS, at, peak) for at in (max(low, ridge or low), high)]
+    return [{"roof": name, "dtype": dtype, "intensity": at, "rate": rate / 1e9} for name, at, rate in ends]
+
+
+def _roofline(results: Results) -> Plot | None:
+    values = [
+        {
+            "kernel": row.case.name,
+            "dtype": row.case.dtype,
+            "case": f"{row.case.size} {row.case.dtype}",
+            "side": name,
+            "intensity": row.case.operations / (row.case.bytes or row.case.least_bytes),
+            "rate": row.case.operations / row.sides[name].best / 1e9,
+        }
+        for row in results.rows
+        if row.case.operations
+        for name in results.backends
+    ]
+    roofs = _roofs(results)
+    if not values or not roofs:
+        return None
+    low, high = (f(value["intensity"] for value in values) for f in (min, max))
+    lines = [line for dtype, roof in roofs.items() for line in _lines_of_roof(dtype, roof, low, high * 1.01)]
+    colour, shape = _scales(results, values)
+    x = alt.X("intensity:Q", **_along("operations for each byte that must be moved", [*values, *lines], "intensity"))
+    y = alt.Y("rate:Q", **_along("billion operations a second", [*values, *lines], "rate"))
+    rate = alt.Tooltip("rate:Q", format=".3g")
+    points = (
+        alt.Chart(alt.Data(values=values))
+        .mark_point(filled=True, size=55, opacity=0.75)
+        .encode(x=x, y=y, color=colour, shape=shape, tooltip=[*_TOOLTIP, rate])
+        .transform_filter(_CHOSEN)
+    )
+    roof = (
+        alt.Chart(alt.Data(values=lines))
+        .mark_line(strokeWidth=2, color="#888")
+        .encode(x=x, y=y, detail=["roof:N", "dtype:N"], tooltip=["roof:N", "dtype:N", rate])
+        .transform_filter(_OF_DTYPE)
+    )
+    what = {COPY: "copying {:.0f} GB/s", PRODUCTS: "matrix products {:.0f} billion operations a second"}
+    told = "; ".join(
+        f"{dtype}: {', '.join(what[name].format(rate / 1e9) for name, rate in best.items())}"
+        for dtype, best in roofs.items()
+    )
+    text = (
+        f"The grey lines are the best that this machine did by itself in the same run ({told}). Small cases lie far "
+        f"below, where the call takes longer than the work."
+    )
+    return Plot("roofline", "Roofline", text, alt.layer(roof, points).properties(height=380).add_params(*_parameters()))
+
+
+def _growth(results: Results, against: str) -> Plot | None:
+    curves = [curve for curve in results.curves if curve.against == against and len(curve.numbers) > 1]
+    if not curves:
+        return None
+    values = [
+        {
+            "kernel": curve.kernel,
+            "dtype": curve.dtype,
+            "case": f"{size} {curve.dtype}",
+            "side": curve.side,
+            "number": number,
+            "us": seconds * 1e6,
+            "exponent": "-" if curve.exponent is None else f"{curve.exponent:.2f}",
+        }
+        for curve in curves
+        for size, number, seconds in zip(curve.sizes, curve.numbers, curve.seconds, strict=True)
+    ]
+    colour, shape = _scales(results, values)
+    first = curves[0].kernel
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_line(point=alt.OverlayMarkDef(size=45))
+        .encode(
+            x=alt.X("number:Q", **_along(against, values, "number")),
+            y=alt.Y("us:Q", **_along("time, µs", values, "us")),
+            color=colour,
+            shape=shape,
+            tooltip=[*_TOOLTIP, alt.Tooltip("us:Q", format=".4g"), "exponent:N"],
+        )
+        .transform_filter(f"{_OF_DTYPE} && datum.kernel == {_ONE.format(first)}")
+        .properties(height=300, title=_title(first))
+        .add_params(*_parameters())
+    )
+    text = "Both axes are logarithmic: a straight line is a power, whose exponent stands in the table below."
+    return Plot(f"growth-{against}", f"Time against {against}", text, chart, _kernels(values))
+
+
+_LEAST_ULP = 0.1
+
+
+def _accuracy(results: Results) -> Plot | None:
+    values = [
+        {
+            "kernel": row.case.name,
+            "dtype": row.case.dtype,
+            "case": f"{row.case.size} {row.case.dtype}",
+            "side": name,
+            "ns": row.sides[name].best * 1e9 / row.case.elements,
+            "ulp": "infinite" if ulp == float("inf") else f"{ulp:.3g}",
+            "shown": min(max(ulp, _LEAST_ULP), 1e9),
+        }
+        for row in results.rows
+        for name in (*results.backends, *results.peers)
+        if name in row.sides and (ulp := row.sides[name].ulp) is not None
+    ]
+    if not values:
+        return None
+    colour, shape = _scales(results, values)
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_point(filled=True, size=55, opacity=0.75)
+        .encode(
+            x=alt.X("ns:Q", **_along("time for each element, ns (left: faster)", values, "ns")),
+            y=alt.Y("shown:Q", **_along("largest error, ulp (below: more exact)", values, "shown")),
+            color=colour,
+            shape=shape,
+            tooltip=[*_TOOLTIP, "ulp:N", alt.Tooltip("ns:Q", format=".3g")],
+        )
+        .transform_filter(_CHOSEN)
+        .properties(height=340)
+        .add_params(*_parameters())
+    )  # fmt: skip
+    text = (
+        "The largest error in units in the last place, against the same numbers in float64: of each element for "
+        "softmax, ReLU and sigmoid, otherwise of the largest. Errors below 0.1 are shown there, infinite ones at 1e9."
+    )
+    return Plot("accuracy", "Accuracy beside speed", text, chart)

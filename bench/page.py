@@ -1,0 +1,93 @@
+"""The page and the pictures of what was measured: one file that needs no network, and a PNG for each plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from plugrad.bench import growth
+from plugrad.bench.charts import Plot, plots
+from plugrad.bench.growth import Curve
+from plugrad.bench.report import Results
+from plugrad.bench.table import EXPLANATION, GROWTH, Table
+
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+PNG_WIDTH, PNG_SCALE = 760, 2.0
+
+
+def write(path: Path, results: Results) -> None:
+    """The page, to a file."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found = plots(results)
+    table = Table(results, {"memory", "accuracy"})
+    text = environment.get_template("page.html").render(
+        results=results,
+        plots=found,
+        specifications=_embedded({plot.name: _specification(plot) for plot in found}),
+        columns=["kernel", "size", "dtype", *table.columns],
+        rows=[[row.case.name, row.case.size, row.case.dtype, *table.cells(row)] for row in results.rows],
+        curves=_curves(results.curves),
+        crossings=_crossings(results),
+        explanation=EXPLANATION,
+        growth=GROWTH,
+        kernels=list(dict.fromkeys([*(r.case.name for r in results.rows), *(c.kernel for c in results.curves)])),
+        dtypes=list(dict.fromkeys([*(r.case.dtype for r in results.rows), *(c.dtype for c in results.curves)])),
+        bundle=vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script"),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def write_pictures(folder: Path, results: Results) -> list[Path]:
+    """The plots, to a folder, which is made if need be; where one kernel is shown at a time, a file for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for plot in plots(results):
+        specification = plot.chart.properties(width=PNG_WIDTH, padding=16, background="white").to_dict()
+        parameter = next(given for given in specification["params"] if given["name"] == "kernel")
+        for kernel in plot.kernels or ("",):
+            parameter["value"] = kernel
+            path = folder / f"{'-'.join(filter(None, (plot.name, kernel)))}.png"
+            path.write_bytes(vl_convert.vegalite_to_png(specification, vl_version=VEGA_LITE, scale=PNG_SCALE))
+            written.append(path)
+    return written
+
+
+def _specification(plot: Plot) -> dict[str, Any]:
+    return plot.chart.properties(width="container").to_dict()
+
+
+def _embedded(content: Any) -> str:
+    """Data for a script, whose element no text in it can end."""
+    return json.dumps(content).replace("<", "\\u003c")
+
+
+def _curves(curves: list[Curve]) -> list[list[str]]:
+    """A row per curve: what it is of, the least and the largest time, and the exponent."""
+    return [
+        [
+            curve.kernel,
+            curve.dtype,
+            curve.side,
+            curve.against,
+            f"{curve.numbers[0]} to {curve.numbers[-1]}",
+            f"{curve.seconds[0] * 1e6:.1f}",
+            f"{curve.seconds[-1] * 1e6:.1f}",
+            "-" if curve.exponent is None else f"{curve.exponent:.2f}",
+        ]
+        for curve in curves
+        if len(curve.numbers) > 1
+    ]
+
+
+def _crossings(results: Results) -> list[list[str]]:
+    """A row for each point where one of our backends overtakes another."""
+    return [
+        [kernel, dtype, name, against, f"{number:.0f}"]
+        for (kernel, dtype, against), sides in growth.groups(results.curves).items()
+        if against != "threads"
+        for number, name in growth.overtaking(sides, results.backends)
+    ]

@@ -1,0 +1,252 @@
+"""The profile by which `auto` chooses: what is in it, when it counts, and that nothing wrong with it does harm."""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugrad import backends
+from plugrad import kernels as K
+from plugrad.backends import profile, threads
+from plugrad.backends.profile import steps_of
+from plugrad.backends.selection import AUTO_ORDER
+from plugrad.bench import growth
+from plugrad.bench.growth import Curve
+
+SMALL_ON_NUMPY = {"relu": {"float32": [[0, "numpy"], [1000, "numba"]], "float64": [[0, "numpy"]]}}
+
+Writer = Callable[..., Path]
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Writer]:
+    """Writes a profile, and has it read."""
+
+    def write(kernels: Any = SMALL_ON_NUMPY, **other: Any) -> Path:
+        path = tmp_path / "profile.json"
+        machine = {"processor": profile.processor(), "threads": threads.count()}
+        path.write_text(json.dumps({"format": profile.FORMAT, "machine": machine, "kernels": kernels, **other}))
+        monkeypatch.setenv(profile.VARIABLE, str(path))
+        profile.read.cache_clear()
+        return path
+
+    monkeypatch.setenv("PLUGRAD_BACKEND", "auto")
+    yield write
+    profile.read.cache_clear()
+
+
+def runs_on(kernel: Any, *arrays: Any) -> str | None:
+    return backends.explain(kernel, *arrays).backend
+
+
+def test_small_arrays_go_where_they_are_fastest(written: Writer) -> None:
+    path = written()
+    small, large = np.ones((9, 100), np.float32), np.ones((10, 100), np.float32)
+    assert runs_on(K.relu, small) == "numpy"
+    assert runs_on(K.relu, large) == "numba"
+    assert runs_on(K.relu, large.astype(np.float64)) == "numpy"
+    for unmeasured in (large.astype(np.float16), [1.0]):
+        assert runs_on(K.relu, unmeasured) == "numba"
+    assert runs_on(K.softmax, small) == runs_on(K.relu) == "numba"
+    told = backends.explain(K.relu, small)
+    assert told.origin == f"PLUGRAD_BACKEND=auto, with the profile {path}"
+    assert told.reasons["numpy"] == f"selected by {told.origin}, the fastest for 900 elements of float32"
+    assert told.reasons["numba"] == "numpy is faster, by the profile"
+    assert backends.explain(K.softmax, small).reasons["numpy"] == "numba comes first"
+
+
+def test_calls_go_where_explain_says(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    written()
+    called = []
+    for name in AUTO_ORDER["numpy"]:
+        functions = backends.get(name).functions
+        monkeypatch.setitem(functions, "relu", lambda x, y, name=name: called.append((name, x.size)))
+    for size in (999, 1000, 999):
+        K.relu(np.ones(size, np.float32))
+    K.relu(np.ones(5, np.float16))
+    assert called == [("numpy", 999), ("numba", 1000), ("numpy", 999), ("numba", 5)]
+
+
+def test_results_of_each_are_right(written: Writer) -> None:
+    names = {name: {"float32": [[0, "numpy"], [50, "numba"]]} for name in ("softmax", "softmax_backward")}
+    written(names | {"softmax_cross_entropy_value_and_grad": {"float32": [[0, "numba"], [50, "numpy"]]}})
+    for rows in (3, 30):
+        x = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
+        t = np.arange(rows) % 10
+        y = K.softmax(x)
+        loss, dx = K.softmax_cross_entropy_value_and_grad(x, t)
+        assert loss == pytest.approx(-np.log(y[np.arange(rows), t]).mean(), rel=1e-5)
+        np.testing.assert_allclose(dx, (y - np.eye(10)[t]) / rows, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", ["numpy", "numba", "numba,numpy"])
+def test_names_are_followed_whatever_was_measured(written: Writer, choice: str) -> None:
+    written()
+    first = choice.partition(",")[0]
+    with backends.use(choice):
+        for size in (1, 10_000):
+            assert runs_on(K.relu, np.ones(size, np.float32)) == first
+        assert "profile" not in str(backends.explain(K.relu, np.ones(1, np.float32)))
+
+
+def test_a_scope_of_auto_goes_by_it(written: Writer) -> None:
+    written()
+    with backends.use("numba"), backends.use("auto"):
+        assert runs_on(K.relu, np.ones(1, np.float32)) == "numpy"
+        assert str(backends.current()) == "numba"
+
+
+def test_other_machines_do_not_count(written: Writer) -> None:
+    for other in ({"processor": "Z80", "threads": threads.count()}, {"processor": profile.processor(), "threads": 99}):
+        path = written(machine=other)
+        told = backends.explain(K.relu, np.ones(1, np.float32))
+        assert told.backend == "numba"
+        measured = f"{other['processor']} with {other['threads']} threads"
+        assert told.origin.endswith(f"the profile {path} is not used: it was measured on {measured}")
+        backends.selection._default = None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format": 0}, "expected format 1, got 0"),
+        ({"machine": {}}, "KeyError: 'processor'"),
+        ({"kernels": []}, "AttributeError"),
+        ({"kernels": {"relu": {"float32": [[0, "cupy"]]}}}, "expected backends out of numba, numpy, got 'cupy'"),
+        ({"kernels": {"relu": {"float31": [[0, "numpy"]]}}}, "got 'float31'"),
+        ({"kernels": {"relu": {"float32": [[5, "numpy"]]}}}, r"expected numbers of elements from 0 upwards, got \[5\]"),
+        ({"kernels": {"relu": {"float32": [[0, "numpy"], [0, "numba"]]}}}, r"got \[0, 0\]"),
+        ({"kernels": {"relu": {"float32": [[0.0, "numpy"]]}}}, "got \\[0.0\\]"),
+        ({"kernels": {"relu": {"float32": [7]}}}, "TypeError"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told_and_changes_nothing(
+    written: Writer, changed: dict[str, Any], message: str
+) -> None:
+    path = written(**changed)
+    with pytest.warns(RuntimeWarning, match=message) as told:
+        assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
+    assert len(told) == 1
+    assert f"the profile {path} is not used" in str(told[0].message)
+    assert "python -m plugrad.bench --tune" in str(told[0].message)
+    assert K.relu(np.ones(1, np.float32)) == 1  # warned of once
+
+
+def test_a_file_that_is_no_json_or_not_there(written: Writer) -> None:
+    path = written()
+    path.write_bytes(b"\xff{")
+    with pytest.warns(RuntimeWarning, match="is not used: UnicodeDecodeError"):
+        assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
+    path.unlink()
+    profile.read.cache_clear()
+    backends.selection._default = None
+    with pytest.warns(RuntimeWarning, match=f"PLUGRAD_PROFILE={path}: there is no such file"):
+        assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(profile.VARIABLE, "off")
+    assert profile.location() is None
+    monkeypatch.delenv(profile.VARIABLE)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert profile.location() == tmp_path / "plugrad" / "profile.json"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "not/absolute")  # to be ignored, by the XDG Base Directory Specification
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert profile.location() == tmp_path / ".config" / "plugrad" / "profile.json"
+    profile.read.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert profile.read(AUTO_ORDER["numpy"]) == (None, "")
+    profile.read.cache_clear()
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert profile.location() is None
+
+
+def test_steps_lose_the_least() -> None:
+    def seconds(a: float, b: float) -> dict[str, float]:
+        return {"a": a, "b": b}
+
+    assert steps_of([(10, seconds(1, 2)), (1000, seconds(9, 5))]) == [(0, "a"), (100, "b")]
+    assert steps_of([(10, seconds(2, 1)), (1000, seconds(5, 9))]) == [(0, "b"), (100, "a")]
+    assert steps_of([(10, seconds(1, 2)), (1000, seconds(1, 5))]) == [(0, "a")]
+    assert steps_of([(10, seconds(2, 1)), (1000, seconds(5, 1))]) == [(0, "b")]
+    # One that was measured wrongly moves nothing, and equal sizes with other shapes may differ.
+    wrong = [
+        (10, seconds(1, 2)),
+        (40, seconds(1.1, 1)),
+        (90, seconds(1, 2)),
+        (90, seconds(1, 3)),
+        (1000, seconds(9, 5)),
+    ]
+    assert steps_of(wrong) == [(0, "a"), (300, "b")]
+
+
+def test_where_curves_cross_and_how_they_grow() -> None:
+    def curve(side: str, seconds: list[float], kernel: str = "relu", against: str = "rows") -> Curve:
+        numbers = [10 * 10**i for i in range(len(seconds))]
+        return Curve(kernel, "float32", side, against, [f"{n}x100" for n in numbers], numbers, seconds)
+
+    slow_call, slow_work = curve("numba", [5, 6, 10, 60]), curve("numpy", [1, 4, 40, 400])
+    ((at, name),) = growth.crossings(slow_work, slow_call)
+    assert name == "numba"
+    assert 100 < at < 1000
+    assert growth.crossings(slow_call, slow_work) == [(pytest.approx(at), "numba")]
+    assert growth.crossings(curve("a", [1, 1.01, 1]), curve("b", [1.01, 1, 1.01])) == []  # noise
+    assert curve("a", [1e-6, 1e-5, 1e-4, 1e-3]).exponent == pytest.approx(1)
+    assert curve("a", [1e-6, 1.1e-6, 4e-6, 4e-4]).exponent == pytest.approx(2)  # the first two are the call
+    assert curve("a", [1e-6, 1.1e-6]).exponent is None
+    assert growth.tuned([slow_call, slow_work]) == {"relu": {"float32": [(0, "numpy"), (31623, "numba")]}}
+    text = "\n".join(growth.lines([slow_call, slow_work], ["numba", "numpy"]))
+    assert f"numba overtakes at {at:,.0f} rows" in text
+
+
+def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "profile.json"
+    monkeypatch.setenv(profile.VARIABLE, str(path))
+    monkeypatch.delenv("PLUGRAD_BACKEND", raising=False)
+    options = ["--tune", "--rounds", "1", "--seconds", "0.01", "--dtypes", "float32,float64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "plugrad.bench", "relu", *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(path.read_text())
+    assert set(told["kernels"]) == {"relu"}
+    assert set(told["kernels"]["relu"]) == {"float32", "float64"}
+    assert str(path) in done.stdout
+    profile.read.cache_clear()
+    found, about = profile.read(AUTO_ORDER["numpy"])
+    assert found is not None
+    assert about == f"with the profile {path}"
+    steps = told["kernels"]["relu"]["float32"]
+    assert runs_on(K.relu, np.ones(1, np.float32)) == steps[0][1]
+    code = "from plugrad import backends; import numpy as np; print(backends.explain('relu', np.ones(1, 'f4')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"with the profile {path}" in done.stdout
+    profile.read.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "message"),
+    [
+        (["affine"], "here.json", "--tune: expected kernels out of softmax, .*; got 'affine'"),
+        (["--dtypes", "bfloat16"], "here.json", "--tune: expected dtypes out of float16, .*; got bfloat16"),
+        ([], "off", "--tune: expected PLUGRAD_PROFILE to name a file"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(
+    arguments: list[str], variable: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from plugrad.bench import __main__ as bench
+
+    monkeypatch.setenv(profile.VARIABLE, variable)
+    monkeypatch.setattr(sys, "argv", ["bench", "--tune", *arguments])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert re.search(message, capsys.readouterr().err)
