@@ -38,7 +38,7 @@ def curves(chosen: argparse.Namespace) -> list[Plan]:
     if not (chosen.curves or chosen.tune):
         return []
     against = [what for what in growth.AGAINST if what != "threads" or not (chosen.tune or "cupy" in chosen.backends)]
-    examples = {(case.name, case.dtype): case for case in chosen.cases}.values()
+    examples = list({(case.name, case.dtype): case for case in chosen.cases}.values())
     if chosen.quick and not chosen.tune and not chosen.kernel:
         examples = [case for case in examples if case.name in QUICK_CURVES]
     factor = QUICK_FACTOR if chosen.quick and not chosen.tune else growth.FACTOR

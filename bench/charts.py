@@ -37,7 +37,7 @@ class Plot:
     name: str
     title: str
     text: str
-    chart: alt.Chart | alt.LayerChart
+    chart: Any  # of Altair
     kernels: tuple[str, ...] = ()
 
 
@@ -122,7 +122,7 @@ def _of_ratio(results: Results, values: Values) -> alt.X:
 _TOOLTIP = [alt.Tooltip("kernel:N"), alt.Tooltip("case:N"), alt.Tooltip("side:N")]
 
 
-def _one(results: Results, values: Values) -> alt.Chart:
+def _one(results: Results, values: Values) -> Any:
     """A line where both take the same."""
     return (
         alt.Chart(alt.Data(values=[{"ratio": 1}]))
@@ -217,7 +217,7 @@ def _lines_of_roof(dtype: str, roof: dict[str, float], low: float, high: float) 
 
 
 def _roofline(results: Results) -> Plot | None:
-    values = [
+    values: Values = [
         {
             "kernel": row.case.name,
             "dtype": row.case.dtype,

@@ -36,7 +36,9 @@ def write(path: Path, results: Results) -> None:
         growth=GROWTH,
         kernels=list(dict.fromkeys([*(r.case.name for r in results.rows), *(c.kernel for c in results.curves)])),
         dtypes=list(dict.fromkeys([*(r.case.dtype for r in results.rows), *(c.dtype for c in results.curves)])),
-        bundle=vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script"),
+        bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).replace(
+            "</script", "<\\/script"
+        ),
     )
     path.write_text(text, encoding="utf-8")
 
@@ -57,7 +59,8 @@ def write_pictures(folder: Path, results: Results) -> list[Path]:
 
 
 def _specification(plot: Plot) -> dict[str, Any]:
-    return plot.chart.properties(width="container").to_dict()
+    found: dict[str, Any] = plot.chart.properties(width="container").to_dict()
+    return found
 
 
 def _embedded(content: Any) -> str:

@@ -20,12 +20,12 @@ from plugrad.bench.sides import ours
 from plugrad.kernels import KERNELS
 
 USABLE = [name for name, usable in backends.available().items() if usable]
-SMALLEST = "32x10"  # of rows and classes, beside the sizes that the command measures
+SMALLEST, SMALLEST_LAYER = "32x10", "32x64x10"  # beside the sizes that the command measures
 CASES = [
     (name, size)
-    for name in (*KERNELS, STEP)
-    for size in (*[SMALLEST] * (name != STEP and "w" not in KERNELS[name].arguments), *SIZES[name])
-]
+    for name, kernel in KERNELS.items()
+    for size in (SMALLEST_LAYER if "w" in kernel.arguments else SMALLEST, *SIZES[name])
+] + [(STEP, size) for size in SIZES[STEP]]
 
 
 @pytest.mark.parametrize("backend", USABLE)
