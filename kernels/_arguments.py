@@ -116,7 +116,7 @@ def result(
         return backend.empty(shape, dtype)
     if (
         type(out) is not backend.native
-        or out.dtype != dtype
+        or (out.dtype is not dtype and out.dtype != dtype)
         or out.shape != shape
         or not ((flags := out.flags).c_contiguous and getattr(flags, "writeable", True))  # CuPy's arrays always are
     ):
@@ -188,6 +188,52 @@ def given_back(array: Array, out: Any) -> Array:
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def loss_arguments(
+    kernel: str,
+    name: str,
+    x: Any,
+    t: Any,
+    axis: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    backend: Backend,
+) -> tuple[Array, Array, LossOptions]:
+    """The argument called `name`, whose rows are those of the loss, their labels, and the options, checked."""
+    x = floating(kernel, name, x, backend)
+    if weight is None and type(t) is backend.native:
+        try:
+            options = _options_of_indices(
+                kernel, x.shape, t.shape, t.dtype, axis, ignore_index, label_smoothing, reduction
+            )
+        except (TypeError, ValueError):  # told below
+            options = None
+        if options is not None:
+            return x, t, options
+    options = loss_options(kernel, name, x, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    return x, labels(kernel, t, x, options, backend), options
+
+
+@functools.lru_cache(1024, typed=True)
+def _options_of_indices(
+    kernel: str,
+    shape: tuple[int, ...],
+    labels_shape: tuple[int, ...],
+    labels_dtype: np.dtype[Any],
+    axis: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+) -> LossOptions | None:
+    """What `loss_options` and `labels` find, once for all calls alike; None where they have more to do than to look."""
+    index = axis_index(kernel, axis, len(shape))
+    is_plain = labels_dtype.kind in "iu" and labels_dtype.isnative and 0 not in shape
+    if not is_plain or labels_shape != shape[:index] + shape[index + 1 :]:
+        return None
+    return _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
 
 
 def loss_options(
@@ -292,8 +338,10 @@ def read_options(options: LossOptions, reads: list[Array]) -> LossOptions:
 
 def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
     """The shape of the loss of the rows of `x`."""
+    if options.reduction != "none":
+        return ()
     axis = options.axis
-    return x.shape[:axis] + x.shape[axis + 1 :] if options.reduction == "none" else ()
+    return x.shape[:axis] + x.shape[axis + 1 :]
 
 
 def upstream(kernel: str, dloss: Any, x: Array, options: LossOptions, backend: Backend) -> Any:

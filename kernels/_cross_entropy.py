@@ -9,10 +9,8 @@ from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
     arrays_of_loss,
-    floating,
     given_back,
-    labels,
-    loss_options,
+    loss_arguments,
     loss_shape,
     read_options,
     result,
@@ -67,9 +65,8 @@ def cross_entropy(
     1.039721
     """
     backend = backend_for(p, "cross_entropy")
-    p = floating("cross_entropy", "p", p, backend)
-    options = loss_options("cross_entropy", "p", p, axis, weight, ignore_index, label_smoothing, reduction, backend)
-    t = labels("cross_entropy", t, p, options, backend)
+    given = axis, weight, ignore_index, label_smoothing, reduction, backend
+    p, t, options = loss_arguments("cross_entropy", "p", p, t, *given)
     loss = backend.empty(loss_shape(p, options), COMPUTE[p.dtype])
     if p.size:
         backend.functions["cross_entropy"](p, t, options, loss)
@@ -121,9 +118,8 @@ def cross_entropy_backward(
     """
     kernel = "cross_entropy_backward"
     backend = backend_for(p, kernel)
-    p = floating(kernel, "p", p, backend)
-    options = loss_options(kernel, "p", p, axis, weight, ignore_index, label_smoothing, reduction, backend)
-    t = labels(kernel, t, p, options, backend)
+    given = axis, weight, ignore_index, label_smoothing, reduction, backend
+    p, t, options = loss_arguments(kernel, "p", p, t, *given)
     dloss = upstream(kernel, dloss, p, options, backend)
     reads = arrays_of_loss(p, t, dloss, options)
     dp = result(kernel, "out", out, p.shape, p.dtype, backend, reads)

@@ -9,11 +9,9 @@ from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
     arrays_of_loss,
-    floating,
     given_back,
     given_results,
-    labels,
-    loss_options,
+    loss_arguments,
     loss_shape,
     read_options,
     result,
@@ -159,9 +157,8 @@ def softmax_cross_entropy_backward(
     """
     kernel = "softmax_cross_entropy_backward"
     backend = backend_for(y, kernel)
-    y = floating(kernel, "y", y, backend)
-    options = loss_options(kernel, "y", y, axis, weight, ignore_index, label_smoothing, reduction, backend)
-    t = labels(kernel, t, y, options, backend)
+    given = axis, weight, ignore_index, label_smoothing, reduction, backend
+    y, t, options = loss_arguments(kernel, "y", y, t, *given)
     dloss = upstream(kernel, dloss, y, options, backend)
     reads = arrays_of_loss(y, t, dloss, options)
     dx = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
@@ -231,10 +228,9 @@ def _loss_and(
 ) -> tuple[Array, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
-    x = floating(kernel, "x", x, backend)
-    options = loss_options(kernel, "x", x, axis, weight, ignore_index, label_smoothing, reduction, backend)
-    t = labels(kernel, t, x, options, backend)
-    loss_out, array_out = given_results(kernel, out, RESULTS[second], lone=second)
+    x, t, options = loss_arguments(kernel, "x", x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    is_lone = out is None or type(out) is backend.native
+    loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
     reads = arrays_of_loss(x, t, None, options)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
     array = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)

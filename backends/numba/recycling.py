@@ -25,8 +25,7 @@ _leases: dict[int, weakref.ref[Any]] = {}  # what tells when an array is gone, b
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """A new C-contiguous array whose values are yet undefined."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < LARGE:
+    if not shape or (size := math.prod(shape) * dtype.itemsize) < LARGE:
         return np.empty(shape, dtype)
     return np.ndarray(shape, dtype, buffer=_leased(_memory(size), size))
 
