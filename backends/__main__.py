@@ -57,7 +57,7 @@ def main() -> None:
         print(table(names))
         if names:
             raise SystemExit(0 if all(available(*names)[name] for name in names) else 1)
-        print(f"\nNumPy arrays are computed by {current()} ({chosen().origin})")
+        print(f"\nNumPy arrays are computed by {current()} ({chosen().description})")
     except (BackendUnavailableError, ValueError) as error:
         raise SystemExit(f"python -m plugrad.backends: {error}") from error
 

@@ -36,15 +36,6 @@ class Profile(NamedTuple):
     path: Path
     steps: dict[str, dict[np.dtype[Any], Steps]]
 
-    def fastest(self, kernel: str, dtype: np.dtype[Any], elements: int) -> str | None:
-        """The backend for an array of so many elements; None if that was not measured."""
-        found = None
-        for start, name in self.steps.get(kernel, {}).get(dtype, ()):
-            if elements < start:
-                break
-            found = name
-        return found
-
 
 def location() -> Path | None:
     """Where the profile lies, or would; None if there shall be none, or nobody knows where."""
@@ -59,12 +50,17 @@ def location() -> Path | None:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's name, or on ARM, where it has none, the numbers that stand for it."""
     try:
         with open("/proc/cpuinfo") as told:
-            return next(line.partition(":")[2].strip() for line in told if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            fields = [tuple(map(str.strip, line.split(":", 1))) for line in told if ":" in line]
+    except (OSError, ValueError):
+        fields = []
+    for names in (("model name",), ("CPU implementer", "CPU part", "CPU variant")):
+        found = [next((value for name, value in fields if name == wanted), "") for wanted in names]
+        if all(found):
+            return " ".join(found)
+    return platform.machine()
 
 
 @functools.cache
@@ -73,30 +69,39 @@ def read(names: tuple[str, ...]) -> tuple[Profile | None, str]:
 
     A file that cannot be used is told of by a warning, and changes nothing.
     """
-    path = location()
-    if path is None or not path.exists():
-        if path is not None and os.environ.get(VARIABLE, "").strip():
-            warnings.warn(f"{VARIABLE}={path}: there is no such file", RuntimeWarning, stacklevel=2)
+    path, is_named = location(), bool(os.environ.get(VARIABLE, "").strip())
+    if path is None:
         return None, ""
     try:
-        content = json.loads(path.read_text())
+        text = path.read_bytes()
+    except OSError as error:
+        if is_named:
+            _warn(path, error)
+        return None, ""
+    here = {"processor": processor(), "threads": threads.count()}
+    try:
+        content = json.loads(text)
         if content["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}, got {content['format']!r}")
-        here = {"processor": processor(), "threads": threads.count()}
         there = {key: content["machine"][key] for key in here}
         steps = {kernel: _steps(told, names) for kernel, told in content["kernels"].items()}
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        warnings.warn(
-            f"the profile {path} is not used: {type(error).__name__}: {error}; write it anew with "
-            f"python -m plugrad.bench --tune, or remove it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        _warn(path, error)
         return None, f"the profile {path} cannot be used"
     if here != there:
         told = f"{there['processor']} with {there['threads']} threads"
         return None, f"the profile {path} is not used: it was measured on {told}"
     return Profile(path, steps), f"with the profile {path}"
+
+
+def _warn(path: Path, error: Exception) -> None:
+    """Tell why a file is not used."""
+    warnings.warn(
+        f"the profile {path} is not used: {type(error).__name__}: {error}; write it anew with "
+        f"python -m plugrad.bench --tune, or set {VARIABLE}={OFF}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _steps(told: dict[str, Any], names: tuple[str, ...]) -> dict[np.dtype[Any], Steps]:
@@ -112,6 +117,19 @@ def _steps(told: dict[str, Any], names: tuple[str, ...]) -> dict[np.dtype[Any], 
             raise ValueError(f"expected backends out of {', '.join(names)}, got {', '.join(map(repr, strangers))}")
         found[np.dtype(dtype)] = [(start, name) for start, name in steps]
     return found
+
+
+def told(path: Path, machine: dict[str, Any]) -> dict[str, dict[str, Steps]]:
+    """What a file says already, if it was measured on this machine: the steps per kernel and name of the dtype."""
+    try:
+        content = json.loads(path.read_bytes())
+        there = {key: content["machine"][key] for key in ("processor", "threads")}
+        if content["format"] != FORMAT or any(machine[key] != value for key, value in there.items()):
+            return {}
+        kernels: dict[str, dict[str, Steps]] = content["kernels"]
+        return {kernel: dict(dtypes) for kernel, dtypes in kernels.items()}
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError):
+        return {}
 
 
 def steps_of(measured: Iterable[tuple[int, dict[str, float]]]) -> Steps:

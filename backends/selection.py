@@ -39,7 +39,7 @@ class Choice:
     `origin` is how the user said it, for messages: ``PLUGRAD_BACKEND=numba`` or ``use('numba')``.
     """
 
-    __slots__ = ("by_type", "names", "options", "origin", "outer", "profile")
+    __slots__ = ("_found", "_told", "_tuned", "by_type", "names", "options", "origin", "outer")
 
     def __init__(self, text: Any, options: Mapping[str, Any], origin: str, outer: "Choice | None" = None) -> None:
         if not isinstance(text, str):
@@ -56,9 +56,15 @@ class Choice:
         self.origin = origin
         self.outer = outer
         self.by_type: dict[type, Backend] = {}  # array type -> the backend of every call with such arrays
-        self.profile, told = profile.read(AUTO_ORDER["numpy"]) if names == (AUTO,) else (None, "")
-        if told:
-            self.origin = f"{origin}, {told}"
+        self._found: dict[type, Backend] = {}  # the same, if the kernel and the size do not say otherwise
+        self._tuned: Tuned = {}  # what they say: for NumPy's arrays, from a profile
+        self._told = ""
+
+    @property
+    def description(self) -> str:
+        """How the user said it, and what there is to say of the profile."""
+        self.backend_for(np.ndarray)
+        return f"{self.origin}, {self._told}" if self._told else self.origin
 
     def candidates(self, kind: type) -> tuple[str, ...]:
         """The names that may serve arrays of type `kind`, in order."""
@@ -71,20 +77,38 @@ class Choice:
 
     def backend_for(self, kind: type) -> Backend:
         """The backend that computes on arrays of type `kind`, found at the first call and then remembered."""
-        backend = self.by_type.get(kind)
+        backend = self._found.get(kind)
         if backend is None:
             backend = self._find(kind)
-            if self.profile is None or kind is not np.ndarray:
+            if kind is np.ndarray and self.names == (AUTO,):
+                self._tuned, self._told = _tuned(backend)
+            self._found[kind] = backend
+            if kind is not np.ndarray or not self._tuned:
                 self.by_type[kind] = backend
         return backend
 
     def backend_of_call(self, kernel: str, array: Any) -> Backend:
-        """The backend for this kernel, called with `array` first: that of arrays of its type, or what is measured."""
-        if self.profile is not None and type(array) is np.ndarray:
-            name = self.profile.fastest(kernel, array.dtype, array.size)
-            if name is not None and isinstance(backend := registry.usable(name), Backend):
-                return backend
-        return self.backend_for(type(array))
+        """The backend for this kernel, called with `array` first: that of arrays of its type, or the fastest."""
+        kind = type(array)
+        backend = self._found.get(kind)
+        if backend is None:
+            backend = self.backend_for(kind)
+        if kind is np.ndarray and (dtypes := self._tuned.get(kernel)):
+            for start, fastest in dtypes.get(array.dtype, ()):
+                if array.size < start:
+                    break
+                backend = fastest
+        return backend
+
+    @property
+    def has_profile(self) -> bool:
+        """Whether a profile has a part in the choice for some calls."""
+        return bool(self._tuned)
+
+    def is_tuned(self, kernel: str, array: Any) -> bool:
+        """Whether the profile tells who is the fastest."""
+        self.backend_for(np.ndarray)
+        return type(array) is np.ndarray and array.dtype in self._tuned.get(kernel, {})
 
     def _find(self, kind: type) -> Backend:
         candidates = self.candidates(kind)
@@ -102,6 +126,23 @@ class Choice:
             if not isinstance(value, expected):
                 raise TypeError(f"{self.origin}: {option}: expected {expected.__name__}, got {type(value).__name__}")
         return backend
+
+
+# Per kernel and dtype who computes arrays of how many elements and more.
+Tuned = dict[str, dict[np.dtype[Any], list[tuple[int, Backend]]]]
+
+
+def _tuned(default: Backend) -> tuple[Tuned, str]:
+    """What a profile says, as far as that is another backend than the default, and what there is to say of it."""
+    found, told = profile.read(AUTO_ORDER["numpy"])
+    backends = {name: registry.usable(name) for name in AUTO_ORDER["numpy"]} if found else {}
+    tuned: Tuned = {}
+    for kernel, dtypes in found.steps.items() if found else ():
+        for dtype, steps in dtypes.items():
+            usable = [(start, backend) for start, name in steps if isinstance(backend := backends[name], Backend)]
+            if any(backend is not default for _, backend in usable):
+                tuned.setdefault(kernel, {})[dtype] = usable
+    return tuned, told
 
 
 _scope: ContextVar[Choice | None] = ContextVar("plugrad_backend", default=None)
@@ -400,11 +441,17 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
     kind = type(arrays[0]) if arrays else np.ndarray
     candidates = choice.candidates(kind)
     backend, _ = registry.first_usable(candidates)
-    measured = ""
-    if backend is not None and choice.profile is not None and arrays:
-        backend = choice.backend_of_call(name, arrays[0])
-        if type(x := arrays[0]) is np.ndarray and choice.profile.fastest(name, x.dtype, x.size) == backend.name:
-            measured = f", the fastest for {x.size:,} elements of {x.dtype}"
+    measured, origin = "", choice.origin
+    if backend is not None:
+        # A kernel goes by the array of its rows, which may come after a gradient of fewer elements.
+        plain = (array for array in arrays if type(array) is np.ndarray)
+        decides = max(plain, key=lambda array: (array.ndim, array.size), default=None)
+        if decides is not None and choice.is_tuned(name, decides):
+            backend = choice.backend_of_call(name, decides)
+            measured = f", the fastest for {decides.size:,} elements of {decides.dtype}"
+        elif decides is not None and choice.has_profile:
+            measured = f", where the profile says nothing of {decides.dtype}"
+        origin = choice.description
     runs = None
     reasons: dict[str, str] = {}
     for other in registry.names():
@@ -415,15 +462,16 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
         if isinstance(found, Unavailable):
             reasons[other] = str(found)
         elif found is not backend:
-            reasons[other] = f"{backend} is faster, by the profile" if measured else f"{backend} comes first"
+            is_slower = measured.startswith(", the fastest")
+            reasons[other] = f"{backend} is faster, by the profile" if is_slower else f"{backend} comes first"
         else:
             misfit = _misfit(found, name, arrays)
-            reasons[other] = misfit or f"selected by {choice.origin}{measured}"
+            reasons[other] = misfit or f"selected by {origin}{measured}"
             if not misfit:
                 runs = found.computes(name)
     if runs is not None and runs not in candidates:
         reasons[runs] = f"stands in for {backend}, which has no kernel {name!r}"
-    return Explanation(name, runs, reasons, choice.origin)
+    return Explanation(name, runs, reasons, origin)
 
 
 def _why_not_considered(name: str, choice: Choice, kind: type) -> str:

@@ -12,8 +12,9 @@ from plugrad.kernels import KERNELS
 STEP = "step"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-# The distance from 1 to the next number, and the smallest normal one.
+# The distance from 1 to the next number, the bytes of one, and the smallest normal one.
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 
 # The sizes that are measured where none are named: small and large, few classes and many, images and vocabularies.
@@ -179,18 +180,23 @@ class Case:
 
     @property
     def least_bytes(self) -> float:
-        """How much memory the arguments and results of matrix products take together, or of a step the parameters."""
+        """How much memory arguments and results take, each once: of matrix products, or of a step its layers."""
         rows, *others = self.shape
-        widths = itertools.pairwise(others)
-        numbers = rows * sum(others) + sum(a * b for a, b in widths)
-        return float(numbers * as_dtype(self.dtype).itemsize)
+        if self.name == STEP:
+            numbers = rows * sum(others) + sum(a * b for a, b in itertools.pairwise(others))
+        else:
+            inputs, outputs = others[0], others[-1]
+            sizes = {"x": rows * inputs, "w": inputs * outputs, "b": outputs, "y": rows * outputs}
+            names = [*KERNELS[self.name].arguments, *KERNELS[self.name].results]
+            numbers = sum(sizes.get(name.removeprefix("d"), 0) for name in names)
+        return float(numbers * ITEMSIZE[self.dtype])
 
     @property
     def bytes(self) -> float | None:
         """How much memory is moved at the least; None where something else takes the time."""
         if self.name == STEP or self.is_product:
             return None
-        return KERNELS[self.name].passes * math.prod(self.shape) * as_dtype(self.dtype).itemsize
+        return KERNELS[self.name].passes * math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 def as_dtype(name: str) -> np.dtype[Any]:

@@ -49,11 +49,6 @@ def plots(results: Results) -> list[Plot]:
     return [plot for plot in found if plot is not None]
 
 
-def first_kernel(results: Results) -> str:
-    """What is shown where one kernel must be: the first that was measured."""
-    return results.rows[0].case.name if results.rows else results.curves[0].kernel
-
-
 def _kernels(values: Values) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value["kernel"] for value in values))
 
@@ -76,16 +71,17 @@ def _scales(results: Results, shown: Values) -> tuple[alt.Color, alt.Shape]:
 
 def _along(title: str, values: Values, name: str, padding: int = 12) -> dict[str, Any]:
     """A logarithmic axis with a few round numbers on it, for what the values have under this name."""
-    numbers = [value[name] for value in values]
-    low, high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
+    least, most = (f(value[name] for value in values) for f in (min, max))
+    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
     steps = (1, 2, 5) if high - low <= FEW_DECADES else (1,)
     ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
     label = "datum.value >= 1e5 ? format(datum.value, '.0e') : format(datum.value, '~g')"
-    axis = alt.Axis(title=title, labelExpr=label, values=ticks)
-    return {"scale": alt.Scale(type="log", nice=False, padding=padding), "axis": axis}
+    axis = alt.Axis(title=title, labelExpr=label, values=ticks, labelSeparation=6)
+    narrow: dict[str, Any] = {"domain": [least / 3, most * 3]} if most < 2 * least else {}
+    return {"scale": alt.Scale(type="log", nice=False, padding=padding, **narrow), "axis": axis}
 
 
-def _rows(name: str, sides: int, height: int) -> tuple[alt.Y, alt.Step]:
+def _rows(values: Values, name: str, sides: int, height: int) -> tuple[alt.Y, alt.Step]:
     """Rows with their names above them, which leaves the whole width to what is in them, on a telephone too."""
     room = sides * height
     step = room + ROOM_FOR_NAME
@@ -94,7 +90,8 @@ def _rows(name: str, sides: int, height: int) -> tuple[alt.Y, alt.Step]:
         ticks=False, domain=False, title=None, grid=False,
     )  # fmt: skip
     share = ROOM_FOR_NAME / step
-    y = alt.Y(f"{name}:N", sort=None, axis=axis, scale=alt.Scale(paddingInner=share, paddingOuter=share))
+    order = list(dict.fromkeys(value[name] for value in values))  # whatever is chosen, and was before
+    y = alt.Y(f"{name}:N", sort=order, axis=axis, scale=alt.Scale(paddingInner=share, paddingOuter=share))
     return y, alt.Step(step, **_FOR_POSITION)
 
 
@@ -116,9 +113,10 @@ def _ratios(results: Results) -> Values:
 def _of_ratio(results: Results, values: Values) -> alt.X:
     ours = results.backends[0]
     title = f"times as long as {ours} (right of 1: {ours} is faster)"
-    return alt.X("ratio:Q", **_along(title, values, "ratio", padding=28))
+    return alt.X("ratio:Q", **_along(title, values, "ratio", padding=40))
 
 
+_DASHES = alt.Legend(orient="bottom", symbolType="stroke", symbolSize=400)
 _TOOLTIP = [alt.Tooltip("kernel:N"), alt.Tooltip("case:N"), alt.Tooltip("side:N")]
 
 
@@ -136,7 +134,7 @@ def _overview(results: Results) -> Plot | None:
     if not values:
         return None
     colour, shape = _scales(results, values)
-    y, step = _rows("kernel", len({value["side"] for value in values}), 9)
+    y, step = _rows(values, "kernel", len({value["side"] for value in values}), 9)
     points = (
         alt.Chart(alt.Data(values=values))
         .mark_point(filled=True, size=55, opacity=0.8)
@@ -159,12 +157,12 @@ def _bars(results: Results) -> Plot | None:
     values = _ratios(results)
     if not values:
         return None
-    names = list(dict.fromkeys(value["side"] for value in values))
+    names, first = list(dict.fromkeys(value["side"] for value in values)), values[0]["kernel"]
     colour, _ = _scales(results, values)
     base = alt.Chart(alt.Data(values=[{**value, "one": 1} for value in values])).transform_filter(
-        f"{_OF_DTYPE} && datum.kernel == {_ONE.format(first_kernel(results))}"
+        f"{_OF_DTYPE} && datum.kernel == {_ONE.format(first)}"
     )
-    y, step = _rows("case", len(names), 15)
+    y, step = _rows(values, "case", len(names), 15)
     offset = alt.YOffset("side:N", sort=names)
     bars = base.mark_bar(height=11).encode(
         x=_of_ratio(results, values),
@@ -180,12 +178,11 @@ def _bars(results: Results) -> Plot | None:
     ).transform_calculate(shown="max(datum.ratio, 1)")  # fmt: skip
     chart = (
         alt.layer(_one(results, values), bars, numbers)
-        .properties(height=step, title=_title(first_kernel(results)))
+        .properties(height=step, title=_title(first))
         .add_params(*_parameters())
     )
-    return Plot(
-        "bars", "One kernel against each peer", "Bars to the left: the other side is faster.", chart, _kernels(values)
-    )
+    text = "That of the kernel chosen above. Bars to the left: the other side is faster."
+    return Plot("bars", "One kernel against each peer", text, chart, _kernels(values))
 
 
 def _title(first: str) -> alt.TitleParams:
@@ -194,25 +191,28 @@ def _title(first: str) -> alt.TitleParams:
 
 
 def _roofs(results: Results) -> dict[str, dict[str, float]]:
-    """The best rates of this machine, per dtype: bytes copied and operations of products, in a second."""
+    """The rates of this machine, per dtype: bytes copied and operations of products, in a second.
+
+    Each is that of the case with the most of them: small copies are those of caches.
+    """
     found: dict[str, dict[str, float]] = {}
-    for row in results.rows:
+    for row in sorted(results.rows, key=lambda row: row.case.bytes or row.case.operations):
         if row.bound is not None and (counted := row.case.bytes or row.case.operations):
             name = COPY if COPY in row.sides else PRODUCTS
-            best = found.setdefault(row.case.dtype, {})
-            best[name] = max(best.get(name, 0), counted / row.bound.best)
+            found.setdefault(row.case.dtype, {})[name] = counted / row.bound.best
     return found
 
 
 def _lines_of_roof(dtype: str, roof: dict[str, float], low: float, high: float) -> Values:
     """The roof over what has so many operations for each byte: first as memory allows, then as products do."""
     bandwidth, peak = roof.get(COPY), roof.get(PRODUCTS)
-    ridge = peak / bandwidth if bandwidth and peak else None
-    ends = []
-    if bandwidth:
-        ends += [(COPY, at, bandwidth * at) for at in (low, min(high, ridge or high))]
-    if peak:
-        ends += [(PRODUCTS, at, peak) for at in (max(low, ridge or low), high)]
+    if bandwidth and peak:
+        ridge = peak / bandwidth
+        low, high = min(low, ridge), max(high, ridge)
+    else:
+        ridge = high if bandwidth else low
+    ends = [(COPY, at, bandwidth * at) for at in (low, ridge)] if bandwidth else []
+    ends += [(PRODUCTS, at, peak) for at in (ridge, high)] if peak else []
     return [{"roof": name, "dtype": dtype, "intensity": at, "rate": rate / 1e9} for name, at, rate in ends]
 
 
@@ -251,16 +251,23 @@ def _roofline(results: Results) -> Plot | None:
         .encode(x=x, y=y, detail=["roof:N", "dtype:N"], tooltip=["roof:N", "dtype:N", rate])
         .transform_filter(_OF_DTYPE)
     )
+    labels = (
+        alt.Chart(alt.Data(values=[{**line, "label": f"{line['roof']}, {line['dtype']}"} for line in lines[1::2]]))
+        .mark_text(align="right", dx=-4, dy=-7, fontSize=10, color="#888")
+        .encode(x=x, y=y, text="label:N")
+        .transform_filter(_OF_DTYPE)
+    )
     what = {COPY: "copying {:.0f} GB/s", PRODUCTS: "matrix products {:.0f} billion operations a second"}
     told = "; ".join(
         f"{dtype}: {', '.join(what[name].format(rate / 1e9) for name, rate in best.items())}"
         for dtype, best in roofs.items()
     )
     text = (
-        f"The grey lines are the best that this machine did by itself in the same run ({told}). Small cases lie far "
-        f"below, where the call takes longer than the work."
+        f"The grey lines are what this machine did by itself in the same run, with the largest arrays ({told}). Small "
+        f"cases lie far below, where the call takes longer than the work; what fits in a cache may lie above."
     )
-    return Plot("roofline", "Roofline", text, alt.layer(roof, points).properties(height=380).add_params(*_parameters()))
+    chart = alt.layer(roof, points, labels).properties(height=380).add_params(*_parameters())
+    return Plot("roofline", "Roofline", text, chart)
 
 
 def _growth(results: Results, against: str) -> Plot | None:
@@ -282,10 +289,12 @@ def _growth(results: Results, against: str) -> Plot | None:
     ]
     colour, shape = _scales(results, values)
     first = curves[0].kernel
+    several = len({value["dtype"] for value in values}) > 1
     chart = (
         alt.Chart(alt.Data(values=values))
         .mark_line(point=alt.OverlayMarkDef(size=45))
         .encode(
+            strokeDash=alt.StrokeDash("dtype:N", title=None, legend=_DASHES if several else None),
             x=alt.X("number:Q", **_along(against, values, "number")),
             y=alt.Y("us:Q", **_along("time, µs", values, "us")),
             color=colour,
@@ -296,7 +305,10 @@ def _growth(results: Results, against: str) -> Plot | None:
         .properties(height=300, title=_title(first))
         .add_params(*_parameters())
     )
-    text = "Both axes are logarithmic: a straight line is a power, whose exponent stands in the table below."
+    text = (
+        "That of the kernel chosen above. Both axes are logarithmic: a straight line is a power, whose exponent stands "
+        "in the table below."
+    )
     return Plot(f"growth-{against}", f"Time against {against}", text, chart, _kernels(values))
 
 
@@ -337,6 +349,7 @@ def _accuracy(results: Results) -> Plot | None:
     )  # fmt: skip
     text = (
         "The largest error in units in the last place, against the same numbers in float64: of each element for "
-        "softmax, ReLU and sigmoid, otherwise of the largest. Errors below 0.1 are shown there, infinite ones at 1e9."
+        "softmax, ReLU and sigmoid, otherwise of the largest. Errors below 0.1 are shown there, infinite ones at 1e9. "
+        "There is nothing more exact to compare float64 with, and steps of training are not compared."
     )
     return Plot("accuracy", "Accuracy beside speed", text, chart)

@@ -9,7 +9,7 @@ import numpy as np
 
 from plugrad.backends import threads
 from plugrad.backends.profile import Steps, steps_of
-from plugrad.bench.cases import STEP
+from plugrad.bench.cases import DTYPES, STEP
 from plugrad.kernels import KERNELS
 
 AGAINST = ("rows", "classes", "threads")
@@ -36,11 +36,14 @@ _STEP = {
     "classes": ("64-784-128-{}", 2**12),
     "threads": ("1024-784-512-10", 0),
 }
+LEAST_POINTS = 4  # that tell three numbers
 LEAST, FACTOR = 8, 4  # the first size, and how many times as large the next one is
 
-# Times that are less than so many times the least are mostly those of the call itself, and tell nothing of growth.
-GROWN = 3
+# A curve that falls, by so much from one number to the next larger one, was disturbed, and tells nothing of growth.
+DISTURBED = 1.5
 
+# A curve that does not come to so many times its least time tells nothing of growth.
+GROWN = 2
 
 # Times that differ by less, as a share, make neither of two sides the faster one.
 EQUAL = 0.05
@@ -91,20 +94,40 @@ class Curve:
 
     @property
     def exponent(self) -> float | None:
-        """``k`` in ``time = c * number ** k``: by least squares of the logarithms, where time has grown; else None."""
+        """``k`` in ``time = c + a * number ** k``, fitted to the logarithms of the times; None if they do not grow.
+
+        ``c`` is what a call takes by itself; for threads it is 0. The best ``k`` out of hundredths, and for each the
+        best ``a`` and ``c`` of those that are not negative.
+        """
         n, t = np.array(self.numbers, float), np.array(self.seconds)
-        if self.against != "threads":
-            n, t = n[t >= GROWN * t.min()], t[t >= GROWN * t.min()]
-        return float(np.polyfit(np.log(n), np.log(t), 1)[0]) if len(n) > 1 else None
+        if self.against == "threads":
+            return float(np.polyfit(np.log(n), np.log(t), 1)[0]) if len(n) > 1 else None
+        if len(n) < LEAST_POINTS or t.max() < GROWN * t.min() or np.any(t[1:] < t[:-1] / DISTURBED):
+            return None
+        return float(min(np.arange(10, 301) / 100, key=lambda k: _misfit(n**k, t)))
 
     def as_json(self) -> dict[str, Any]:
         """What is kept of it."""
         return {**asdict(self), "exponent": self.exponent}
 
 
+def _misfit(growth: Any, t: Any) -> float:
+    """How far ``c + a * growth`` stays from times `t`, relative to them, at the best."""
+    columns = np.stack([1 / t, growth / t], axis=1)
+    (c, a), *_ = np.linalg.lstsq(columns, np.ones_like(t), rcond=None)
+    if c < 0:  # then 0 is the best that is allowed
+        c, a = 0.0, float((growth / t).sum() / ((growth / t) ** 2).sum())
+    return float(np.sum((c / t + a * growth / t - 1) ** 2)) if a > 0 else float("inf")
+
+
 def curve_of(told: dict[str, Any]) -> Curve:
     """A curve from what was kept of it."""
-    return Curve(**{name: value for name, value in told.items() if name != "exponent"})
+    curve = Curve(**{name: value for name, value in told.items() if name != "exponent"})
+    if curve.kernel not in (*KERNELS, STEP) or curve.against not in AGAINST or curve.dtype not in DTYPES:
+        raise ValueError(f"no curve of ours: {curve.kernel!r} {curve.dtype!r} against {curve.against!r}")
+    if not len(curve.sizes) == len(curve.numbers) == len(curve.seconds) > 0:
+        raise ValueError(f"a curve of {curve.kernel} has no time for each size")
+    return curve
 
 
 def groups(curves: Iterable[Curve]) -> dict[tuple[str, str, str], list[Curve]]:
@@ -138,7 +161,8 @@ def lines(curves: list[Curve], backends: list[str]) -> list[str]:
     """What is printed: each curve with its exponent, and where our backends overtake each other."""
     found = []
     for (kernel, dtype, against), sides in groups(curves).items():
-        found += ["", f"{kernel} {dtype}, us against {against} ({sides[0].sizes[0]} to {sides[0].sizes[-1]})"]
+        span = " to ".join(dict.fromkeys((sides[0].sizes[0], sides[0].sizes[-1])))
+        found += ["", f"{kernel} {dtype}, us against {against} ({span})"]
         found += [" ".join([f"{against:>10}", *(f"{number:>10}" for number in sides[0].numbers), f"{'exponent':>10}"])]
         for curve in sides:
             exponent = "-" if curve.exponent is None else f"{curve.exponent:.2f}"

@@ -12,11 +12,13 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.bench.cases import EPSILON, SMALLEST, STEP, Case, network
-from plugrad.bench.clocks import host_time, is_on_gpu, times
+from plugrad.bench.clocks import LEAST, host_time, is_on_gpu, times
 from plugrad.bench.memory import watched
 from plugrad.bench.sides import ours
+from plugrad.kernels import KERNELS
 
-EXACT = 2**24  # elements, for at most as many of which the results are computed in float64
+# How many elements, and multiplications in matrix products, results may have that are computed in float64.
+EXACT, EXACT_PRODUCTS = 2**24, 2**31
 
 
 def disagreement(case: Case, side: Any = ours) -> float:
@@ -51,20 +53,22 @@ def error(case: Case, side: Any) -> float | None:
     with backends.use("numpy"):
         exact = [np.asarray(result, np.float64) for result in as_tuple(ours.computed(case, exactly=True))]
     worst = 0.0
-    for result, value in zip(found, exact, strict=True):
+    for name, result, value in zip(KERNELS[case.name].results, found, exact, strict=True):
         of = value if case.has_exact_elements else np.max(np.abs(value), initial=0)
+        dtype = "float32" if name == "loss" else case.dtype
         with np.errstate(all="ignore"):
-            off = np.max(np.abs(np.asarray(result, np.float64) - value) / _ulp(of, case.dtype), initial=0)
+            off = np.max(np.abs(np.asarray(result, np.float64) - value) / _ulp(of, dtype), initial=0)
         worst = max(worst, float("inf") if np.isnan(off) else float(off))
     return worst
 
 
 def _results(side: Any, case: Case) -> tuple[Any, ...]:
-    return tuple(result if side is not ours else backends.to_numpy(result) for result in as_tuple(side.prepare(case)()))
+    to_numpy = getattr(side, "to_numpy", np.asarray)
+    return tuple(map(to_numpy, as_tuple(side.prepare(case)())))
 
 
 def _is_exact(case: Case) -> bool:
-    return math.prod(case.shape) <= EXACT
+    return case.elements <= EXACT and (not case.is_product or math.prod(case.shape) <= EXACT_PRODUCTS)
 
 
 def _ulp(value: Any, dtype: str) -> Any:
@@ -90,14 +94,16 @@ def timed(side: Any, case: Case, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     size = sum(getattr(result, "nbytes", 0) for result in as_tuple(step()))
     told: dict[str, Any] = {"first": time.perf_counter() - start}
+    for _ in range(LEAST):
+        step()
+    is_new = side is not ours or case.new  # else the results lie where they did before
+    told["memory"] = max(0, taken() - is_new * size)
     times(step, seconds / 10)  # caches and clock come up to speed
     if is_on_gpu():
         told["host"] = host_time(step)
-    is_new = side is not ours or case.new  # else the results lie where they did before
     busy, start = time.process_time(), time.perf_counter()
     told["quantiles"] = np.quantile(times(step, seconds), [0.2, 0.5, 0.8]).tolist()
     told["processors"] = (time.process_time() - busy) / (time.perf_counter() - start)
-    told["memory"] = taken() - is_new * size
     return told
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import altair as alt
 import jinja2
 import vl_convert
+from markupsafe import Markup
 
 from plugrad.bench import growth
 from plugrad.bench.charts import Plot, plots
 from plugrad.bench.growth import Curve
-from plugrad.bench.report import Results
+from plugrad.bench.report import Results, replace
 from plugrad.bench.table import EXPLANATION, GROWTH, Table
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
@@ -22,6 +23,7 @@ def write(path: Path, results: Results) -> None:
     """The page, to a file."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(text.split("_"))
     found = plots(results)
     table = Table(results, {"memory", "accuracy"})
     text = environment.get_template("page.html").render(
@@ -40,7 +42,7 @@ def write(path: Path, results: Results) -> None:
             "</script", "<\\/script"
         ),
     )
-    path.write_text(text, encoding="utf-8")
+    replace(path, text)
 
 
 def write_pictures(folder: Path, results: Results) -> list[Path]:

@@ -1,6 +1,7 @@
 """What was measured: on which machine, the rows of the table and the curves, and the file that keeps them."""
 
 import json
+import os
 import platform
 import shlex
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from plugrad.backends import get, threads
+from plugrad.backends import available, get, threads
 from plugrad.backends.profile import processor
 from plugrad.bench.cases import Case
 from plugrad.bench.growth import Curve, curve_of
@@ -110,8 +111,18 @@ class Row:
 
 def _row(told: dict[str, Any]) -> Row:
     """A row from what was kept of it."""
-    sides = {name: Side(**{**side, "ulp": side["ulp"] and float(side["ulp"])}) for name, side in told["sides"].items()}
-    return Row(Case(told["kernel"], told["size"], told["dtype"], told["new"]), sides)
+    case = Case(told["kernel"], told["size"], told["dtype"], told["new"])
+    if not told["sides"]:
+        raise ValueError("a row without sides")
+    return Row(case, {name: _side(side) for name, side in told["sides"].items()})
+
+
+def _side(told: dict[str, Any]) -> Side:
+    ulp = told.get("ulp")
+    found = Side(**{**told, "ulp": ulp if ulp is None else float(ulp)})
+    if not found.medians or len(found.quantiles) != 3:
+        raise ValueError("a side without times")
+    return found
 
 
 @dataclass
@@ -162,21 +173,28 @@ class Results:
             "rows": [row.as_json() for row in self.rows],
             "curves": [curve.as_json() for curve in self.curves],
         }
-        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        replace(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path, what: str) -> "Results":
         """Those that are kept in a file, given by the option called `what`."""
         try:
             told = json.loads(path.read_text())
-            return cls(
-                **{key: told[key] for key in ("command", "date", "machine", "backends", "peers")},
+            found = cls(
+                **{key: told[key] for key in ("command", "date", "machine")},
+                backends=told.get("backends", []),
+                peers=told.get("peers", []),
                 rows=[_row(row) for row in told["rows"]],
-                curves=[curve_of(curve) for curve in told["curves"]],
+                curves=[curve_of(curve) for curve in told.get("curves", [])],
                 is_whole=told["complete"],
             )
+            if not found.backends:  # of a version before these were told
+                sides = dict.fromkeys(name for row in found.rows for name in row.sides if name not in BOUNDS)
+                found.backends = [name for name in sides if name in available()]
+                found.peers = [name for name in sides if name not in found.backends]
+            return found
         except (AttributeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{what}: {path} is no file that --json has written: {error!r}") from error
+            raise ValueError(f"{what}: {path} is no file that --json has written: {repr(error)[:100]}") from error
 
     @property
     def shell_command(self) -> str:
@@ -188,6 +206,8 @@ class Results:
         """The machine, in a line."""
         versions = ", ".join(f"{name} {number}" for name, number in self.machine["versions"].items())
         threads = f"{self.machine['threads']} threads"
+        if load := self.machine.get("load"):
+            threads += f" (others took {load:g} of the processors)"
         return f"{self.machine['processor']}, {threads}, Python {self.machine['python']}, {versions}"
 
 
@@ -206,10 +226,29 @@ def about_this_machine(backends: Iterable[str], peers: Iterable[str]) -> dict[st
     return {
         "processor": name,
         "threads": threads.count(),
+        "load": _load(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _load() -> float:
+    """How many processors were busy in the last minute, before this run: what its times may be disturbed by."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file anew, whole or not at all; what was there stays until then."""
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_text(text, encoding="utf-8")
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def change(before: Results, row: Row, name: str) -> tuple[float, bool] | None:

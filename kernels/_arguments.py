@@ -340,8 +340,8 @@ def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
     """The shape of the loss of the rows of `x`."""
     if options.reduction != "none":
         return ()
-    axis = options.axis
-    return x.shape[:axis] + x.shape[axis + 1 :]
+    shape: tuple[int, ...] = x.shape
+    return shape[: options.axis] + shape[options.axis + 1 :]
 
 
 def upstream(kernel: str, dloss: Any, x: Array, options: LossOptions, backend: Backend) -> Any:

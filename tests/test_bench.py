@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench import growth, running
+from plugrad.bench import growth, report, running
 from plugrad.bench.cases import DTYPES, QUICK, STEP, Case, as_dtype
 from plugrad.bench.measure import as_tuple, disagreement, error
 from plugrad.bench.running import ONLY, PEERS, TOLERANCE
@@ -137,8 +137,12 @@ def test_results_are_compared_before_they_are_timed(name: str, dtype: str, monke
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    short = [] if "--seconds" in arguments else ["--seconds", "0.01"]
     return subprocess.run(
-        [sys.executable, "-m", *arguments, "--seconds", "0.01"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", *arguments, *short],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -147,6 +151,8 @@ def test_one_side_by_itself() -> None:
     told = json.loads(done.stdout)
     assert 0 < told["quantiles"][0] <= told["quantiles"][1] <= told["quantiles"][2] < 1
     assert told["first"] > 0
+    assert 0.8 < told["processors"] < 1.1  # too small to be shared
+    assert told["memory"] < 1e6  # of relu in place; what is measured with is no part of it
 
 
 def test_a_table_of_all_sides() -> None:
@@ -158,10 +164,15 @@ def test_a_table_of_all_sides() -> None:
     for wrong, message in (
         (("relu", "--sizes", "7"), "size: expected rows x classes"),
         (("relu", "--dtypes", "float31"), "dtype: expected one of float16, bfloat16, float32, float64; got 'float31'"),
-        (("relu", "--rounds", "0"), "--rounds and --seconds: expected more than 0"),
+        (("relu", "--rounds", "0"), "--rounds: expected at least 1, got 0"),
         (("relu", "--backend", "nubma"), "unknown backend 'nubma'; did you mean 'numba'?"),
         (("relu", "--fail-above", "10%"), "--fail-above: expected --compare FILE with it"),
         (("relu", "--fail-above", "much"), "argument --fail-above: invalid share value: 'much'"),
+        (("relu", "--fail-above", "10"), "argument --fail-above: expected a share such as 10% or 0.1, got 10"),
+        (("sotfmax",), "kernel: expected one of softmax, "),
+        (("relu", "--backend", "auto"), "--backend: "),
+        (("relu", "--seconds", "0"), "--seconds: expected more than 0, got 0"),
+        (("relu", "--json", "x", "--html", "./x"), "--json, --html, --markdown and --png: expected a path of its own"),
         (("relu", "--compare", "no_such_file.json"), "no_such_file.json"),
         (("relu", "--compare", "README.md"), "--compare: README.md is no file that --json has written"),
         (("relu", "--json", "no/such/folder.json"), "--json: there is no folder for no/such/folder.json"),
@@ -229,6 +240,15 @@ def test_what_was_measured_is_kept_and_compared(tmp_path: Path) -> None:
     assert heading.endswith("x before")
     assert relu_line.endswith("*")
     assert affine_line.endswith("new")
+    done = command("plugrad.bench", "sigmoid", *SMALL[2:], "--compare", str(faster), "--fail-above", "10%")
+    assert done.returncode == 1
+    assert f"--fail-above: nothing that was measured is in {faster}" in done.stderr
+    for part, nothing in (("sides", {}), ("sides", {"numpy": {"medians": [], "quantiles": []}})):
+        changed["rows"][0][part] = nothing
+        slower.write_text(json.dumps(changed))
+        done = command("plugrad.bench", "--from", str(slower))
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
     done = command("plugrad.bench", *SMALL, "--compare", str(faster), "--fail-above", "10%")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[3].endswith("0.00*")
@@ -236,7 +256,8 @@ def test_what_was_measured_is_kept_and_compared(tmp_path: Path) -> None:
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
-    arguments = ["relu", "--sizes", "8x5," * 40 + "8x5", "--backend", "numpy", "--rounds", "1", "--seconds", "0.01"]
+    sizes = ",".join(f"{rows}x5" for rows in range(8, 48))
+    arguments = ["relu", "--sizes", sizes, "--backend", "numpy", "--rounds", "1", "--seconds", "0.01"]
     code = (  # the background jobs of a shell ignore interrupts
         "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "runpy.run_module('plugrad.bench', run_name='__main__', alter_sys=True)"
@@ -254,7 +275,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
             break
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("interrupted: the rows above are whole\n")
+    assert errors.endswith("interrupted: what stands above is whole\n")
     found = json.loads(kept.read_text())
     assert not found["complete"]
     assert 1 <= len(found["rows"]) < 40
@@ -289,7 +310,67 @@ def test_what_was_kept_is_shown_again(tmp_path: Path) -> None:
     for wrong in ("README.md", str(tmp_path / "none.json")):
         done = command("plugrad.bench", "--from", wrong)
         assert done.returncode == 2
-        assert done.stderr.startswith("python -m plugrad.bench: ")
+        assert wrong in done.stderr
+        assert "Traceback" not in done.stderr
+    done = command("plugrad.bench", "relu", "--from", str(kept), "--tune")
+    assert "--from: nothing is measured; expected no kernel, tune with it" in done.stderr
+    for side in (side for row in found["rows"] for side in row["sides"].values()):
+        del side["ulp"], side["processors"]
+    older = {key: value for key, value in found.items() if key not in ("backends", "peers", "curves")}
+    kept.write_text(json.dumps(older))
+    done = command("plugrad.bench", "--from", str(kept))
+    assert done.returncode == 0, done.stderr
+    assert "numpy us" in done.stdout
+    assert "x textbook" in done.stdout
+    done = command("plugrad.bench", *sizes, "--compare", str(kept))
+    assert done.returncode == 0, done.stderr
+    assert "new" not in done.stdout.splitlines()[3]
+
+
+def test_what_cannot_be_written_is_told_before_and_after(tmp_path: Path) -> None:
+    small = ("relu", "--sizes", "8x5", "--backend", "numpy", "--rounds", "1")
+    (tmp_path / "file").touch()
+    for option, target, message in (
+        ("--json", tmp_path, "--json: expected a file, but"),
+        ("--markdown", tmp_path, "--markdown: expected a file, but"),
+        ("--png", tmp_path / "file", "--png: expected a folder, but"),
+    ):
+        done = command("plugrad.bench", *small, option, str(target))
+        assert done.returncode == 2
+        assert message in done.stderr
+    other, old = tmp_path / "table.md", tmp_path / "old.json"
+    done = command("plugrad.bench", *small, "--json", "/dev/full", "--markdown", str(other))
+    assert done.returncode == 1
+    assert "/dev/full could not be written: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| relu | 8x5 |" in other.read_text()
+    old.write_text("before")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            report.replace(old, "after")
+    assert old.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_who_reads_the_table_may_leave(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    small = ["relu", "--sizes", "8x5,9x5,10x5", "--backend", "numpy", "--rounds", "1", "--seconds", "0.01"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "plugrad.bench", *small, "--json", str(kept)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stderr
+    with process.stderr:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.wait(60) == 1
+    assert "Traceback" not in errors
+    assert not json.loads(kept.read_text())["complete"]
 
 
 def test_errors_are_told_in_units_in_the_last_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +398,16 @@ def test_errors_are_told_in_units_in_the_last_place(monkeypatch: pytest.MonkeyPa
         assert small[0] == pytest.approx(7, abs=0.5)
         assert small[1] is not None
         assert small[1] <= 0.5  # of a sum that may cancel, beside the largest
+        half = Case("softmax_cross_entropy", "20x30", "float16")  # whose loss is float32
+
+        class OffInTheLoss:
+            @staticmethod
+            def prepare(case: Case) -> Any:
+                loss, y = ours.computed(case, exactly=True)
+                off = np.float32(loss) + 5 * np.spacing(np.float32(loss))
+                return lambda: (off, y)
+
+        assert error(half, OffInTheLoss) == pytest.approx(5, abs=0.5)
         for case in (Case("softmax", "20x30", "float64"), Case(STEP, "8-6-5-3"), Case("softmax", "4097x4097")):
             assert error(case, Off(0, 0)) is None
 
@@ -325,7 +416,11 @@ def test_operations_and_bytes_of_the_roofline() -> None:
     assert Case("softmax", "20x30").operations == 5 * 20 * 30
     assert Case("affine_backward", "2x3x5").operations == 2 * (2 * 3 * 5) * 2
     assert Case(STEP, "2-3-5-7").operations == 2 * (2 * (2 * 3 * 5) + 3 * (2 * 5 * 7))
-    assert Case("affine", "2x3x5").least_bytes == 4 * (2 * 3 + 3 * 5 + 2 * 5)
+    x, w, b, y = 2 * 3, 3 * 5, 5, 2 * 5
+    assert Case("affine", "2x3x5").least_bytes == 4 * (x + w + b + y)
+    assert Case("affine_backward", "2x3x5", "float64").least_bytes == 8 * (y + x + w + x + w + b)
+    assert Case("linear_cross_entropy", "2x3x5").least_bytes == 4 * (x + w + b)  # the logits are never held
+    assert Case("linear_cross_entropy_value_and_grad", "2x3x5", "float16").least_bytes == 2 * 2 * (x + w + b)
     assert Case(STEP, "2-3-5-7").elements == 2 * (5 + 7)
     assert (Case("affine", "2x3x5").elements, Case("relu", "2x3").elements) == (10, 6)
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from plugrad.bench import page as pages
 from plugrad.bench.cases import Case
-from plugrad.bench.charts import plots
+from plugrad.bench.charts import _lines_of_roof, _roofs, plots
 from plugrad.bench.growth import Curve
 from plugrad.bench.report import Results, Row, Side
 
@@ -44,7 +44,7 @@ def results() -> Results:
                     "numba": side(2e-6 * factor, 1.5),
                     "numpy": side(4e-6 * factor, 60.0),
                     "torch": side(1e-6 * factor**1.2, float("inf")),
-                    "products" if name == "affine" else "copy": side(1e-6 * factor, None),
+                    "products" if name == "affine" else "copy": side(1e-6, None),
                 }
                 if name == "softmax":
                     sides["scipy"] = side(9e-6 * factor, 60.0)
@@ -173,6 +173,51 @@ def test_kernels_and_dtypes_are_chosen(opened: Page, results: Results) -> None:
     )
 
 
+def test_plots_show_what_was_measured(opened: Page, results: Results) -> None:
+    found = {plot.name: plot.chart.to_dict() for plot in plots(results)}
+
+    def values(name: str, layer: int | None = None) -> list[dict[str, Any]]:
+        chart = found[name] if layer is None else found[name]["layer"][layer]
+        inline = chart["data"].get("values")
+        return inline if inline is not None else found[name]["datasets"][chart["data"]["name"]]
+
+    def one(shown: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+        (only,) = (value for value in shown if wanted.items() <= value.items())
+        return only
+
+    wanted = {"kernel": "softmax", "case": "32x10 float32"}
+    assert one(values("overview", 1), **wanted, side="torch")["ratio"] == pytest.approx(0.5)
+    assert one(values("bars", 1), **wanted, side="numpy")["ratio"] == pytest.approx(2)
+    point = one(values("roofline", 1), **wanted, side="numba")
+    assert point["intensity"] == pytest.approx(5 / 8)
+    assert point["rate"] == pytest.approx(5 * 320 / 2e-6 / 1e9)
+    told = one(values("accuracy"), kernel="softmax", case="32x10 float32", side="torch")
+    assert (told["ns"], told["ulp"]) == (pytest.approx(1e-6 / 320 * 1e9), "infinite")
+    last = one(values("growth-rows"), kernel="softmax", side="numba", number=2048)
+    assert last["us"] == pytest.approx(1 + 20.48)
+    cells = [column(opened, "crossings", i) for i in range(5)]
+    # numba takes 1 us and 0.01 for each, numpy 0.5 and 0.04, relu and affine 0.1 more each on both.
+    assert cells[0] == [kernel for kernel in KERNELS for _ in ("rows", "classes")]
+    assert set(cells[2]) == {"numba"}
+    assert all(10 < float(number) < 100 for number in cells[4])
+
+
+def test_the_roof_is_where_memory_and_products_end(results: Results) -> None:
+    def ends(roof: dict[str, float], low: float, high: float) -> list[tuple[str, float, float]]:
+        return [(e["roof"], e["intensity"], e["rate"]) for e in _lines_of_roof("float32", roof, low, high)]
+
+    both = {"copy": 10e9, "products": 100e9}  # as much at 10 operations for each byte
+    copy = [("copy", 1, 10), ("copy", 10, 100)]
+    assert ends(both, 1, 50) == [*copy, ("products", 10, 100), ("products", 50, 100)]
+    assert ends(both, 1, 5) == [*copy, ("products", 10, 100), ("products", 10, 100)]
+    assert ends(both, 20, 50)[:2] == [("copy", 10, 100), ("copy", 10, 100)]
+    assert ends({"copy": 10e9}, 1, 5) == [("copy", 1, 10), ("copy", 5, 50)]
+    assert ends({"products": 100e9}, 1, 5) == [("products", 1, 100), ("products", 5, 100)]
+    roofs = _roofs(results)["float32"]  # those of the largest arrays
+    assert roofs["copy"] == pytest.approx(2 * 4096 * 1024 * 4 / 1e-6)
+    assert roofs["products"] == pytest.approx(2 * 256 * 1024 * 1024 / 1e-6)
+
+
 def luminance(colour: str) -> float:
     """The relative luminance of WCAG 2.2, of a colour as browsers tell it."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
@@ -233,6 +278,34 @@ def test_the_keyboard_reaches_everything(opened: Page) -> None:
     opened.keyboard.press("ArrowDown")
     opened.wait_for_function("document.querySelector('#kernel').value === 'softmax'")
     assert set(column(opened, "rows", 0)) == {"softmax"}
+
+
+def test_a_quick_change_of_colours_draws_once(opened: Page, results: Results) -> None:
+    for _ in range(3):
+        opened.evaluate("document.getElementById('scheme').click()")
+    opened.wait_for_timeout(1500)
+    assert opened.evaluate("views.length") == len(plots(results))
+    assert opened.locator("#bars svg").count() == 1
+
+
+def test_infinite_errors_are_sorted_as_the_largest(opened: Page) -> None:
+    header = opened.locator("#rows th", has_text="torch ulp")
+    index = opened.locator("#rows th").all_inner_texts().index(header.inner_text())
+    assert set(column(opened, "rows", index)) == {"inf"}
+    opened.evaluate(f"document.querySelector('#rows tbody tr').cells[{index}].textContent = '3'")
+    opened.evaluate(f"document.querySelector('#rows tbody tr:nth-child(2)').cells[{index}].textContent = '-'")
+    header.locator("button").click()
+    assert column(opened, "rows", index)[:2] == ["3", "inf"]
+    assert column(opened, "rows", index)[-1] == "-"
+    header.locator("button").click()
+    assert column(opened, "rows", index)[0] == "inf"
+
+
+def test_the_first_kernel_with_bars_is_shown(results: Results) -> None:
+    only_scipy = Results(**{**vars(results), "backends": ["numba"], "peers": ["scipy"]})
+    only_scipy.rows = results.rows[::-1]  # affine first, which SciPy has not
+    bars = next(plot for plot in plots(only_scipy) if plot.name == "bars")
+    assert "'softmax'" in bars.chart.to_dict()["title"]["text"]["expr"]
 
 
 def test_a_page_of_little(browser: Browser, tmp_path: Path, results: Results) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from plugrad import backends
 from plugrad import kernels as K
-from plugrad.backends import profile, threads
+from plugrad.backends import profile, registry, threads
 from plugrad.backends.profile import steps_of
 from plugrad.backends.selection import AUTO_ORDER
 from plugrad.bench import growth
@@ -54,6 +54,10 @@ def test_small_arrays_go_where_they_are_fastest(written: Writer) -> None:
     assert runs_on(K.relu, large.astype(np.float64)) == "numpy"
     for unmeasured in (large.astype(np.float16), [1.0]):
         assert runs_on(K.relu, unmeasured) == "numba"
+    assert (
+        "where the profile says nothing of float16"
+        in backends.explain(K.relu, large.astype(np.float16)).reasons["numba"]
+    )
     assert runs_on(K.softmax, small) == runs_on(K.relu) == "numba"
     told = backends.explain(K.relu, small)
     assert told.origin == f"PLUGRAD_BACKEND=auto, with the profile {path}"
@@ -125,6 +129,7 @@ def test_other_machines_do_not_count(written: Writer) -> None:
         ({"kernels": {"relu": {"float32": [[0, "numpy"], [0, "numba"]]}}}, r"got \[0, 0\]"),
         ({"kernels": {"relu": {"float32": [[0.0, "numpy"]]}}}, "got \\[0.0\\]"),
         ({"kernels": {"relu": {"float32": [7]}}}, "TypeError"),
+        ({"kernels": json.loads('{"a":' * 900 + "1" + "}" * 900)}, "'a'"),
     ],
 )
 def test_what_is_wrong_with_it_is_told_and_changes_nothing(
@@ -147,8 +152,71 @@ def test_a_file_that_is_no_json_or_not_there(written: Writer) -> None:
     path.unlink()
     profile.read.cache_clear()
     backends.selection._default = None
-    with pytest.warns(RuntimeWarning, match=f"PLUGRAD_PROFILE={path}: there is no such file"):
+    with pytest.warns(RuntimeWarning, match="is not used: FileNotFoundError"):
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
+
+
+def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: Writer) -> None:
+    (tmp_path / "plugrad").touch()  # no folder
+    long = tmp_path / ("x" * 300)
+    for folder in (tmp_path, long):
+        monkeypatch.delenv(profile.VARIABLE, raising=False)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+        profile.read.cache_clear()
+        backends.selection._default = None
+        assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
+        assert backends.explain(K.relu).origin == "PLUGRAD_BACKEND=auto"
+    deep = written()
+    deep.write_text("[" * 100_000)
+    with pytest.warns(RuntimeWarning, match="is not used: RecursionError"):
+        profile.read(AUTO_ORDER["numpy"])
+
+
+def test_without_a_profile_nothing_more_is_asked(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = backends.selection.chosen()
+    K.relu(np.ones(3, np.float32))
+    assert choice.by_type[np.ndarray] is backends.get("numba")
+    written({"relu": {"float32": [[0, "numba"]]}})  # as it is without
+    backends.selection._default = None
+    K.relu(np.ones(3, np.float32))
+    assert np.ndarray in backends.selection.chosen().by_type
+
+
+def test_backends_are_looked_for_once(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written({"relu": {"float32": [[0, "numba"], [10, "numpy"]]}})
+    asked = []
+    usable = registry.usable
+
+    def without_numba(name: str) -> Any:
+        asked.append(name)
+        return registry.Unavailable(registry.BackendUnavailableError("gone")) if name == "numba" else usable(name)
+
+    monkeypatch.setattr(registry, "usable", without_numba)
+    assert runs_on(K.relu, np.ones(3, np.float32)) == "numpy"
+    asked.clear()
+    for size in (3, 30):
+        assert K.relu(np.ones(size, np.float32)).size == size
+        assert K.softmax(np.ones((size, 2))).size == 2 * size
+    assert asked == []
+    assert str(path) in backends.selection.chosen().description
+
+
+def test_a_scope_keeps_what_it_has_found(written: Writer) -> None:
+    written()
+    with backends.use("auto"):
+        first = K.relu(np.ones(3000, np.float32))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(registry, "_loaded", {**registry._loaded})
+            patched.setattr(registry, "usable", lambda name: pytest.fail("asked again"))
+            np.testing.assert_array_equal(K.relu(np.ones(3000, np.float32)), first)
+            K.softmax(np.ones((3, 4), np.float32))
+
+
+def test_explain_goes_by_the_array_that_the_kernel_goes_by(written: Writer) -> None:
+    written({"softmax_cross_entropy_backward": {"float32": [[0, "numpy"], [100, "numba"]]}})
+    y, t = np.full((40, 10), 0.1, np.float32), np.zeros(40, int)
+    assert runs_on(K.softmax_cross_entropy_backward, np.ones(40, np.float32), y, t) == "numba"
+    assert runs_on(K.softmax_cross_entropy_backward, 1.0, y[:5], t[:5]) == "numpy"
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -200,24 +268,32 @@ def test_where_curves_cross_and_how_they_grow() -> None:
     assert growth.crossings(slow_call, slow_work) == [(pytest.approx(at), "numba")]
     assert growth.crossings(curve("a", [1, 1.01, 1]), curve("b", [1.01, 1, 1.01])) == []  # noise
     assert curve("a", [1e-6, 1e-5, 1e-4, 1e-3]).exponent == pytest.approx(1)
-    assert curve("a", [1e-6, 1.1e-6, 4e-6, 4e-4]).exponent == pytest.approx(2)  # the first two are the call
-    assert curve("a", [1e-6, 1.1e-6]).exponent is None
+    for k in (0.5, 1, 2):
+        for call in (0.0, 1e-7, 1e-6):  # what a call takes by itself is no part of it
+            seconds = [call + 1e-7 * n**k for n in (10, 100, 1000, 10_000)]
+            assert curve("a", seconds).exponent == pytest.approx(k, abs=0.01)
+    assert curve("a", [1e-6, 1.1e-6, 1.2e-6, 1.3e-6]).exponent is None
+    assert curve("a", [4e-6, 2e-6], against="threads").exponent == pytest.approx(-np.log10(2))
     assert growth.tuned([slow_call, slow_work]) == {"relu": {"float32": [(0, "numpy"), (31623, "numba")]}}
     text = "\n".join(growth.lines([slow_call, slow_work], ["numba", "numpy"]))
     assert f"numba overtakes at {at:,.0f} rows" in text
 
 
 def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "profile.json"
+    path = tmp_path / "profile.json"
     monkeypatch.setenv(profile.VARIABLE, str(path))
     monkeypatch.delenv("PLUGRAD_BACKEND", raising=False)
+    here = {"processor": profile.processor(), "threads": threads.count()}
+    before = {"softmax": {"float64": [[0, "numpy"]]}, "relu": {"float32": [[0, "numpy"]]}}
+    path.write_text(json.dumps({"format": profile.FORMAT, "machine": here, "kernels": before}))
     options = ["--tune", "--rounds", "1", "--seconds", "0.01", "--dtypes", "float32,float64"]
     done = subprocess.run(
         [sys.executable, "-m", "plugrad.bench", "relu", *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(path.read_text())
-    assert set(told["kernels"]) == {"relu"}
+    assert set(told["kernels"]) == {"relu", "softmax"}  # which was measured before
+    assert told["kernels"]["softmax"] == {"float64": [[0, "numpy"]]}
     assert set(told["kernels"]["relu"]) == {"float32", "float64"}
     assert str(path) in done.stdout
     profile.read.cache_clear()
@@ -232,12 +308,26 @@ def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.Mon
     profile.read.cache_clear()
 
 
+def test_what_is_no_profile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from plugrad.bench import __main__ as bench
+
+    other = tmp_path / "other.json"
+    other.write_text('{"mine": 1}')
+    monkeypatch.setenv(profile.VARIABLE, str(other))
+    monkeypatch.setattr(sys, "argv", ["bench", "--tune"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "exists, and is no profile" in capsys.readouterr().err
+    assert other.read_text() == '{"mine": 1}'
+
+
 @pytest.mark.parametrize(
     ("arguments", "variable", "message"),
     [
         (["affine"], "here.json", "--tune: expected kernels out of softmax, .*; got 'affine'"),
         (["--dtypes", "bfloat16"], "here.json", "--tune: expected dtypes out of float16, .*; got bfloat16"),
         ([], "off", "--tune: expected PLUGRAD_PROFILE to name a file"),
+        (["--peers", "torch", "--sizes", "8x5"], "here.json", "--tune: expected no peers, sizes with it"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(

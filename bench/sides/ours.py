@@ -24,6 +24,9 @@ def prepare(case: Case) -> Callable[[], Any]:
     return lambda: function(*arguments, **options, out=out)
 
 
+to_numpy = backends.to_numpy
+
+
 def _moved(x: Any) -> Any:
     """An argument on the device of the backend, if it has one."""
     return backends.asarray(x) if isinstance(x, np.ndarray) else x

@@ -23,6 +23,11 @@ def prepare(case: Case) -> Callable[[], Any]:
     return call
 
 
+def to_numpy(x: Any) -> Any:
+    """A result in float64, which NumPy has no bfloat16 for, from whatever device."""
+    return x.detach().double().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
 def _tensor(x: Any) -> Any:
     if not isinstance(x, np.ndarray):
         return x
