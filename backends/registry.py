@@ -8,6 +8,7 @@ Built so that nothing is imported before it is selected: a room of another distr
 the name of a built-in one is asked for, and probing a built-in room imports at most the library it is about.
 """
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,6 +54,8 @@ class _Functions(dict[str, Callable[..., None]]):
     def __missing__(self, kernel: str) -> Callable[..., None]:
         backend = self._backend
         function = getattr(backend.room, kernel, None)
+        if function is not None and backend.name not in BUILTIN:
+            function = _naming(backend.described, function)
         if function is None and kernel not in backend.stand_ins:
             function = updates.DEFAULTS.get(kernel)
         if function is None:
@@ -77,6 +80,36 @@ class _Functions(dict[str, Callable[..., None]]):
         if function is None:
             raise NotImplementedError(f"{lacks}, and {name!r}, which stands in for it, has none either")
         return function
+
+
+def _naming(described: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose errors tell in a note whose it is; that of somebody else's backend."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            error.add_note(f"raised by {described}")
+            raise
+
+    return call
+
+
+def _checking(described: str, empty: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook `empty` of somebody else's backend, which is held to what it is asked for."""
+
+    @functools.wraps(empty)
+    def call(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        array = empty(shape, dtype)
+        got = getattr(array, "shape", None), getattr(array, "dtype", None)
+        if got != (shape, dtype):
+            raise TypeError(
+                f"{described}: its empty: expected shape {shape} and dtype {dtype}, got {got[0]} and {got[1]}"
+            )
+        return array
+
+    return call
 
 
 class Backend:
@@ -107,6 +140,7 @@ class Backend:
     __slots__ = (
         "arrays",
         "asarray",
+        "described",
         "empty",
         "functions",
         "name",
@@ -120,8 +154,9 @@ class Backend:
         "warmup",
     )  # fmt: skip
 
-    def __init__(self, name: str, room: Any) -> None:
+    def __init__(self, name: str, room: Any, described: str = "") -> None:
         self.name = name
+        self.described = described or f"backend {name!r}"
         self.room = room
         self.functions = _Functions(self)
         self.arrays: str = getattr(room, "ARRAYS", "numpy")
@@ -132,6 +167,8 @@ class Backend:
         self.asarray: Callable[[Any], Any] = getattr(room, "asarray", host.asarray)
         self.to_numpy: Callable[[Any], Any] = getattr(room, "to_numpy", host.to_numpy)
         self.empty: Callable[..., Any] = getattr(room, "empty", host.empty)
+        if name not in BUILTIN and self.empty is not host.empty:
+            self.empty = _checking(self.described, self.empty)
         self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
         self.warmup: Callable[[list[str], list[np.dtype[Any]]], None] = getattr(room, "warmup", host.warmup)
 
@@ -308,7 +345,7 @@ def _load(name: str) -> Backend:
     if reason is not None:
         raise BackendUnavailableError(f"{described} cannot run here: {reason}")
     try:
-        return Backend(name, room)
+        return Backend(name, room, described)
     except (TypeError, ValueError) as error:
         raise BackendUnavailableError(f"{described} declares OPTIONS or another attribute wrongly: {error}") from error
 

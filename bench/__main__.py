@@ -323,7 +323,10 @@ def main() -> int:
     if chosen.source:
         results = chosen.source
         chosen.backends = results.backends
-        show(chosen, results)
+        try:
+            show(chosen, results)
+        except BrokenPipeError:  # nobody reads it any more
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
     else:
         results = Results.begun(sys.argv[1:], chosen.backends, chosen.peers)
         print(results.about)

@@ -18,29 +18,29 @@ def is_on_gpu() -> bool:
     return backends.current().arrays == "cupy"
 
 
-def times(step: Callable[[], Any], seconds: float) -> list[float]:
-    """The time of each call, in seconds, of as many as fit."""
-    return _times_on_gpu(step, seconds) if is_on_gpu() else _times_on_host(step, seconds)
+def times(step: Callable[[], Any], seconds: float, least: int = LEAST) -> list[float]:
+    """The time of each call, in seconds, of as many as fit, and at least so many."""
+    return (_times_on_gpu if is_on_gpu() else _times_on_host)(step, seconds, least)
 
 
-def _times_on_host(step: Callable[[], Any], seconds: float) -> list[float]:
+def _times_on_host(step: Callable[[], Any], seconds: float, least: int) -> list[float]:
     found: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < LEAST:
+    while time.perf_counter() < end or len(found) < least:
         start = time.perf_counter()
         step()
         found.append(time.perf_counter() - start)
     return found
 
 
-def _times_on_gpu(step: Callable[[], Any], seconds: float) -> list[float]:
+def _times_on_gpu(step: Callable[[], Any], seconds: float, least: int) -> list[float]:
     import cupy
 
     start, stop = cupy.cuda.Event(), cupy.cuda.Event()
     other = cupy.empty(FLUSHED, "uint8")
     found: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < LEAST:
+    while time.perf_counter() < end or len(found) < least:
         other[...] = 0
         start.record()
         step()

@@ -12,7 +12,7 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.bench.cases import EPSILON, SMALLEST, STEP, Case, network
-from plugrad.bench.clocks import LEAST, host_time, is_on_gpu, times
+from plugrad.bench.clocks import host_time, is_on_gpu, times
 from plugrad.bench.memory import watched
 from plugrad.bench.sides import ours
 from plugrad.kernels import KERNELS
@@ -94,11 +94,10 @@ def timed(side: Any, case: Case, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     size = sum(getattr(result, "nbytes", 0) for result in as_tuple(step()))
     told: dict[str, Any] = {"first": time.perf_counter() - start}
-    for _ in range(LEAST):
-        step()
+    step()  # more than the first time, where memory is kept
     is_new = side is not ours or case.new  # else the results lie where they did before
     told["memory"] = max(0, taken() - is_new * size)
-    times(step, seconds / 10)  # caches and clock come up to speed
+    times(step, seconds / 10, least=1)  # caches and clock come up to speed
     if is_on_gpu():
         told["host"] = host_time(step)
     busy, start = time.process_time(), time.perf_counter()

@@ -227,7 +227,7 @@ def about_this_machine(backends: Iterable[str], peers: Iterable[str]) -> dict[st
         "processor": name,
         "threads": threads.count(),
         "load": _load(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
     }

@@ -43,7 +43,9 @@ class Player:
         command += ["--new"] * case.new + ["--check"] * check
         environment = {**os.environ, "PLUGRAD_BACKEND": self.backend}
         environment |= dict.fromkeys(BOUND_BY, str(bound)) if bound else {}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(  # noqa: S603  (this package)
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             reason = (done.stderr.strip() or f"ended with status {done.returncode}").splitlines()[-1]
             raise RuntimeError(f"{self.name}, {case.name} {' '.join(case.size for case in cases)}: {reason}")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -18,9 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--accuracy", action="store_true", help="report errors in ulp, beside NumPy and other libraries"
     )
+    parser.add_argument("--fuzz", type=float, metavar="SECONDS", help="make calls by chance, right ones and wrong ones")
+    parser.add_argument("--seed", type=int, help="what --fuzz begins with; another one each time by default")
+    parser.add_argument("--call", type=int, metavar="NUMBER", help="repeat this call of --fuzz with its --seed")
     chosen = parser.parse_args(arguments)
+    if chosen.call is not None and (chosen.fuzz is None or chosen.seed is None):
+        parser.error("argument --call: expected --fuzz and --seed with it")
     try:
-        from plugrad.tests.conformance import accuracy, report
+        from plugrad.tests.conformance import accuracy, fuzz, report
         from plugrad.tests.conformance.selection import not_a_backend
     except ModuleNotFoundError as error:
         parser.exit(2, f"The tests need {error.name}: python -m pip install 'plugrad[test]'\n")
@@ -28,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(complaint)
     if chosen.json is not None and not _can_be_written(chosen.json):
         parser.error(f"argument --json: cannot write to {chosen.json}")
+    if chosen.fuzz is not None:
+        seed = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
+        return fuzz.run(chosen.backend, chosen.kernel, chosen.json, chosen.fuzz, seed, chosen.call)
     run = accuracy.report if chosen.accuracy else report.run
     return run(chosen.backend, chosen.kernel, json=chosen.json, long=chosen.long)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench import growth, report, running
+from plugrad.bench import growth, report, running, table
 from plugrad.bench.cases import DTYPES, QUICK, STEP, Case, as_dtype
 from plugrad.bench.measure import as_tuple, disagreement, error
 from plugrad.bench.running import ONLY, PEERS, TOLERANCE
@@ -206,6 +206,7 @@ def test_a_table_of_all_sides() -> None:
     assert "numpy" in done.stdout.splitlines()[0]
 
 
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 SMALL = ("relu", "affine", "--sizes", "64x32", "--backend", "numpy", "--rounds", "2")
 
 
@@ -325,6 +326,13 @@ def test_what_was_kept_is_shown_again(tmp_path: Path) -> None:
     done = command("plugrad.bench", *sizes, "--compare", str(kept))
     assert done.returncode == 0, done.stderr
     assert "new" not in done.stdout.splitlines()[3]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_results_are_those_of_what_was_kept(path: Path) -> None:
+    kept = report.Results.read(path, "path")
+    assert kept.is_whole
+    assert path.with_suffix(".md").read_text() == table.document(kept), f"--from {path} --markdown writes it anew"
 
 
 def test_what_cannot_be_written_is_told_before_and_after(tmp_path: Path) -> None:

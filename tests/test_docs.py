@@ -18,7 +18,7 @@ from plugrad.kernels import KERNELS, gradcheck, jacobians, layers, optim
 from plugrad.kernels.__main__ import table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/from-pytorch-jax-numpy.md"]
+DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/from-pytorch-jax-numpy.md", "docs/reliability.md"]
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -77,7 +77,8 @@ def test_python_snippets(document: str, known: dict[str, Any]) -> None:
 
 def test_every_other_snippet_is_run_by_ci_or_here(tmp_path: Path) -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    for command in (line for text in blocks("README.md", "sh") for line in text.splitlines()):
+    documents = ("README.md", "docs/reliability.md")
+    for command in (line for name in documents for text in blocks(name, "sh") for line in text.splitlines()):
         if command.startswith("python3 -m venv"):
             continue  # .ci/run takes both of these lines from the README and runs them
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -1,12 +1,15 @@
 """The distribution: what is in it, and that it works from anywhere once it is installed."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,8 +53,29 @@ def test_the_wheel_holds_every_file_and_no_top_level_package_but_plugrad(distrib
 def test_the_sdist_holds_what_the_tests_need(distributions: dict[str, Path]) -> None:
     with tarfile.open(distributions["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    needed = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "setup.cfg", ".ci/run"}
+    needed = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "setup.cfg", ".ci/run"} | {
+        "SECURITY.md"
+    }
     assert sources() | needed | {"examples/digits.py", "bench/results/numpy.md"} <= names
+
+
+def test_what_ci_installs_is_pinned_with_hashes() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*told["dependencies"], *(one for name in ("dev", "test", "bench") for one in _extra(told, name))]
+    locked = {
+        entry.partition("==")[0]: entry.count("--hash=sha256:")
+        for entry in re.split(r"\n(?=\S)", (ROOT / ".ci" / "requirements.txt").read_text())
+        if "==" in entry
+    }
+    assert len(locked) > 50
+    assert all(locked.values())
+    missing = {re.split(r"[^\w-]", one)[0] for one in wanted} - {*locked, "plugrad"}
+    assert not missing, "write it anew with the command in its first lines"
+
+
+def _extra(told: dict[str, Any], name: str) -> list[str]:
+    found: list[str] = told["optional-dependencies"][name]
+    return found
 
 
 def test_it_works_installed_in_a_fresh_environment(distributions: dict[str, Path], tmp_path: Path) -> None:

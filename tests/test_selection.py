@@ -523,6 +523,10 @@ def plug_ins(tmp_path: Path) -> Path:
     install("good", "good", "good_room", "print('good is imported')\ndef relu(x, out): out[...] = 42\n")
     install("bad", "bad", "bad_room", "print('bad is imported')\nimport no_such_module\n")
     install("exits", "exits", "exits_room", "raise SystemExit(3)\n")
+    install("raises", "raises", "raises_room", "def relu(x, out): raise ZeroDivisionError('in the kernel')\n")
+    install("hangs", "hangs", "hangs_room", "import time\ntime.sleep(1.5)\ndef relu(x, out): out[...] = 1\n")
+    shapes = "import numpy as np\ndef empty(shape, dtype): return np.empty((2, 9))\ndef relu(x, out): out[...] = 0\n"
+    install("shapes", "shapes", "shapes_room", shapes)
     install("first", "twice", "first_room", "")
     install("second", "twice", "second_room", "")
     install("thief", "numpy", "thief_room", "print('thief is imported')\n")
@@ -542,7 +546,7 @@ def test_plug_ins_are_listed_but_not_imported(plug_ins: Path) -> None:
         plug_ins,
     )
     told = json.loads(done.stdout)  # nothing else was printed: no plug-in was imported
-    assert set(told) == {"numpy", "numba", "cupy", "good", "bad", "exits", "twice"}
+    assert set(told) == {"numpy", "numba", "cupy", "good", "bad", "exits", "twice", "raises", "hangs", "shapes"}
     assert told["good"] == "backend 'good' is an installed plug-in, loaded only when it is selected"
     assert told["numpy"] is True
 
@@ -579,6 +583,54 @@ def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: 
         plug_ins,
     )
     assert done.stdout.splitlines()[-1] == "[2.]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "told"),
+    [
+        ("raises", "relu", "raised by backend 'raises' (plug-in raises_room of raises)"),
+        (
+            "shapes",
+            "relu",
+            "backend 'shapes' (plug-in shapes_room of shapes): its empty: expected shape (1,) and dtype",
+        ),
+        ("good", "softmax", "backend 'good' has no kernel 'softmax'"),
+    ],
+)
+def test_what_a_plug_in_does_wrong_is_told_with_its_name(plug_ins: Path, name: str, kernel: str, told: str) -> None:
+    done = python(f"from plugrad import kernels as K; K.{kernel}([1.0])", plug_ins, PLUGRAD_BACKEND=name)
+    assert told in done.stderr
+    works_on = f"""
+        from plugrad import backends, kernels as K
+        try:
+            with backends.use({name!r}):
+                K.{kernel}([1.0])
+        except Exception:
+            print(K.{kernel}([2.0, 1.0]).sum() > 0, backends.current())
+        """
+    assert python(works_on, plug_ins, PLUGRAD_BACKEND="numpy").stdout.split()[-2:] == ["True", "numpy"]
+
+
+def test_a_plug_in_that_hangs_holds_nobody_up(plug_ins: Path) -> None:
+    code = """
+        import threading, time
+        from plugrad import backends, kernels as K
+        K.relu([1.0])
+        def slow():
+            with backends.use("hangs"):
+                print("late", K.relu([5.0])[0])
+        thread = threading.Thread(target=slow)
+        thread.start()
+        time.sleep(0.2)
+        start = time.monotonic()
+        with backends.use("numpy"):
+            print("early", K.relu([2.0])[0])
+        backends.available(), backends.explain("relu")
+        print(time.monotonic() - start < 0.5)
+        thread.join()
+        """
+    told = python(code, plug_ins, PLUGRAD_BACKEND="numpy").stdout.splitlines()
+    assert told == ["early 2.0", "True", "late 1.0"]
 
 
 def test_a_plug_in_cannot_take_the_name_of_a_built_in_backend(plug_ins: Path) -> None:

@@ -9,8 +9,10 @@ import functools
 import glob
 import hashlib
 import os
+import signal
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -106,8 +108,15 @@ def _warn_once(problem: str) -> None:
         warnings.warn(f"plugrad: numba backend: {problem}", RuntimeWarning, stacklevel=3)
 
 
-class _Progress(event.Listener):
-    """Says that something is being compiled, since the first call then takes seconds."""
+class _Compiling(event.Listener):
+    """Says that something is being compiled, since the first call then takes seconds, and loses no Ctrl-C meanwhile.
+
+    LLVM calls back into Python, where an exception is printed and then forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0  # in the main thread, the only one in which Python handles signals
+        self._interrupted = False
 
     def on_start(self, event: Any) -> None:
         module = event.data["dispatcher"].py_func.__module__ or ""
@@ -115,9 +124,26 @@ class _Progress(event.Listener):
             _told.add("compiling")
             kept = "" if "cache" in _told else "; the code is kept for next time"
             print(f"plugrad: compiling kernels for this machine, some seconds for each{kept}", file=sys.stderr)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if self._depth == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._interrupted = False
+            signal.signal(signal.SIGINT, self._interrupt)
+        self._depth += 1
 
     def on_end(self, event: Any) -> None:
-        pass
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._depth -= 1
+        if self._depth or signal.getsignal(signal.SIGINT) != self._interrupt:
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._interrupted and sys.exc_info()[0] is None:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
 
-event.register("numba:compile", _Progress())
+event.register("numba:compile", _Compiling())

@@ -1,0 +1,126 @@
+"""Calls by chance: random shapes, dtypes, strides, options and values, and whether their results are right."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from plugrad.kernels import Kernel
+from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.checks.memory import packed, takes_out
+from plugrad.tests.conformance.checks.special import is_elementwise
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, told
+
+SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 1e-7)
+LABELS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+_T = TypeVar("_T")
+
+
+class Chance(Protocol):
+    """What decides: a generator of random numbers, or a search for the simplest call that goes wrong."""
+
+    def integer(self, least: int, most: int) -> int:
+        """An integer in [least, most]."""
+
+    def choice(self, options: Sequence[_T]) -> _T:
+        """One of some."""
+
+    def flag(self) -> bool:
+        """Yes or no."""
+
+
+class Call:
+    """A case, its arguments as arrays of the backend in some memory layout, and options such as ``out``."""
+
+    def __init__(self, case: Case, arrays: list[Any], options: dict[str, Any]) -> None:
+        self.case, self.arrays, self.options = case, arrays, options
+
+    def __repr__(self) -> str:
+        return repr(self.case)
+
+
+def random_call(chance: Chance, subject: Subject, kernel: Kernel) -> Call:
+    """Any call of a kernel that is right."""
+    lead = tuple(chance.integer(1, 9) for _ in range(chance.integer(0, 3)))
+    classes = chance.integer(1, 70)
+    dtype = chance.choice(DTYPES)
+    axis = chance.integer(-len(lead) - 1, len(lead)) if cases.has_axis(kernel) else -1
+    seed = chance.integer(0, 1000)
+    plain = cases.sample(kernel, math.prod(lead), classes, dtype, seed)
+    case = cases.reshaped(plain, lead, axis)
+    inputs = dict(case.inputs)
+    for name in kernel.arguments:
+        if name not in ("t", "dloss", "w", "b", "p") and not (name == "y" and not is_elementwise(kernel)):
+            _put_special_values(chance, inputs, name)
+    options = dict(case.options)
+    if cases.is_loss(kernel):
+        options |= _options(chance, inputs, lead, classes, axis)
+        if not cases.has_axis(kernel):
+            del options["axis"]
+    case = Case(kernel, inputs, options, seed=seed)
+    layouts = [chance.choice((None, *cases.layouts(subject))) for _ in kernel.arguments]
+    arrays = [
+        layout(subject, x) if layout is not None and np.ndim(x) else x
+        for x, layout in zip((subject.array(inputs[n]) for n in kernel.arguments), layouts, strict=True)
+    ]
+    used = [f"{n} {layout.__name__}" for n, layout in zip(kernel.arguments, layouts, strict=True) if layout]
+    more = {name: subject.array(value) for name, value in options.items()}
+    if takes_out(kernel) and chance.flag():
+        layout = chance.choice((None, *cases.ANYWHERE))
+        results = [np.asarray(true) for true in case.expected()]
+        dtypes = [cases.result_dtype(name, dtype) for name in kernel.results]
+        stale = [subject.full(r.shape, d, 7) for r, d in zip(results, dtypes, strict=True)]
+        more["out"] = packed(tuple(layout(subject, a) if layout and a.ndim else a for a in stale))
+        used.append(f"out {layout.__name__ if layout else 'contiguous'}")
+    case.about = f"{', '.join(used) or 'plain arrays'}"
+    return Call(case, arrays, more)
+
+
+def _put_special_values(chance: Chance, inputs: dict[str, Any], name: str) -> None:
+    x = np.array(inputs[name])
+    for _ in range(chance.integer(0, 3)) if x.size and x.ndim else ():
+        x.reshape(-1)[chance.integer(0, x.size - 1)] = chance.choice(SPECIAL)
+    inputs[name] = x if x.ndim else inputs[name]
+
+
+def _options(chance: Chance, inputs: dict[str, Any], lead: tuple[int, ...], classes: int, axis: int) -> dict[str, Any]:
+    """Options of a loss; changes the labels and the upstream gradient to fit them."""
+    rng = np.random.default_rng(chance.integer(0, 1000))
+    form = chance.choice((cases.INDICES, cases.ONE_HOT, cases.SOFT))
+    ignored = chance.choice((None, 0, classes - 1, classes, -1, -100)) if form == cases.INDICES else None
+    t = np.array(inputs["t"])
+    if form != cases.INDICES:
+        t = cases.label_forms(t, classes, axis, rng)[form]
+    elif ignored is not None:
+        t = np.where(rng.random(lead) < 0.3, ignored, t)
+    else:
+        t = t.astype(chance.choice(LABELS))
+    inputs["t"] = t if np.ndim(t) else np.asarray(t)
+    reduction = chance.choice(("mean", "sum", "none"))
+    if "dloss" in inputs and reduction == "none" and lead:
+        inputs["dloss"] = rng.normal(size=lead).astype(np.float32)
+    return {
+        "axis": axis,
+        "weight": rng.random(classes).astype(np.float32) if chance.flag() else None,
+        "ignore_index": ignored,
+        "label_smoothing": chance.choice((0.0, 0.1, 1.0)),
+        "reduction": reduction,
+    }
+
+
+def judge(subject: Subject, call: Call, slack: float = 1.0) -> None:
+    """Make a call; assert that its results are right (see `Subject.compare`), and that no argument was written to."""
+    case, arrays = call.case, call.arrays
+    kernel = case.kernel
+    before = [np.array(subject.numpy(x)) for x in arrays]
+    with told(subject, case):
+        got = subject.call_on(kernel, arrays, call.options)
+        exact = tuple(
+            cases.overflowed(true, cases.result_dtype(name, case.dtype))
+            for name, true in zip(kernel.results, case.expected(), strict=True)
+        )
+        subject.compare(case, got, exact, slack)
+        for name, x, held in zip(kernel.arguments, arrays, before, strict=True):
+            assert np.array(subject.numpy(x)).tobytes() == held.tobytes(), f"argument {name} was written to"

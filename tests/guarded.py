@@ -1,0 +1,87 @@
+"""Arrays at the edge of memory: ``python -m plugrad.tests.guarded BACKEND`` calls every kernel on such.
+
+Before and behind each array, argument or result, lies a page that may not be touched, so that the process ends at once
+if a kernel reads or writes one byte beyond. Linux only, for `mprotect`.
+"""
+
+import ctypes
+import itertools
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+
+from plugrad import backends
+from plugrad.kernels import KERNELS
+from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.checks.memory import packed, takes_out
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject
+
+SHAPES = (
+    (1, 1), (1, 3), (2, 2), (3, 5), (7, 10), (5, 17), (2, 31), (3, 33), (2, 67), (33, 17), (5, 129), (65, 10),
+    (1, 1000), (300, 7), (40, 257),
+)  # fmt: skip
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def guarded(x: Any, at_end: bool) -> Any:
+    """A copy of an array that ends where its last page does, or begins where its first does."""
+    x = np.asarray(x)
+    page = mmap.PAGESIZE
+    size = max(1, -(-x.nbytes // page)) * page
+    region = mmap.mmap(-1, size + 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    for place in (address, address + page + size):
+        if _libc.mprotect(ctypes.c_void_p(place), ctypes.c_size_t(page), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    start = page + (size - x.nbytes if at_end else 0)
+    copy = np.frombuffer(region, x.dtype, x.size, start).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def calls(subject: Subject, at_end: bool) -> int:
+    """Call every kernel for every dtype and some odd sizes; the number of calls, each of which was right."""
+    made = 0
+    for kernel, dtype, (rows, classes) in itertools.product(KERNELS.values(), DTYPES, SHAPES):
+        plain = cases.sample(kernel, rows, classes, dtype)
+        turned = [cases.reshaped(plain, (rows,), 0)] if cases.has_axis(kernel) else []
+        soft = _soft(plain) if cases.is_loss(kernel) else []
+        for case in (plain, *turned, *soft):
+            given = {n: guarded(x, at_end) if isinstance(x, np.ndarray) else x for n, x in case.inputs.items()}
+            options = {n: guarded(x, at_end) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
+            exact = case.expected()
+            if takes_out(kernel):
+                names = zip(kernel.results, exact, strict=True)
+                out = [guarded(np.zeros(np.shape(x), cases.result_dtype(name, dtype)), at_end) for name, x in names]
+                options["out"] = packed(tuple(out))
+            arrays = [given[name] for name in kernel.arguments]
+            subject.compare(case, subject.call_on(kernel, arrays, options), exact)
+            made += 1
+    return made
+
+
+def _soft(plain: Case) -> list[Case]:
+    """With a number for each class as labels, and with weights and a loss for each row."""
+    case = list(cases.samples(plain.kernel, *_sizes(plain), plain.dtype))
+    return case[1:]
+
+
+def _sizes(plain: Case) -> tuple[int, int]:
+    rows = np.size(plain.inputs["t"])
+    return rows, plain.inputs["w"].shape[1] if "w" in plain.inputs else plain.inputs[cases.rows_of(plain.kernel)].shape[
+        1
+    ]
+
+
+def main() -> None:
+    """Call all of them, on the backend that is named."""
+    (name,) = sys.argv[1:]
+    backends.get(name)
+    print(sum(calls(Subject(name), at_end) for at_end in (True, False)), "calls")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Ctrl-C: long work ends soon, nothing is half done, and the library works on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SOON = 3.0  # seconds, on a machine that does other things besides
+
+LONG = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background jobs of a shell ignore
+import numpy as np
+from plugrad import backends, kernels as K
+x = np.random.default_rng(0).normal(size=(8000, 5000)).astype("f4")
+t, out = np.zeros(8000, int), np.empty((8000, 5000), "f4")
+calls = {
+    "softmax": lambda: K.softmax(x, out=out),
+    "log_softmax": lambda: K.log_softmax(x, axis=0, out=out),
+    "softmax_cross_entropy_value_and_grad": lambda: K.softmax_cross_entropy_value_and_grad(x, t, out=out),
+    "affine": lambda: K.affine(x, x[:5000], None),
+    "linear_cross_entropy": lambda: K.linear_cross_entropy(x, x[:5000], None, t),
+}
+call = calls[sys.argv[1]]
+K.relu(np.ones((3, 4), "f4"))
+print("begun", flush=True)
+try:
+    while True:
+        call()
+except KeyboardInterrupt:
+    stopped = time.monotonic()
+small = np.arange(-3, 4, dtype="f4")
+print(K.relu(small).sum() == 6, abs(K.softmax(x[:50]).sum() - 50) < 0.01)
+print(np.array_equal(K.relu(x, out=out), np.maximum(x, 0)))
+"""
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize(
+    "kernel", ["softmax", "log_softmax", "softmax_cross_entropy_value_and_grad", "affine", "linear_cross_entropy"]
+)
+def test_a_long_kernel(kernel: str, backend: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG, kernel],
+        env={**os.environ, "PLUGRAD_BACKEND": backend},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    out, errors = process.communicate(timeout=120)
+    assert time.monotonic() - start < SOON, errors
+    assert out.split() == ["True"] * 3, errors
+
+
+COMPILED = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import numpy as np
+from plugrad import backends, kernels as K
+x = np.arange(-3, 4, dtype="f4")
+print("begun", flush=True)
+interrupted = 0
+for _ in range(100):
+    try:
+        found = K.softmax_cross_entropy_value_and_grad(x[None], [6])[1]
+        break
+    except KeyboardInterrupt:
+        interrupted += 1
+y = np.exp(x.astype(float)); y /= y.sum(); y[6] -= 1
+print(interrupted > 0, np.allclose(found[0], y, atol=1e-6), K.relu(x).sum() == 6)
+"""
+
+
+@pytest.mark.parametrize("wait", [0.3, 1.0, 2.5])
+def test_while_kernels_are_compiled(wait: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILED],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert out.split() == ["True"] * 3, errors

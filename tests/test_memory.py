@@ -1,0 +1,139 @@
+"""Memory: nothing beyond an array is touched, nothing leaks, and what cannot be had is told."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from plugrad import backends
+from plugrad.kernels import KERNELS
+
+NAMES = [name for name in ("numpy", "numba") if backends.available()[name]]
+ROOM_FOR_LARGE = 12 * 2**30  # bytes, for arrays of more than 2^31 float16 numbers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is called here is Linux's")
+
+
+def python(code: str, backend: str, **environment: str) -> str:
+    """What a process prints that runs code on a backend."""
+    told = {**os.environ, "PLUGRAD_BACKEND": backend, **environment}
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], env=told, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_nothing_beyond_an_array_is_touched(backend: str) -> None:
+    command = [sys.executable, "-X", "faulthandler", "-m", "plugrad.tests.guarded", backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[0]) > 2 * 4 * 15 * len(KERNELS)
+
+
+@pytest.mark.parametrize("place", ["x[-1:].view('u1')[4]", "x.view('u1')[-1 - x.nbytes]"])
+def test_the_guard_catches_who_reads_beyond(place: str) -> None:
+    code = f"""
+import ctypes, numpy as np
+from plugrad.tests.guarded import guarded
+for at_end, beyond in ((True, 3 * 4), (False, -1)):
+    x = guarded(np.arange(3, dtype='f4'), at_end)
+    assert x.tolist() == [0, 1, 2]
+    if at_end == {place.startswith("x[-1:]")}:
+        ctypes.string_at(x.ctypes.data + beyond, 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -11, done.stderr
+
+
+LOOP = """
+import resource, sys, tracemalloc
+import numpy as np
+from plugrad import kernels as K
+rng = np.random.default_rng(0)
+x, t, w, b = rng.normal(size=(8, 5)).astype("f4"), np.arange(8) % 5, np.ones((5, 5), "f4"), np.zeros(5, "f4")
+y, out = K.softmax(x), np.empty_like(x)
+def calls():
+    K.relu(x); K.relu_backward(x, y, out=out); K.sigmoid(x, out=out); K.softmax(x); K.softmax_backward(x, y)
+    K.log_softmax(x, axis=0); K.affine(x, w, b); K.affine_backward(x, x, w); K.cross_entropy(y, t)
+    K.softmax_cross_entropy_value_and_grad(x, t, out=out); K.softmax_cross_entropy(x, y)
+    for wrong in (dict(x=x, t=t + 9), dict(x="text", t=t), dict(x=x, t=t, reduction="no")):
+        try:
+            K.softmax_cross_entropy_value_and_grad(**wrong)
+        except (TypeError, ValueError):
+            pass
+given = (x, t, w, b, y, out)
+"""
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_nothing_leaks(backend: str) -> None:
+    code = """
+for _ in range(300):
+    calls()
+references = [sys.getrefcount(array) for array in given]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tracemalloc.start()
+calls(); before, _ = tracemalloc.get_traced_memory()
+for _ in range(300):
+    calls()
+traced, _ = tracemalloc.get_traced_memory()
+tracemalloc.stop()
+for _ in range(14_300):  # 200,000 calls
+    calls()
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+print(traced - before, grown, [sys.getrefcount(array) for array in given] == references)
+"""
+    traced, grown, same = python(LOOP + code, backend).split()
+    assert int(traced) < 20_000  # bytes
+    assert int(grown) < 2_000  # kilobytes
+    assert same == "True"
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_memory_that_cannot_be_had_is_an_error_and_no_more(backend: str) -> None:
+    code = """
+calls()
+large = np.broadcast_to(np.float32(1), (30_000, 30_000))  # in 4 bytes
+with open("/proc/self/statm") as told:
+    used = int(told.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
+failed = 0
+for call in (lambda: K.relu(large), lambda: K.softmax(large), lambda: K.log_softmax(large, axis=0),
+             lambda: K.softmax_cross_entropy_value_and_grad(large, np.zeros(30_000, int)), lambda: K.sigmoid(large),
+             lambda: K.affine(np.ones((30_000, 1), "f4"), np.ones((1, 30_000), "f4"), None)):
+    try:
+        call()
+    except MemoryError:
+        failed += 1
+calls()
+print(failed, abs(float(K.softmax(x).sum()) - 8) < 1e-5)
+"""
+    assert python(LOOP + code, backend).split() == ["6", "True"]
+
+
+def _free() -> int:
+    with open("/proc/meminfo") as told:
+        return int(next(line for line in told if line.startswith("MemAvailable")).split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux" or _free() < ROOM_FOR_LARGE, reason="needs 12 GiB of memory")
+def test_arrays_of_more_elements_than_an_int_counts() -> None:
+    code = """
+import numpy as np
+from plugrad import kernels as K
+n = 2**31 + 2**20
+x = np.zeros(n, np.float16)
+places = np.array([0, 1, 2**31 - 1, 2**31, 2**31 + 1, n - 1])
+x[places] = [-1, 2, -3, 4, -5, 6]
+K.relu(x, out=x)
+print(x[places].tolist(), np.count_nonzero(x))
+rows = x.reshape(-1, 1024)
+rows[:, 1:] = -np.inf  # all of each row in its first class
+K.softmax(rows, out=rows)
+print(rows[[0, 1, 2**21 - 1, 2**21, -1], 0].tolist(), np.count_nonzero(rows) == len(rows))
+"""
+    told = python(code, NAMES[-1]).splitlines()
+    assert told == ["[0.0, 2.0, 0.0, 4.0, 0.0, 6.0] 3", "[1.0, 1.0, 1.0, 1.0, 1.0] True"]

@@ -1,0 +1,144 @@
+"""Processes: forked, spawned, killed, and several that compile into one folder at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")
+
+WORKER = '''
+import multiprocessing, os, sys
+import numpy as np
+from plugrad import backends, kernels as K
+
+x = np.random.default_rng(0).normal(size=(600, 500)).astype("f4")
+
+def total(seed):
+    """What 600 rows of probabilities come to: a batch of a loader, on whatever backend is selected."""
+    y = K.softmax(x + np.float32(seed))
+    return abs(float(y.sum()) - 600) < 0.1
+'''
+
+
+def script(folder: Path, code: str, **environment: str) -> str:
+    """What a program prints, which others can import as ``program``."""
+    path = folder / "program.py"
+    path.write_text(WORKER + code)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-X", "faulthandler", str(path)],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_pool_of_workers(method: str, before: bool, tmp_path: Path) -> None:
+    code = f"""
+if __name__ == "__main__":
+    if {before}:
+        print(total(0))
+    with multiprocessing.get_context({method!r}).Pool(4) as pool:
+        print(all(pool.map(total, range(40))))
+    print(total(1))
+"""
+    assert set(script(tmp_path, code).split()) == {"True"}
+
+
+@pytest.mark.parametrize("used_by", ["parent", "child", "both"])
+def test_a_fork_before_and_after_a_call(used_by: str, tmp_path: Path) -> None:
+    code = f"""
+if {used_by != "child"}:
+    total(0)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if {used_by == "parent"} or (total(1) and total(2)) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, total(3))
+"""
+    assert script(tmp_path, code).split() == ["True", "True"]
+
+
+def test_a_child_that_is_killed_leaves_nothing_locked(tmp_path: Path) -> None:
+    code = """
+import signal, time
+if __name__ == "__main__":
+    total(0)
+    for _ in range(5):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                total(1)
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        print(total(2))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print(all(pool.map(total, range(4))))
+"""
+    assert script(tmp_path, code).split() == ["True"] * 6
+
+
+CALL = "from plugrad import kernels as K; import numpy as np; print(float(K.relu(np.arange(-3, 4, dtype='f4')).sum()))"
+
+
+def started(cache: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", CALL],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(cache), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_several_compile_into_one_folder_at_once(tmp_path: Path) -> None:
+    processes = [started(tmp_path) for _ in range(4)]
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [out for out, _ in told] == ["6.0\n"] * 4, told
+    out, errors = started(tmp_path).communicate(timeout=300)
+    assert out == "6.0\n"
+    assert errors == ""  # the code is there, and whole: nothing is compiled, and there is no warning
+
+
+def test_one_that_is_killed_while_it_compiles_leaves_nothing_behind_that_harms(tmp_path: Path) -> None:
+    for wait in (0.8, 1.6, 2.4, 3.2):
+        process = started(tmp_path)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    out, _ = started(tmp_path).communicate(timeout=300)
+    assert out == "6.0\n"
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    # No file may become larger than nothing, which is what a full disk comes to.
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));" + CALL
+    done = subprocess.run(
+        [sys.executable, "-c", limited],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(tmp_path / "full")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr
+    out, errors = started(tmp_path / "full").communicate(timeout=300)
+    assert out == "6.0\n", errors
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users here")
+def test_without_a_home(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CONFIG_HOME")}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PLUGRAD")}
+    done = subprocess.run([sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr
