@@ -220,9 +220,9 @@ def measure(chosen: argparse.Namespace, results: Results) -> int:
     rows = [] if chosen.tune else [running.row(case, *given) for case in chosen.cases]
     lines = curves(chosen)
     table = Table(results, {option for option in ("memory", "accuracy") if getattr(chosen, option)}, chosen.earlier)
-    if rows:
-        print(f"\n{table.heading()}", flush=True)
     try:
+        if rows:
+            print(f"\n{table.heading()}", flush=True)
         with progress(sum(plan.processes for plan in [*rows, *lines])) as (tick, say):
             for plan in rows:
                 results.rows.append(plan.run(tick))
@@ -235,14 +235,19 @@ def measure(chosen: argparse.Namespace, results: Results) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: what stands above is whole", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads the table any more
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
+    except BrokenPipeError:
+        _nobody_reads()
         return 1
     except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     results.is_whole = True
     return 0
+
+
+def _nobody_reads() -> None:
+    """Print to nowhere from now on: whoever read what is printed has left."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
 
 
 def keep(chosen: argparse.Namespace, results: Results) -> int:
@@ -323,10 +328,7 @@ def main() -> int:
     if chosen.source:
         results = chosen.source
         chosen.backends = results.backends
-        try:
-            show(chosen, results)
-        except BrokenPipeError:  # nobody reads it any more
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
+        show(chosen, results)
     else:
         results = Results.begun(sys.argv[1:], chosen.backends, chosen.peers)
         print(results.about)
@@ -342,4 +344,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _nobody_reads()
+        status = 1
+    raise SystemExit(status)

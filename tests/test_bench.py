@@ -151,7 +151,7 @@ def test_one_side_by_itself() -> None:
     told = json.loads(done.stdout)
     assert 0 < told["quantiles"][0] <= told["quantiles"][1] <= told["quantiles"][2] < 1
     assert told["first"] > 0
-    assert 0.8 < told["processors"] < 1.1  # too small to be shared
+    assert 0.05 < told["processors"] < 1.3  # too small to be shared, and others may be at work
     assert told["memory"] < 1e6  # of relu in place; what is measured with is no part of it
 
 

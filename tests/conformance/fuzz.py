@@ -147,7 +147,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def _lent(x: Any) -> Any:
-    return memoryview(np.ascontiguousarray(x)) if x.dtype.isbuiltin == 1 else x
+    contiguous: Any = np.ascontiguousarray(x)
+    return memoryview(contiguous) if x.dtype.isbuiltin == 1 else x
 
 
 def _is_plain(x: Any) -> bool:
