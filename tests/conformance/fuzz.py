@@ -28,9 +28,9 @@ from plugrad.tests.conformance.subject import DTYPES, Case, Subject, as_tuple
 
 _T = TypeVar("_T")
 
-# Tolerances are for what is usual, and of a million calls one is the least usual. In float64 the oracle is no more
-# exact than a kernel: the rounding of a difference of 100 is 50 units in the last place of its exponential.
-SLACK, SLACK_OF_FLOAT64 = 2, 50
+# Tolerances are for what is usual, and of a million calls some are not: labels whose sum cancels, logits of 1e4. The
+# oracle itself, in float64, rounds a difference of 100 by what is 50 units in the last place of its exponential.
+SLACK, SLACK_OF_FLOAT64 = 8, 50
 EVERY = 10  # seconds from a line of progress to the next
 MOST_FINDINGS = 50
 
