@@ -97,7 +97,7 @@ def _naming(described: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checking(described: str, empty: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook `empty` of somebody else's backend, which is held to what it is asked for."""
+    """The hook `empty` of a plug-in, which is held to what it is asked for."""
 
     @functools.wraps(empty)
     def call(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -167,7 +167,7 @@ class Backend:
         self.asarray: Callable[[Any], Any] = getattr(room, "asarray", host.asarray)
         self.to_numpy: Callable[[Any], Any] = getattr(room, "to_numpy", host.to_numpy)
         self.empty: Callable[..., Any] = getattr(room, "empty", host.empty)
-        if name not in BUILTIN and self.empty is not host.empty:
+        if is_plug_in(name) and self.empty is not host.empty:
             self.empty = _checking(self.described, self.empty)
         self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
         self.warmup: Callable[[list[str], list[np.dtype[Any]]], None] = getattr(room, "warmup", host.warmup)
