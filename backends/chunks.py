@@ -251,8 +251,8 @@ class Chunks(ABC):
 
     def part_of_sums(self, part: slice) -> Array:
         """Where a part of the gradient of the weights is added up aside."""
-        inputs, width = len(self.w), part.stop - part.start
         assert self.sums is not None  # noqa: S101  (for the checker of types)
+        inputs, width = len(self.w), part.stop - part.start
         return self.sums[: inputs * width].reshape(inputs, width)
 
     def parts(self) -> Iterator[slice]:

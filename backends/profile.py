@@ -7,12 +7,10 @@ number of threads, is not used.
 """
 
 import functools
-import itertools
 import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,28 +128,3 @@ def told(path: Path, machine: dict[str, Any]) -> dict[str, dict[str, Steps]]:
         return {kernel: dict(dtypes) for kernel, dtypes in kernels.items()}
     except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError):
         return {}
-
-
-def steps_of(measured: Iterable[tuple[int, dict[str, float]]]) -> Steps:
-    """The steps that lose the least, out of numbers of elements and what each of two backends takes for them.
-
-    What is lost is the sum of the logarithms of how many times as long the chosen one takes as the other, so that a
-    call that is measured wrongly moves no step by itself. One step at the most: the overhead of a call is in favour of
-    one, the time for each element in favour of the other, or of the same.
-    """
-    points = sorted(measured, key=lambda point: point[0])
-    first, second = points[0][1]
-    starts = sorted({elements for elements, _ in points})
-    candidates: list[Steps] = [[(0, first)], [(0, second)]]
-    for before, after in itertools.pairwise(starts):
-        between = round((before * after) ** 0.5)
-        candidates += [[(0, first), (between, second)], [(0, second), (between, first)]]
-
-    def lost(steps: Steps) -> float:
-        total = 0.0
-        for elements, seconds in points:
-            chosen = [name for start, name in steps if start <= elements][-1]
-            total += float(np.log(seconds[chosen] / min(seconds.values())))
-        return total
-
-    return min(candidates, key=lost)

@@ -441,12 +441,13 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
     kind = type(arrays[0]) if arrays else np.ndarray
     candidates = choice.candidates(kind)
     backend, _ = registry.first_usable(candidates)
-    measured, origin = "", choice.origin
+    measured, origin, is_tuned = "", choice.origin, False
     if backend is not None:
         # A kernel goes by the array of its rows, which may come after a gradient of fewer elements.
         plain = (array for array in arrays if type(array) is np.ndarray)
         decides = max(plain, key=lambda array: (array.ndim, array.size), default=None)
         if decides is not None and choice.is_tuned(name, decides):
+            is_tuned = True
             backend = choice.backend_of_call(name, decides)
             measured = f", the fastest for {decides.size:,} elements of {decides.dtype}"
         elif decides is not None and choice.has_profile:
@@ -462,8 +463,7 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
         if isinstance(found, Unavailable):
             reasons[other] = str(found)
         elif found is not backend:
-            is_slower = measured.startswith(", the fastest")
-            reasons[other] = f"{backend} is faster, by the profile" if is_slower else f"{backend} comes first"
+            reasons[other] = f"{backend} is faster, by the profile" if is_tuned else f"{backend} comes first"
         else:
             misfit = _misfit(found, name, arrays)
             reasons[other] = misfit or f"selected by {origin}{measured}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import threads
-from plugrad.backends.profile import Steps, steps_of
+from plugrad.backends.profile import Steps
 from plugrad.bench.cases import DTYPES, STEP
 from plugrad.kernels import KERNELS
 
@@ -184,3 +184,28 @@ def tuned(curves: list[Curve]) -> dict[str, dict[str, Steps]]:
     for (kernel, dtype), measured in points.items():
         found.setdefault(kernel, {})[dtype] = steps_of(measured)
     return found
+
+
+def steps_of(measured: Iterable[tuple[int, dict[str, float]]]) -> Steps:
+    """The steps that lose the least, out of numbers of elements and what each of two backends takes for them.
+
+    What is lost is the sum of the logarithms of how many times as long the chosen one takes as the other, so that a
+    call that is measured wrongly moves no step by itself. One step at the most: the overhead of a call is in favour of
+    one, the time for each element in favour of the other, or of the same.
+    """
+    points = sorted(measured, key=lambda point: point[0])
+    first, second = points[0][1]
+    starts = sorted({elements for elements, _ in points})
+    candidates: list[Steps] = [[(0, first)], [(0, second)]]
+    for before, after in pairwise(starts):
+        between = round((before * after) ** 0.5)
+        candidates += [[(0, first), (between, second)], [(0, second), (between, first)]]
+
+    def lost(steps: Steps) -> float:
+        total = 0.0
+        for elements, seconds in points:
+            chosen = [name for start, name in steps if start <= elements][-1]
+            total += float(np.log(seconds[chosen] / min(seconds.values())))
+        return total
+
+    return min(candidates, key=lost)

@@ -15,10 +15,9 @@ import pytest
 from plugrad import backends
 from plugrad import kernels as K
 from plugrad.backends import profile, registry, threads
-from plugrad.backends.profile import steps_of
 from plugrad.backends.selection import AUTO_ORDER
 from plugrad.bench import growth
-from plugrad.bench.growth import Curve
+from plugrad.bench.growth import Curve, steps_of
 
 SMALL_ON_NUMPY = {"relu": {"float32": [[0, "numpy"], [1000, "numba"]], "float64": [[0, "numpy"]]}}
 
