@@ -61,6 +61,45 @@ def test_a_long_kernel(kernel: str, backend: str) -> None:
     assert out.split() == ["True"] * 3, errors
 
 
+IMPORTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import numpy as np
+from plugrad import backends, kernels as K
+
+calls = 0
+
+def interrupt(frame, event, argument):
+    global calls
+    caller = frame.f_back and frame.f_back.f_code
+    if event == "return" and caller and caller.co_filename.endswith("numba/cpython/unicode.py"):
+        calls += 1
+        if calls == 60:
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.setprofile(interrupt)
+interrupted, x = 0, np.arange(-3, 4, dtype="f4")
+for _ in range(2):
+    try:
+        y = K.softmax(x)
+    except KeyboardInterrupt:
+        interrupted += 1
+print(interrupted, np.allclose(y, np.exp(x) / np.exp(x).sum()))
+"""
+
+
+def test_while_numba_imports_itself() -> None:
+    """It imports much of itself only when it first compiles, and is of no use if that ends halfway."""
+    found = subprocess.run(
+        [sys.executable, "-c", IMPORTED],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == ["1", "True"], found.stderr
+
+
 COMPILED = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)

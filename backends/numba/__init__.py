@@ -50,7 +50,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         with _uninterrupted():  # a half-imported numba would stay so
-            from plugrad.backends.numba import kernels, updates
+            from plugrad.backends.numba import compiling, kernels, updates
+
+            compiling.load_compiler()
     except Exception as error:  # a library that cannot be loaded is an OSError
         from plugrad.backends.registry import BackendUnavailableError
 
@@ -82,6 +84,7 @@ def thread_count() -> int:
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
     """Compile functions for dtypes ahead of their first call."""
+    __getattr__("relu")  # or Ctrl-C could leave numba half-imported
     from plugrad.backends.numba import warming
 
     warming.warmup(names, dtypes)

@@ -21,6 +21,8 @@ from typing import Any
 import numba
 from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
 # Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
 # assumes nothing of NaN and infinities. Functions with this flag do nothing but sum: in others it could undo what
@@ -46,6 +48,12 @@ def inlined(fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., A
     """Compile a function as part of those that call it."""
     # In Python's error model a division by zero would raise an exception.
     return numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath) or False)
+
+
+def load_compiler() -> None:
+    """Have numba import and register now what it would in its first compilation: half of that done stays half done."""
+    with global_compiler_lock:
+        cpu_target.target_context.refresh()
 
 
 @functools.cache
