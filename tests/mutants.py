@@ -4,6 +4,8 @@ A mutant starts as a room with all functions of the numpy backend; its function 
 says by which check it must be caught, and on which kernel.
 """
 
+import functools
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -968,11 +970,29 @@ def sums_that_depend_on_the_threads(room: Room) -> None:
     afterwards(room, "cross_entropy", change)
 
 
-THREADED = Mutant(sums_that_depend_on_the_threads, "cross_entropy", "the_same_bits_for_any_number_of_threads")
+def products_that_depend_on_the_process(room: Room) -> None:
+    def change(x: Array, w: Array, b: Array, y: Array) -> None:
+        y[...] = os.getpid() % 251  # which every dtype can hold
+
+    afterwards(room, "affine", change)
+
+
+IN_PROCESSES = (
+    Mutant(sums_that_depend_on_the_threads, "cross_entropy", "the_same_bits_for_any_number_of_threads"),
+    Mutant(products_that_depend_on_the_process, "affine", "the_same_bits_in_another_process"),
+)
+
+
+@functools.cache
+def _room_in_processes() -> Room:
+    room = sound_room()
+    for mutant in IN_PROCESSES:
+        mutant.spoil(room)
+    return room
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `THREADED`: this module is its room, which processes of their own can import by its name."""
+    """The functions broken by `IN_PROCESSES`: this module is their room, which other processes can import."""
     if name in KERNELS:
-        return getattr(THREADED.room(), name)
+        return getattr(_room_in_processes(), name)
     raise AttributeError(name)

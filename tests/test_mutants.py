@@ -6,7 +6,7 @@ from plugrad import backends
 from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.checks import CHECKS, Check
 from plugrad.tests.conformance.subject import Subject
-from plugrad.tests.mutants import MUTANTS, THREADED, Mutant, sound_room
+from plugrad.tests.mutants import IN_PROCESSES, MUTANTS, Mutant, sound_room
 
 
 def complaints(check: Check, subject: Subject, kernel: str) -> list[str]:
@@ -30,12 +30,13 @@ def test_a_broken_backend_is_caught(mutant: Mutant) -> None:
     assert complaints(check, Subject("mutant"), mutant.kernel)
 
 
-def test_sums_that_depend_on_the_number_of_threads_are_caught() -> None:
-    backends.register("threaded", "plugrad.tests.mutants")  # a name, which processes of their own can import
-    found = complaints(CHECKS[THREADED.caught_by], Subject("threaded"), THREADED.kernel)
-    assert found
-    assert "differ with the number of threads" in found[0]
+@pytest.mark.parametrize("mutant", IN_PROCESSES, ids=lambda mutant: mutant.name)
+def test_a_backend_that_is_broken_in_processes_of_its_own_is_caught(mutant: Mutant) -> None:
+    backends.register("processes", "plugrad.tests.mutants")  # a name, which other processes can import
+    check = CHECKS[mutant.caught_by]
+    assert len(complaints(check, Subject("processes"), mutant.kernel)) == len(check.dtypes)
+    assert complaints(check, Subject("processes"), "relu") == []
 
 
 def test_every_check_catches_something() -> None:
-    assert {mutant.caught_by for mutant in (*MUTANTS, THREADED)} == set(CHECKS)
+    assert {mutant.caught_by for mutant in (*MUTANTS, *IN_PROCESSES)} == set(CHECKS)
