@@ -9,6 +9,7 @@ never sees another thread's scope.
 import functools
 import numbers
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -145,7 +146,29 @@ def _tuned(default: Backend) -> tuple[Tuned, str]:
     return tuned, told
 
 
-_scope: ContextVar[Choice | None] = ContextVar("plugrad_backend", default=None)
+class _ThreadsOwn:
+    """A context variable whose value counts in the thread that set it alone.
+
+    Where Python has no lock, a new thread starts with a copy of the context of the one that starts it, and a thread of
+    a pool would stay in a scope for good.
+    """
+
+    def __init__(self) -> None:
+        self._variable: ContextVar[tuple[threading.Thread | None, Choice | None]] = ContextVar(
+            "plugrad_backend", default=(None, None)
+        )
+
+    def get(self) -> Choice | None:
+        thread, choice = self._variable.get()
+        return choice if thread is threading.current_thread() else None
+
+    def set(self, choice: Choice | None) -> None:
+        self._variable.set((threading.current_thread(), choice))
+
+
+_scope: ContextVar[Choice | None] | _ThreadsOwn = ContextVar("plugrad_backend", default=None)
+if getattr(sys.flags, "thread_inherit_context", False):  # Python 3.14
+    _scope = _ThreadsOwn()
 _default: Choice | None = None  # what set_default was given, or else what the environment says
 
 

@@ -123,6 +123,16 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     assert printed[0] == printed[1] == printed[2]
 
 
+def test_every_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python has no lock, threads that share an iterator may both be given what it has next."""
+    monkeypatch.setattr(blocks.threads, "count", lambda: 8)
+    monkeypatch.setattr(blocks, "BLOCK", 1)
+    for _ in range(20):
+        computed = np.zeros(20_000, np.float32)
+        blocks.run(lambda scratch, block: np.add(block, 1, out=block), [computed], computed.shape, 1)
+        assert np.array_equal(np.unique(computed), [1])
+
+
 def test_many_threads_at_once() -> None:
     kernel = KERNELS["softmax_cross_entropy_value_and_grad"]
     inputs = sample(kernel, 2_000, 600)

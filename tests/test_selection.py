@@ -1,6 +1,8 @@
 """Which backend runs: names, the environment, scopes, threads, plug-ins, and what is said when something is wrong."""
 
 import asyncio
+import contextvars
+import functools
 import json
 import os
 import subprocess
@@ -165,7 +167,12 @@ def test_use_decorates_functions_coroutines_and_methods() -> None:
         scope(lambda: (yield))
 
 
-def test_a_new_thread_sees_the_default_and_never_the_scope_of_another() -> None:
+@pytest.mark.parametrize("inherits", [False, True])
+def test_a_new_thread_sees_the_default_and_never_the_scope_of_another(
+    inherits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if inherits:  # as where Python has no lock
+        monkeypatch.setattr(selection, "_scope", selection._ThreadsOwn())
     one, two = room(), room()
     backends.register("one", one)
     backends.register("two", two)
@@ -181,11 +188,13 @@ def test_a_new_thread_sees_the_default_and_never_the_scope_of_another() -> None:
 
     barrier = threading.Barrier(3)
     with backends.use("one"):
-        threads = [threading.Thread(target=look) for _ in range(3)]
+        targets = [functools.partial(contextvars.copy_context().run, look) if inherits else look for _ in range(3)]
+        threads = [threading.Thread(target=target) for target in targets]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        assert str(backends.current()) == "one"
     assert sorted(seen) == ["one"] * 3 + ["two"] * 3
     assert len(set(one.calls)) == 3
     assert not two.calls

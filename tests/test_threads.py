@@ -8,16 +8,19 @@ from importlib.util import find_spec
 import pytest
 
 SCRIPT = """
-import asyncio, sys, threading
+import asyncio, os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from plugrad import backends, kernels as K
+from plugrad.backends import threads
 
 CALLS = 2000
 rng = np.random.default_rng(0)
 x = rng.normal(size=(64, 100)).astype("f4")
 large = rng.normal(size=(600, 500)).astype("f4")  # shared among threads
 t, w, b = np.arange(64) % 100, rng.normal(size=(100, 30)).astype("f4"), np.zeros(30, "f4")
+wide = rng.normal(size=(500, 200)).astype("f4")  # a product with `large` is worth BLAS's own threads
+product = large.astype(float) @ wide
 exact = np.exp(x.astype(float)); exact /= exact.sum(axis=1, keepdims=True)
 loss = -np.log(exact[np.arange(64), t]).mean()
 sums = np.exp(large.astype(float)); sums /= sums.sum(axis=1, keepdims=True)
@@ -32,6 +35,8 @@ def one(number, out):
     if kind == 1:
         return near(K.softmax_cross_entropy_value_and_grad(x, t, out=out)[0], loss)
     if kind == 2:
+        if number % 10 == 2:
+            return np.allclose(K.affine(large, wide), product, rtol=1e-3, atol=1e-3)
         return near(K.affine(x, w, b), x.astype(float) @ w)
     if kind == 3:
         return near(K.relu(x, out=out), np.maximum(x, 0))
@@ -73,10 +78,16 @@ def test_sixteen_threads_with_a_backend_each(layer: str) -> None:
     code = """
 with ThreadPoolExecutor(16) as pool:
     done = list(pool.map(work, range(16)))
-print(done == [CALLS] * 16, backends.current())
+print(done == [CALLS] * 16, backends.current(), threads.blas_threads() in (None, min(3, len(os.sched_getaffinity(0)))))
 """
-    told = python(code, NUMBA_THREADING_LAYER=layer, PLUGRAD_NUM_THREADS="3", PLUGRAD_BACKEND="numpy")
-    assert told.split() == ["True", "numpy"]
+    told = python(
+        code,
+        NUMBA_THREADING_LAYER=layer,
+        PLUGRAD_NUM_THREADS="3",
+        OPENBLAS_NUM_THREADS="3",
+        PLUGRAD_BACKEND="numpy",
+    )
+    assert told.split() == ["True", "numpy", "True"]
 
 
 @pytest.mark.skipif(find_spec("joblib") is None, reason="joblib is not installed")

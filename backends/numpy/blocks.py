@@ -115,7 +115,9 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
         lead = (math.prod(lead),)
     indices = cut(lead, width)
     results: dict[int, T] = {}
-    turns = iter(range(len(indices)))  # shared: each thread takes the next block when it has finished one
+    # Each thread takes the next block when it has finished one. An iterator would give one of them twice, now and then,
+    # where Python has no lock.
+    turns = deque(range(len(indices)))
 
     def work() -> None:
         try:
@@ -123,12 +125,15 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
         except IndexError:
             scratch = Buffers()
         try:
-            for turn in turns:
+            while True:
+                try:
+                    turn = turns.popleft()
+                except IndexError:
+                    break
                 index = indices[turn]
                 results[turn] = task(scratch, *(None if array is None else array[index] for array in arrays))
         finally:
-            for _ in turns:  # after an error or an interrupt nobody starts another block
-                pass
+            turns.clear()  # after an error or an interrupt nobody starts another block
         _idle.append(scratch)
 
     helpers = min(threads.count(), MOST_THREADS, len(indices)) - 1
