@@ -19,7 +19,7 @@ import pytest
 
 from plugrad import backends
 from plugrad import kernels as K
-from plugrad.backends.numba import elementwise, lanes, recycling, rows, team, vector
+from plugrad.backends.numba import compiling, elementwise, lanes, recycling, rows, team, vector
 from plugrad.backends.numba.compiling import inlined
 
 Array = Any
@@ -499,7 +499,7 @@ def python(code: str, **environment: str) -> str:
     """What a process prints that runs `code` after the script above."""
     told = {**os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + code], env=told, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SCRIPT + code], env=told, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -514,8 +514,8 @@ if pid == 0:
     os._exit(0 if abs(K.softmax(x).sum() - 600) < 0.1 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), abs(K.softmax(x).sum() - 600) < 0.1)
 """
-    assert python(fork).strip().endswith("0 True")
-    assert python("K.softmax(x)\n" + fork).strip().endswith("0 True")
+    assert python(fork).startswith("0 True")
+    assert python("K.softmax(x)\n" + fork).startswith("0 True")
 
 
 def test_one_thread_starts_no_others() -> None:
@@ -556,7 +556,7 @@ with ThreadPoolExecutor(16) as pool:
     sums = list(pool.map(lambda seed: float(K.softmax(x + np.float32(seed)).sum()), range(200)))
 print(all(abs(total - 600) < 0.1 for total in sums), theirs(np.ones(1000)))
 """
-    assert python(code, NUMBA_THREADING_LAYER=layer).strip().endswith("True 1000.0")
+    assert python(code, NUMBA_THREADING_LAYER=layer).startswith("True 1000.0")
 
 
 def test_no_memory_is_needed_beside_the_result() -> None:
@@ -654,6 +654,57 @@ def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) ->
     assert python(CALL, **folder).strip() == "True"
     index.parent.chmod(0o777)
     assert "can be written to by other users" in python(CALL, **folder)
+
+
+@pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o1777, True), (0o755, True)])
+@pytest.mark.parametrize("by_link", [False, True])
+def test_nor_is_code_in_a_folder_that_another_user_could_have_moved_there(
+    mode: int, is_used: bool, by_link: bool, tmp_path: Path
+) -> None:
+    cache = tmp_path / "around" / "cache"
+    cache.mkdir(parents=True)
+    cache.parent.chmod(mode)
+    (tmp_path / "link").symlink_to(cache, target_is_directory=True)
+    folder = {"NUMBA_CACHE_DIR": str(tmp_path / "link" if by_link else cache)}
+    told = f"is not used: {cache.parent} can be written to by other users"
+    for _ in range(2):
+        assert (told not in python(CALL, **folder)) == is_used
+    assert bool(kept_in(tmp_path)) == is_used
+
+
+def test_what_another_user_owns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    assert compiling._stranger_at(path) is None
+    if os.getuid() == 0:
+        os.chown(path, 65534, 65534)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 1)
+    monkeypatch.setattr(compiling, "__file__", "/")  # which is root's
+    assert compiling._stranger_at(path) == f"{path} belongs to another user"
+
+
+def test_what_a_group_can_write_to_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o664)
+    about = path.stat()
+    own = about.st_gid == about.st_uid  # a group of this user alone
+    assert (compiling._stranger_at(path) is None) == own
+    if os.getuid() == 0:
+        os.chown(path, 0, 65534)
+        assert compiling._stranger_at(path) == f"{path} can be written to by other users"
+
+
+def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "compiling.py"
+    source.write_text("one")
+    monkeypatch.setattr(compiling, "__file__", str(source))
+    stamp = compiling._stamp.__wrapped__
+    before = stamp()
+    assert stamp() == before
+    (tmp_path / "losses.py").write_text("what others call")
+    assert stamp() != before
 
 
 def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:

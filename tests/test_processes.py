@@ -68,6 +68,32 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, total(3))
     assert script(tmp_path, code).split() == ["True", "True"]
 
 
+def test_a_fork_while_another_thread_compiles(tmp_path: Path) -> None:
+    code = """
+import threading
+from numba.core import event
+
+class Begun(event.Listener):
+    def on_start(self, _):
+        begun.set()
+    def on_end(self, _):
+        pass
+
+K.sigmoid(x[0, :5].copy())  # numba is there
+begun = threading.Event()
+event.register("numba:compile", Begun())
+thread = threading.Thread(target=lambda: print(abs(float(K.softmax(x[:3, :9].copy()).sum()) - 3) < 1e-5))
+thread.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if K.relu(-np.ones((3, 4), "f4")).sum() == 0 and K.softmax(x[:3, :9].copy()).sum() > 2 else 1)
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0)
+"""
+    assert script(tmp_path, code, NUMBA_CACHE_DIR=str(tmp_path / "cache")).split() == ["True", "True"]
+
+
 def test_a_child_that_is_killed_leaves_nothing_locked(tmp_path: Path) -> None:
     code = """
 import signal, time

@@ -74,6 +74,8 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came and callable(before):
             before(*came[0])
+        elif came and before == signal.SIG_DFL:
+            signal.raise_signal(signal.SIGINT)
 
 
 def thread_count() -> int:

@@ -68,6 +68,8 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        # The way to the folder is looked up once, so that it is the one that is judged.
+        self._cache_path = os.path.realpath(self._cache_path)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _stamp())
 
     def load_overload(self, signature: Any, context: Any) -> Any:
@@ -91,20 +93,35 @@ class _Cache(FunctionCache):
             return None
 
     def _stranger(self) -> str | None:
-        """What another user could have put code in; whoever can change the source is trusted with what comes of it."""
+        """What another user could have put code in, or put something else in the place of."""
         if not hasattr(os, "getuid"):
             return None
-        trusted = {0, os.getuid(), os.stat(__file__).st_uid}
-        for path in (
-            self._cache_path,
-            *glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*"),
-        ):
-            about = os.stat(path)
-            if about.st_uid not in trusted:
-                return f"{path} belongs to another user"
-            if about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and about.st_gid != about.st_uid):
-                return f"{path} can be written to by other users"
-        return None
+        files = glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*")
+        return _stranger_on_the_way(self._cache_path) or next(filter(None, map(_stranger_at, files)), None)
+
+
+@functools.cache
+def _stranger_on_the_way(folder: str) -> str | None:
+    """What another user could change of the way to a folder, given without links.
+
+    Whoever can change the source is trusted with what comes of it: what both lie in is not looked at.
+    """
+    path, source = Path(folder), Path(__file__).resolve()
+    for step in (path, *path.parents):
+        if step not in source.parents and (found := _stranger_at(step, is_passed=step != path)):
+            return found
+    return None
+
+
+def _stranger_at(path: str | Path, is_passed: bool = False) -> str | None:
+    about = os.lstat(path)
+    if about.st_uid not in (0, os.getuid(), os.stat(__file__).st_uid):
+        return f"{path} belongs to another user"
+    if is_passed and about.st_mode & stat.S_ISVTX:
+        return None  # a folder for temporary files: what is in it, only its owner can move
+    if about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and about.st_gid != about.st_uid):
+        return f"{path} can be written to by other users"
+    return None
 
 
 _told: set[str] = set()  # what has been said, once in a process
@@ -155,3 +172,11 @@ class _Compiling(event.Listener):
 
 
 event.register("numba:compile", _Compiling())
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits for what other threads compile: in the child it would stay half done, and locked for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
