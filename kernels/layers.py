@@ -14,6 +14,7 @@ import importlib
 import inspect
 import math
 import os
+import tempfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,6 +59,8 @@ __all__ = [
 ]
 
 SCHEMES = ("he", "xavier")
+
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Layer(ABC):
@@ -201,28 +204,26 @@ class Layer(ABC):
         state, target = self.state_dict(), self._path("save", path)
         if not target.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
+        with tempfile.TemporaryDirectory(prefix=f"{target.name}.", suffix=".part", dir=target.parent) as folder:
+            part = Path(folder) / target.name
             if target.suffix == ".npz":
                 plain = {key: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for key, a in state.items()}
-                with part.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **plain)
+                np.savez(part, allow_pickle=False, **plain)
             else:
                 _safetensors().save_file(state, part)
             part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read the parameters from such a file; nothing in it is ever run.
 
         Raises
         ------
-        ValueError
-            As for `load_state_dict`, and if the file is not of its kind.
+        TypeError, ValueError
+            As for `load_state_dict`, and a `ValueError` if the file is not of its kind.
         """
         source = self._path("load", path)
-        read = _read_npz if source.suffix == ".npz" else _safetensors().load_file
+        shapes = {name: parameter.shape for name, parameter in self.named_params()}
+        read = partial(_read_npz, shapes=shapes) if source.suffix == ".npz" else _safetensors().load_file
         source.stat()  # an error that tells if there is none
         try:
             state = read(source)
@@ -243,11 +244,21 @@ class Layer(ABC):
         return file
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def _read_npz(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What is in a file; of what has another name or shape than a parameter, the shape: it could be of any size."""
     if not zipfile.is_zipfile(path):
         raise ValueError("it is none")
+    state: dict[str, Any] = {}
     with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+        for member, key in zip(file.zip.namelist(), file.files, strict=True):
+            if key in state:
+                raise ValueError(f"it has several arrays named {key!r}")
+            with file.zip.open(member) as opened:
+                version = np.lib.format.read_magic(opened)
+                shape, *_ = NPY_HEADERS[version](opened)
+            fits = shape == shapes.get(key)
+            state[key] = file[key] if fits else np.broadcast_to(np.float32(0), shape)
+    return state
 
 
 def _safetensors() -> Any:

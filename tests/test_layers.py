@@ -1,10 +1,15 @@
 """Layers: their gradients, what they keep and give away, and how they are stored."""
 
 import copy
+import io
+import math
+import os
 import pickle
 import sys
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -482,7 +487,7 @@ def test_what_cannot_be_loaded_is_told_and_changes_nothing(tmp_path: Path) -> No
             net.load(tmp_path / name)
     evil = tmp_path / "evil.npz"
     with evil.open("wb") as file:
-        np.savez(file, **{key: np.array([object()]) for key in before})  # pickled by NumPy
+        np.savez(file, **{key: np.full(value.shape, None) for key, value in before.items()})  # pickled by NumPy
     with pytest.raises(
         ValueError, match=r"Sequential.load: .*evil.npz: cannot be read as .npz: Object arrays cannot be"
     ):
@@ -518,6 +523,72 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         net.save(path)
     assert path.read_bytes() == written
     assert [file.name for file in tmp_path.iterdir()] == ["net.npz"]
+
+
+def npy(shape: tuple[int, ...], numbers: bytes = b"") -> bytes:
+    """A file of NumPy's that says of itself that it is an array of such a shape, and holds these numbers."""
+    written = io.BytesIO()
+    np.lib.format.write_array_header_1_0(written, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return written.getvalue() + numbers
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([("w.npy", npy((10**15,)))], r"MatMul.load_state_dict: w: expected shape \(2, 3\), got \(1000000000000000,\)"),
+        ([("w.npy", npy((10**25,)))], "MatMul.load: .*w.npz: cannot be read as .npz: "),
+        ([("w.npy", npy((2, 3), bytes(40)))], "MatMul.load: .*w.npz: cannot be read as .npz: "),
+        ([("w.npy", npy((2, 3), bytes(48))), ("c.npy", npy((10**12,)))], "MatMul.load_state_dict: unknown: c"),
+        ([("w.npy", npy((2, 3), bytes(48))), ("w", npy((2, 3), bytes(48)))], "it has several arrays named 'w'"),
+        ([("w.npy", b"cos\nsystem\n(S'true'\ntR.")], "MatMul.load: .*w.npz: cannot be read as .npz: "),
+        ([("w.npy", b"\x93NUMPY\x09\x00" + bytes(100))], "MatMul.load: .*w.npz: cannot be read as .npz: "),
+    ],
+)
+def test_files_made_to_do_harm_are_refused(members: list[tuple[str, bytes]], told: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as file:
+        for name, content in members:
+            file.writestr(name, content)
+    layer = layers.MatMul(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=told):
+        layer.load(tmp_path / "w.npz")
+    assert (layer.w == 1).all()
+
+
+def test_what_has_no_place_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, shape in (("w.npy", (2, 3)), ("c.npy", (2**24,))):
+            file.writestr(name, npy(shape, bytes(8 * math.prod(shape))))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="unknown: c"):
+        layers.MatMul(np.ones((2, 3))).load(tmp_path / "w.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22  # of 2**27
+
+
+def test_several_threads_may_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+
+    def save_and_load(number: int) -> bool:
+        mine = layers.MatMul(np.full((20, 30), float(number)))
+        for _ in range(30):
+            mine.save(path)
+            theirs = layers.MatMul(np.zeros((20, 30)))
+            theirs.load(path)
+            if not 0 < theirs.w[0, 0] == theirs.w.min() == theirs.w.max():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(save_and_load, range(1, 5)))
+    assert [file.name for file in tmp_path.iterdir()] == ["w.npz"]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no mode here")
+def test_a_file_has_the_mode_that_others_have(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    layers.MatMul(np.ones((2, 3))).save(tmp_path / "w.npz")
+    assert (tmp_path / "w.npz").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 # Mistakes
