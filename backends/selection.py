@@ -40,9 +40,16 @@ class Choice:
     `origin` is how the user said it, for messages: ``PLUGRAD_BACKEND=numba`` or ``use('numba')``.
     """
 
-    __slots__ = ("_found", "_told", "_tuned", "by_type", "names", "options", "origin", "outer")
+    __slots__ = ("_found", "_told", "_tuned", "by_type", "names", "options", "origin", "outer", "scope")
 
-    def __init__(self, text: Any, options: Mapping[str, Any], origin: str, outer: "Choice | None" = None) -> None:
+    def __init__(
+        self,
+        text: Any,
+        options: Mapping[str, Any],
+        origin: str,
+        scope: "use | None" = None,
+        outer: "Choice | None" = None,
+    ) -> None:
         if not isinstance(text, str):
             registry.unknown(text, origin)
         names = tuple(name.strip() for name in text.split(","))
@@ -55,7 +62,8 @@ class Choice:
         self.names = names
         self.options = options
         self.origin = origin
-        self.outer = outer
+        self.scope = scope  # that made it
+        self.outer = outer  # the one that is in force again when that ends
         self.by_type: dict[type, Backend] = {}  # array type -> the backend of every call with such arrays
         self._found: dict[type, Backend] = {}  # the same, if the kernel and the size do not say otherwise
         self._tuned: Tuned = {}  # what they say: for NumPy's arrays, from a profile
@@ -172,7 +180,7 @@ if getattr(sys.flags, "thread_inherit_context", False):  # Python 3.14
 _default: Choice | None = None  # what set_default was given, or else what the environment says
 
 
-_setting = threading.Lock()
+_setting = threading.RLock()  # a handler of signals may call a kernel in the middle of it
 
 
 def _of_environment() -> Choice:
@@ -224,7 +232,9 @@ def options() -> Mapping[str, Any]:
 class use:  # noqa: N801  (it is called like a function)
     """Select a backend for a block of code, or for every call of a function.
 
-    The scope belongs to the running thread or asyncio task; threads started inside it begin with the default.
+    The scope belongs to the running thread or asyncio task; threads started inside it begin with the default. One that
+    a generator enters is that of its caller until the generator leaves it, and ends for nobody if another thread closes
+    the generator.
 
     Parameters
     ----------
@@ -263,7 +273,7 @@ class use:  # noqa: N801  (it is called like a function)
     def __enter__(self) -> Backend:
         # The scope around is kept in the choice, not in this object, which many threads may enter at once.
         name, options, origin = self._arguments
-        choice = Choice(name, {**_checking(), **options}, origin, outer=_scope.get())
+        choice = Choice(name, {**_checking(), **options}, origin, self, _scope.get())
         backend = choice.backend_for(np.ndarray)
         _scope.set(choice)
         return backend
@@ -271,8 +281,15 @@ class use:  # noqa: N801  (it is called like a function)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        choice = _scope.get()
-        _scope.set(choice.outer if choice is not None else None)
+        inner, choice = None, _scope.get()
+        while choice is not None and choice.scope is not self:  # the generator that entered it is closed within another
+            inner, choice = choice, choice.outer
+        if choice is None:  # the generator is closed where it was not entered
+            return
+        if inner is None:
+            _scope.set(choice.outer)
+        else:
+            inner.outer = choice.outer
 
     def __call__(self, function: _Function) -> _Function:
         """Wrap a function, or a coroutine function, so that each call of it runs in the scope."""

@@ -518,6 +518,20 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), abs(K.softmax(x).sum() -
     assert python("K.softmax(x)\n" + fork).startswith("0 True")
 
 
+def test_a_handler_of_signals_may_call_a_kernel_in_the_middle_of_a_call() -> None:
+    code = """
+from plugrad.backends import selection
+from plugrad.backends.numba import team
+def is_right():
+    return abs(K.softmax(x).sum() - 600) < 0.1
+with selection._setting, team._starting:
+    print(is_right())
+with team._team.announcing:
+    print(is_right())
+"""
+    assert python(code, PLUGRAD_NUM_THREADS="3").split()[:2] == ["True", "True"]
+
+
 def test_one_thread_starts_no_others() -> None:
     count = "import threading; K.softmax(x); print(threading.active_count())"
     assert python(count, PLUGRAD_NUM_THREADS="1").split()[0] == "1"

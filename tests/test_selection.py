@@ -1,6 +1,7 @@
 """Which backend runs: names, the environment, scopes, threads, plug-ins, and what is said when something is wrong."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import json
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 import types
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,62 @@ def test_a_scope_ends_with_an_error_in_it() -> None:
     with pytest.raises(KeyError), backends.use("one"):
         raise KeyError
     assert backends.current() == before
+
+
+def entered(name: str) -> Iterator[None]:
+    with backends.use(name):
+        yield
+
+
+def test_a_generator_that_is_closed_within_another_scope_ends_its_own() -> None:
+    backends.register("one", room())
+    backends.register("two", room())
+    backends.set_default("numpy")
+    scope = entered("one")
+    next(scope)
+    with backends.use("two"):
+        scope.close()  # type: ignore[attr-defined]
+        assert backends.current() == "two"
+        with backends.use("two"):
+            assert backends.current() == "two"
+    assert backends.current() == "numpy"
+
+
+@pytest.mark.parametrize("outside", [contextlib.nullcontext(), backends.use("numpy")])
+def test_a_generator_that_another_thread_closes_changes_nothing_there(outside: Any) -> None:
+    backends.register("one", room())
+    backends.set_default("numpy")
+    scope = entered("one")
+    thread = threading.Thread(target=next, args=(scope,))
+    thread.start()
+    thread.join()
+    with outside:
+        scope.close()  # type: ignore[attr-defined]
+        assert backends.current() == "numpy"
+    assert backends.current() == "numpy"
+
+
+def test_nor_does_one_that_another_task_closes() -> None:
+    backends.register("one", room())
+
+    async def entered_later() -> AsyncIterator[None]:
+        with backends.use("one"):
+            yield
+
+    async def enter(scope: Any) -> None:
+        await anext(scope)
+
+    async def close(scope: Any) -> str:
+        with backends.use("numpy"):
+            await scope.aclose()
+            return str(backends.current())
+
+    async def main() -> str:
+        scope = entered_later()
+        await asyncio.create_task(enter(scope))
+        return await asyncio.create_task(close(scope))
+
+    assert asyncio.run(main()) == "numpy"
 
 
 def test_use_decorates_functions_coroutines_and_methods() -> None:

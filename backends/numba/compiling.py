@@ -69,7 +69,7 @@ class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         # The way to the folder is looked up once, so that it is the one that is judged.
-        self._cache_path = os.path.realpath(self._cache_path)
+        self._cache_path = os.path.realpath(self.cache_path)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _stamp())
 
     def load_overload(self, signature: Any, context: Any) -> Any:

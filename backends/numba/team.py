@@ -106,7 +106,7 @@ class _Team:
     def __init__(self) -> None:
         self.jobs: deque[_Job] = deque()
         self.board = np.zeros(1, np.int64)  # the number of jobs there have been
-        self.announcing = threading.Lock()
+        self.announcing = threading.RLock()  # a handler of signals may call a kernel in the middle of it
         self.sleeping: deque[SimpleQueue[None]] = deque()
         self.size = 0
         for _ in range(min(thread_count(), MOST_THREADS) - 1):
@@ -170,13 +170,13 @@ class _Team:
 
 
 _team: _Team | None = None
-_starting = threading.Lock()
+_starting = threading.RLock()
 
 
 def _forget() -> None:
     """In a forked child, where there are no threads but the one that forked."""
     global _team, _starting
-    _team, _starting = None, threading.Lock()
+    _team, _starting = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
