@@ -8,6 +8,7 @@ Built so that nothing is imported before it is selected: a room of another distr
 the name of a built-in one is asked for, and probing a built-in room imports at most the library it is about.
 """
 
+import contextlib
 import functools
 import importlib
 import threading
@@ -53,9 +54,9 @@ class _Functions(dict[str, Callable[..., None]]):
 
     def __missing__(self, kernel: str) -> Callable[..., None]:
         backend = self._backend
-        function = getattr(backend.room, kernel, None)
+        function: Callable[..., None] | None = backend.of_room(kernel)
         if function is not None and backend.name not in BUILTIN:
-            function = _naming(backend.described, function)
+            function = _kernel_of(backend.described, kernel, function)
         if function is None and kernel not in backend.stand_ins:
             function = updates.DEFAULTS.get(kernel)
         if function is None:
@@ -89,25 +90,49 @@ def _naming(described: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             error.add_note(f"raised by {described}")
             raise
 
     return call
 
 
-def _checking(described: str, empty: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook `empty` of a plug-in, which is held to what it is asked for."""
+def _kernel_of(described: str, kernel: str, function: Callable[..., Any]) -> Callable[..., None]:
+    """A kernel of somebody else's backend, which is held to write its results to where they are wanted."""
+    named = _naming(described, function)
 
-    @functools.wraps(empty)
-    def call(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        array = empty(shape, dtype)
-        got = getattr(array, "shape", None), getattr(array, "dtype", None)
-        if got != (shape, dtype):
+    @functools.wraps(function)
+    def call(*arguments: Any) -> None:
+        arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+        shapes = [array.shape for array in arrays]
+        returned = named(*arguments)
+        if shapes != [array.shape for array in arrays]:
+            raise TypeError(f"{described}: its {kernel}: expected the arrays that were given to keep their shapes")
+        if isinstance(returned, np.ndarray) and arrays and not any(np.may_share_memory(returned, a) for a in arrays):
+            raise TypeError(
+                f"{described}: its {kernel}: expected the results in the arrays given for them, got a new array; "
+                f"write to out, for instance with out[...] = ..."
+            )
+
+    return call
+
+
+def _hook_of(described: str, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of somebody else's backend, which is held to return what was asked for."""
+    named = _naming(described, function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        returned = named(*arguments)
+        got = getattr(returned, "shape", None), getattr(returned, "dtype", None)
+        if hook == "empty" and got != arguments:
+            shape, dtype = arguments
             raise TypeError(
                 f"{described}: its empty: expected shape {shape} and dtype {dtype}, got {got[0]} and {got[1]}"
             )
-        return array
+        if hook in ("take", "asarray") and None in got:
+            raise TypeError(f"{described}: its {hook}: expected an array, got {type(returned).__qualname__}")
+        return returned
 
     return call
 
@@ -161,21 +186,33 @@ class Backend:
         self.functions = _Functions(self)
         self.arrays: str = getattr(room, "ARRAYS", "numpy")
         self.stand_ins: Mapping[str, str] = getattr(room, "STAND_INS", {})
+        if not isinstance(self.stand_ins, Mapping):
+            raise TypeError(f"STAND_INS: expected a dictionary, got {type(self.stand_ins).__name__}")
         self.options: Mapping[str, Any] = {"check": False, **getattr(room, "OPTIONS", {})}
         self.native: Any = getattr(room, "NATIVE", np.ndarray if self.arrays == "numpy" else None)
-        self.take: Callable[[str, Any], Any] = getattr(room, "take", host.take)
-        self.asarray: Callable[[Any], Any] = getattr(room, "asarray", host.asarray)
-        self.to_numpy: Callable[[Any], Any] = getattr(room, "to_numpy", host.to_numpy)
-        self.empty: Callable[..., Any] = getattr(room, "empty", host.empty)
-        if is_plug_in(name) and self.empty is not host.empty:
-            self.empty = _checking(self.described, self.empty)
-        self.overlap: Callable[[Any, Any], str] = getattr(room, "overlap", host.overlap)
-        self.warmup: Callable[[list[str], list[np.dtype[Any]]], None] = getattr(room, "warmup", host.warmup)
+        self.take: Callable[[str, Any], Any] = self._hook("take")
+        self.asarray: Callable[[Any], Any] = self._hook("asarray")
+        self.to_numpy: Callable[[Any], Any] = self._hook("to_numpy")
+        self.empty: Callable[..., Any] = self._hook("empty")
+        self.overlap: Callable[[Any, Any], str] = self._hook("overlap")
+        self.warmup: Callable[[list[str], list[np.dtype[Any]]], None] = self._hook("warmup")
+
+    def of_room(self, name: str) -> Any:
+        """What the room has by this name, or None."""
+        look_up = getattr if self.name in BUILTIN else _naming(self.described, getattr)
+        return look_up(self.room, name, None)
+
+    def _hook(self, name: str) -> Callable[..., Any]:
+        """The room's hook, or that of the host."""
+        own, default = getattr(self.room, name, None), getattr(host, name)
+        if own is None or own is default or self.name in BUILTIN:
+            return default if own is None else own  # type: ignore[no-any-return]
+        return _hook_of(self.described, name, own) if is_plug_in(self.name) else _naming(self.described, own)
 
     def computes(self, kernel: str) -> str:
         """The name of the backend whose function computes `kernel`: its own, or that of the one that stands in."""
         self.functions[kernel]  # an error tells if there is none
-        return self.name if hasattr(self.room, kernel) else self.stand_ins.get(kernel, self.name)
+        return self.stand_ins.get(kernel, self.name) if self.of_room(kernel) is None else self.name
 
     def owns(self, kind: type) -> bool:
         """Whether arrays of type `kind` are this backend's own; of NumPy's, those that add no meaning of theirs."""
@@ -185,8 +222,8 @@ class Backend:
 
     def describe(self) -> Mapping[str, str]:
         """What the room tells of itself: ``version``, ``threads``, ``devices``, each where it applies."""
-        describe = getattr(self.room, "describe", None)
-        return {} if describe is None else describe()
+        describe = self.of_room("describe")
+        return {} if describe is None else _naming(self.described, describe)()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Backend):
@@ -264,10 +301,17 @@ def register(name: str, room: Any, *, replace: bool = False) -> None:
 
 def _plug_ins() -> "dict[str, list[EntryPoint]]":
     """The entry points of other distributions by name; their code is not imported by this."""
-    from importlib.metadata import entry_points  # slow to import, and seldom needed
+    from importlib.metadata import distributions, entry_points  # slow to import, and seldom needed
 
     found: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
+    try:
+        entries = list(entry_points(group=GROUP))
+    except Exception:  # one distribution whose file is damaged; the others are read without it
+        entries = []
+        for distribution in distributions():
+            with contextlib.suppress(Exception):
+                entries += distribution.entry_points.select(group=GROUP)
+    for entry in entries:
         found.setdefault(entry.name, []).append(entry)
     return found
 
@@ -335,19 +379,29 @@ def get(name: str) -> Backend:
 def _load(name: str) -> Backend:
     """Import the room of `name` and ask it whether it can run."""
     room, described = _room(name)
-    probe = getattr(room, "probe", None)
     try:
+        probe = getattr(room, "probe", None)
         reason = None if probe is None else probe()
     except (Exception, SystemExit) as error:
-        raise BackendUnavailableError(f"{described} failed in its probe: {type(error).__name__}: {error}") from error
+        raise BackendUnavailableError(f"{described} failed in its probe: {_told(error)}") from error
     if reason is not None and not isinstance(reason, str):
         raise BackendUnavailableError(f"{described} is malformed: its probe returned {reason!r}, not a reason or None")
     if reason is not None:
         raise BackendUnavailableError(f"{described} cannot run here: {reason}")
     try:
         return Backend(name, room, described)
-    except (TypeError, ValueError) as error:
-        raise BackendUnavailableError(f"{described} declares OPTIONS or another attribute wrongly: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BackendUnavailableError(
+            f"{described} declares OPTIONS or another attribute wrongly: {_told(error)}"
+        ) from error
+
+
+def _told(error: BaseException) -> str:
+    """What an error of somebody else's says, and nothing if that is an error itself."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _room(name: str) -> tuple[Any, str]:
@@ -371,7 +425,7 @@ def _room(name: str) -> tuple[Any, str]:
     except BackendUnavailableError:
         raise
     except (Exception, SystemExit) as error:
-        raise BackendUnavailableError(f"{described} failed to import: {type(error).__name__}: {error}") from error
+        raise BackendUnavailableError(f"{described} failed to import: {_told(error)}") from error
 
 
 def is_plug_in(name: str) -> bool:

@@ -378,8 +378,8 @@ def unsigned_labels_read_as_signed(room: Room) -> None:
 
 
 @mutant("relu", "results_go_to_out")
-def result_returned_and_not_written(room: Room) -> None:
-    room.relu = lambda x, out: np.maximum(x, 0)
+def result_written_elsewhere(room: Room) -> None:
+    room.relu = lambda x, out: np.maximum(x, 0, out=out.copy()) is None
 
 
 @mutant("softmax_cross_entropy", "some_results_go_to_out")

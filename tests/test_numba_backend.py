@@ -19,6 +19,7 @@ import pytest
 
 from plugrad import backends
 from plugrad import kernels as K
+from plugrad.backends import trust
 from plugrad.backends.numba import compiling, elementwise, lanes, recycling, rows, team, vector
 from plugrad.backends.numba.compiling import inlined
 
@@ -689,13 +690,13 @@ def test_nor_is_code_in_a_folder_that_another_user_could_have_moved_there(
 def test_what_another_user_owns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.touch()
-    assert compiling._stranger_at(path) is None
+    assert trust.stranger_at(path) is None
     if os.getuid() == 0:
         os.chown(path, 65534, 65534)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 1)
-    monkeypatch.setattr(compiling, "__file__", "/")  # which is root's
-    assert compiling._stranger_at(path) == f"{path} belongs to another user"
+    monkeypatch.setattr(trust, "__file__", "/")  # which is root's
+    assert trust.stranger_at(path) == f"{path} belongs to another user"
 
 
 def test_what_a_group_can_write_to_is_told(tmp_path: Path) -> None:
@@ -704,10 +705,10 @@ def test_what_a_group_can_write_to_is_told(tmp_path: Path) -> None:
     path.chmod(0o664)
     about = path.stat()
     own = about.st_gid == about.st_uid  # a group of this user alone
-    assert (compiling._stranger_at(path) is None) == own
+    assert (trust.stranger_at(path) is None) == own
     if os.getuid() == 0:
         os.chown(path, 0, 65534)
-        assert compiling._stranger_at(path) == f"{path} can be written to by other users"
+        assert trust.stranger_at(path) == f"{path} can be written to by other users"
 
 
 def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

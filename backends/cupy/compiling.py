@@ -9,7 +9,6 @@ import atexit
 import functools
 import hashlib
 import os
-import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cupy
+
+from plugrad.backends.trust import stranger_at, stranger_on_the_way
 
 SOURCES = Path(__file__).parent / "cuda"
 OPTIONS = ("-std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
@@ -113,10 +114,11 @@ def _key(instance: Instance, architecture: str) -> str:
 @functools.cache
 def _folder() -> Path:
     """CuPy's cache folder, or one for this process if that cannot be written to, or could be by others."""
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
     try:
+        folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        if _is_ours(folder) and os.access(folder, os.W_OK):
+        folder = folder.resolve()
+        if stranger_on_the_way(str(folder)) is None and os.access(folder, os.W_OK):
             return folder
     except (OSError, RuntimeError):
         pass
@@ -125,19 +127,10 @@ def _folder() -> Path:
     return Path(temporary.name)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether no other user can have put code there."""
-    if not hasattr(os, "getuid"):
-        return True
-    about = path.stat()
-    writable = about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and about.st_gid != about.st_uid)
-    return about.st_uid in (0, os.getuid()) and not writable
-
-
 def _kept(key: str) -> Path | None:
     """The file with machine code that is kept under `key`; its name tells the hash of what is in it."""
     for path in _folder().glob(f"plugrad_{key}_*.bin"):
-        if _is_ours(path) and path.name == _name(key, path.read_bytes()):
+        if stranger_at(path) is None and path.name == _name(key, path.read_bytes()):
             return path
     return None
 

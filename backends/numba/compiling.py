@@ -10,7 +10,6 @@ import glob
 import hashlib
 import os
 import signal
-import stat
 import sys
 import threading
 import warnings
@@ -23,6 +22,8 @@ from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+
+from plugrad.backends.trust import stranger_at, stranger_on_the_way
 
 # Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
 # assumes nothing of NaN and infinities. Functions with this flag do nothing but sum: in others it could undo what
@@ -94,34 +95,8 @@ class _Cache(FunctionCache):
 
     def _stranger(self) -> str | None:
         """What another user could have put code in, or put something else in the place of."""
-        if not hasattr(os, "getuid"):
-            return None
         files = glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*")
-        return _stranger_on_the_way(self._cache_path) or next(filter(None, map(_stranger_at, files)), None)
-
-
-@functools.cache
-def _stranger_on_the_way(folder: str) -> str | None:
-    """What another user could change of the way to a folder, given without links.
-
-    Whoever can change the source is trusted with what comes of it: what both lie in is not looked at.
-    """
-    path, source = Path(folder), Path(__file__).resolve()
-    for step in (path, *path.parents):
-        if step not in source.parents and (found := _stranger_at(step, is_passed=step != path)):
-            return found
-    return None
-
-
-def _stranger_at(path: str | Path, is_passed: bool = False) -> str | None:
-    about = os.lstat(path)
-    if about.st_uid not in (0, os.getuid(), os.stat(__file__).st_uid):
-        return f"{path} belongs to another user"
-    if is_passed and about.st_mode & stat.S_ISVTX:
-        return None  # a folder for temporary files: what is in it, only its owner can move
-    if about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and about.st_gid != about.st_uid):
-        return f"{path} can be written to by other users"
-    return None
+        return stranger_on_the_way(self._cache_path) or next(filter(None, map(stranger_at, files)), None)
 
 
 _told: set[str] = set()  # what has been said, once in a process
