@@ -6,6 +6,7 @@ no more than choose among the backends that ``auto`` tries. One that was measure
 number of threads, is not used.
 """
 
+import errno
 import functools
 import json
 import os
@@ -71,6 +72,8 @@ def read(names: tuple[str, ...]) -> tuple[Profile | None, str]:
     if path is None:
         return None, ""
     try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise OSError(errno.EINVAL, "it is no file", str(path))
         text = path.read_bytes()
     except OSError as error:
         if is_named:

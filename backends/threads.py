@@ -25,8 +25,8 @@ def requested() -> int | None:
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return None
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{VARIABLE}={text}: expected a positive integer")
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+        raise ValueError(f"{VARIABLE}={text[:40]}: expected a positive integer")
     return int(text)
 
 

@@ -19,7 +19,12 @@ def python(code: str, backend: str, **environment: str) -> str:
     """What a process prints that runs code on a backend."""
     told = {**os.environ, "PLUGRAD_BACKEND": backend, **environment}
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", code], env=told, capture_output=True, text=True, check=False
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        env=told,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -28,7 +33,7 @@ def python(code: str, backend: str, **environment: str) -> str:
 @pytest.mark.parametrize("backend", NAMES)
 def test_nothing_beyond_an_array_is_touched(backend: str) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", "plugrad.tests.guarded", backend]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[0]) > 2 * 4 * 15 * len(KERNELS)
 
@@ -90,6 +95,27 @@ print(traced - before, grown, [sys.getrefcount(array) for array in given] == ref
     assert int(traced) < 20_000  # bytes
     assert int(grown) < 2_000  # kilobytes
     assert same == "True"
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_nothing_leaks_where_work_is_shared(backend: str) -> None:
+    code = """
+import resource
+import numpy as np
+from plugrad import kernels as K
+shared, large = np.ones((600, 500), "f4"), np.ones((4000, 2200), "f4")  # the last of 35 MB, which numba recycles
+out = np.empty_like(shared)
+def calls(number):
+    for _ in range(number):
+        K.softmax(shared, out=out)
+    for _ in range(number // 50):
+        K.relu(large)
+calls(500)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+calls(3000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    assert int(python(code, backend, PLUGRAD_NUM_THREADS="3")) < 6_000  # kilobytes
 
 
 @pytest.mark.parametrize("backend", NAMES)

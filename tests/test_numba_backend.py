@@ -552,6 +552,15 @@ def test_without_its_compiler_numba_is_not_used() -> None:
     assert done.stdout.strip().endswith("numpy")
 
 
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_without_a_number_of_threads_that_it_can_use_numba_is_not_used(number: str) -> None:
+    code = "from plugrad import backends; print(backends.available()['numba']); print(backends.current())"
+    told = {**os.environ, "NUMBA_NUM_THREADS": number, "PLUGRAD_BACKEND": "auto"}
+    done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
+    assert f"NUMBA_NUM_THREADS={number}: numba expects a positive integer" in done.stdout
+    assert done.stdout.strip().endswith("numpy")
+
+
 @pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
 def test_many_threads_beside_functions_that_numba_itself_shares_out(layer: str) -> None:
     code = """
@@ -760,11 +769,47 @@ print(K.relu(x).sum())
     assert python(code).split()[0] == "12.0"
 
 
-def test_where_nothing_can_be_kept_it_compiles_each_time(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    told = python("print(K.relu(x).min() == 0)", NUMBA_CACHE_DIR=str(blocked / "cache"), HOME=str(blocked))
-    assert "True" in told
+def test_where_nothing_can_be_kept_it_compiles_each_time() -> None:
+    code = """
+import tempfile
+
+def refuse(*arguments, **options):
+    raise OSError("a disk that can only be read")
+
+tempfile.TemporaryFile = refuse  # by which numba finds out
+print(K.relu(x).min() == 0)
+"""
+    told = python(code)
+    assert told.startswith("True\n")
+    assert "compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it" in told
+
+
+def test_threads_that_come_first_at_once_start_one_team() -> None:
+    code = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+from plugrad.backends.numba import team
+
+class Team(team._Team):
+    made = 0
+    def __init__(self):
+        Team.made += 1
+        time.sleep(0.2)
+        super().__init__()
+
+team._Team = Team
+with ThreadPoolExecutor(8) as pool:
+    print(all(abs(total - 600) < 0.1 for total in pool.map(lambda _: K.softmax(x).sum(), range(8))), Team.made)
+"""
+    assert python(code, PLUGRAD_NUM_THREADS="3").startswith("True 1\n")
+
+
+def test_memory_much_larger_than_a_result_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = np.empty(100, np.uint8)
+    monkeypatch.setattr(recycling, "_idle", deque([kept]))
+    assert recycling._memory(79).size == 79
+    assert recycling._memory(101).size == 101
+    assert recycling._memory(80) is kept
 
 
 def test_numba_is_imported_by_the_first_call_only() -> None:

@@ -94,6 +94,31 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0)
     assert script(tmp_path, code, NUMBA_CACHE_DIR=str(tmp_path / "cache")).split() == ["True", "True"]
 
 
+def test_a_fork_while_another_thread_starts_the_team(tmp_path: Path) -> None:
+    code = """
+import signal, threading
+from plugrad.backends.numba import team
+held, forked = threading.Event(), threading.Event()
+
+def hold():
+    with team._starting:
+        held.set()
+        forked.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(100)
+    os._exit(0 if total(1) else 1)
+forked.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, total(2))
+"""
+    assert script(tmp_path, code, PLUGRAD_NUM_THREADS="3").split() == ["True", "True"]
+
+
 def test_a_child_that_is_killed_leaves_nothing_locked(tmp_path: Path) -> None:
     code = """
 import signal, time
@@ -166,5 +191,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 def test_without_a_home(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CONFIG_HOME")}
     environment = {name: value for name, value in environment.items() if not name.startswith("PLUGRAD")}
-    done = subprocess.run([sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr

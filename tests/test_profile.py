@@ -1,6 +1,7 @@
 """The profile by which `auto` chooses: what is in it, when it counts, and that nothing wrong with it does harm."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -169,6 +170,12 @@ def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, t
     deep.write_text("[" * 100_000)
     with pytest.warns(RuntimeWarning, match="is not used: RecursionError"):
         profile.read(AUTO_ORDER["numpy"])
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", Path("/dev/zero")):
+        monkeypatch.setenv(profile.VARIABLE, str(endless))
+        profile.read.cache_clear()
+        with pytest.warns(RuntimeWarning, match=f"{endless} is not used: .*it is no file"):
+            profile.read(AUTO_ORDER["numpy"])
 
 
 def test_without_a_profile_nothing_more_is_asked(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_importing_needs_no_valid_environment() -> None:
     assert python("import plugrad.kernels", PLUGRAD_BACKEND="nubma").returncode == 0
 
 
-@pytest.mark.parametrize("text", ["0", "two", "-1", "1.5"])
+@pytest.mark.parametrize("text", ["0", "two", "-1", "1.5", "1000000000"])
 def test_a_bad_number_of_threads_is_told(text: str) -> None:
     done = python(SHOW, PLUGRAD_NUM_THREADS=text, PLUGRAD_BACKEND="numpy")
     assert done.stderr.splitlines()[-1] == f"ValueError: PLUGRAD_NUM_THREADS={text}: expected a positive integer"
@@ -603,6 +603,11 @@ def plug_ins(tmp_path: Path) -> Path:
         "warms", "warms", "warms_room", "def warmup(*given): raise ZeroDivisionError\ndef relu(x, out): out[...] = 1\n"
     )
     install("lazy", "lazy", "lazy_room", "def __getattr__(name): raise ImportError('lazily')\n")
+    install("probes", "probes", "probes_room", "def probe(): raise SystemExit(3)\n")
+    dtypes = (
+        "import numpy as np\ndef empty(shape, dtype): return np.empty(shape, 'f2')\ndef relu(x, out): out[...] = 0\n"
+    )
+    install("dtypes", "dtypes", "dtypes_room", dtypes)
     install("stands", "stands", "stands_room", "STAND_INS = ['relu']\n")
     unsaid = """
         class Unsaid(Exception):
@@ -684,6 +689,8 @@ def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: 
             "of returns): its relu: expected the results in the arrays given for them, got a new array",
         ),
         ("resizes", "relu", "of resizes): its relu: expected the arrays that were given to keep their shapes"),
+        ("probes", "relu", "(plug-in probes_room of probes) failed in its probe: SystemExit: 3"),
+        ("dtypes", "relu", "of dtypes): its empty: expected shape (1,) and dtype float64, got (1,) and float16"),
         ("takes", "relu", "of takes): its take: expected an array, got list"),
         ("lazy", "relu", "(plug-in lazy_room of lazy) failed in its probe: ImportError: lazily"),
         (

@@ -80,8 +80,14 @@ def _uninterrupted() -> Iterator[None]:
 
 def thread_count() -> int:
     """The number of threads: as for every CPU backend, but no more than ``NUMBA_NUM_THREADS`` if that is set."""
-    bound = os.environ.get("NUMBA_NUM_THREADS", "").strip()
-    return min(threads.count(), int(bound)) if bound.isdecimal() and int(bound) else threads.count()
+    bound = _bound()
+    return threads.count() if bound is None else min(threads.count(), bound)
+
+
+def _bound() -> int | None:
+    """The number that ``NUMBA_NUM_THREADS`` says; None if there is none in it."""
+    text = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    return int(text) if text.removeprefix("-").isdecimal() and len(text) < 10 else None
 
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
@@ -98,6 +104,8 @@ def probe() -> str | None:
         return "numba is not installed; install it with: python -m pip install 'plugrad[numba]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "").strip() not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set, and without its compiler numba computes nothing here; unset it"
+    if (bound := _bound()) is not None and bound < 1:
+        return f"NUMBA_NUM_THREADS={bound}: numba expects a positive integer"
     if not hasattr(os, "sched_yield"):
         return "its threads need an operating system with sched_yield"
     threads.bound_blas()

@@ -92,7 +92,7 @@ def _digests(name: str) -> list[dict[str, str]]:
         subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for threads in THREADS
     ]
-    told = [process.communicate() for process in processes]
+    told = [process.communicate(timeout=900) for process in processes]
     for threads, process, (_, errors) in zip(THREADS, processes, told, strict=True):
         assert process.returncode == 0, f"the process with {threads} threads failed:\n{errors}"
     return [json.loads(out) for out, _ in told]
