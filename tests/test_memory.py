@@ -103,13 +103,16 @@ def test_nothing_leaks_where_work_is_shared(backend: str) -> None:
 import resource
 import numpy as np
 from plugrad import kernels as K
-shared, large = np.ones((600, 500), "f4"), np.ones((4000, 2200), "f4")  # the last of 35 MB, which numba recycles
+shared = np.ones((600, 500), "f4")
+large, larger = np.ones((4000, 2200), "f4"), np.ones((8200, 8800), "f4")  # numba recycles results of 35 MB, not of 288
 out = np.empty_like(shared)
 def calls(number):
     for _ in range(number):
         K.softmax(shared, out=out)
     for _ in range(number // 50):
         K.relu(large)
+    for _ in range(number // 500):
+        K.relu(larger)
 calls(500)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 calls(3000)
