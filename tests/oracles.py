@@ -4,6 +4,7 @@ One function per kernel, with the kernel's name and arguments; it returns a tupl
 the definition, with a label for every class of every row, so that it shares nothing with the code it judges.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,8 @@ def affine(x: Any, w: Any, b: Any = None) -> tuple[Array, ...]:
 
 def affine_backward(dy: Any, x: Any, w: Any, needs: tuple[str, ...] = ("dx", "dw", "db")) -> tuple[Array, ...]:
     dy, x, w = double(dy), double(x), double(w)
-    xs, dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    rows = math.prod(x.shape[:-1])  # by number: -1 is refused where there are no columns
+    xs, dys = x.reshape(rows, x.shape[-1]), dy.reshape(rows, dy.shape[-1])
     dx, dw, db = np.einsum("...o,io->...i", dy, w), np.einsum("ni,no->io", xs, dys), dys.sum(axis=0)
     return dx if "dx" in needs else None, dw if "dw" in needs else None, db if "db" in needs else None
 

@@ -4,6 +4,7 @@ What it computes is for the conformance suite to check.
 """
 
 import itertools
+import math
 import threading
 import tracemalloc
 from importlib import import_module
@@ -35,6 +36,21 @@ def close(got: tuple[Any, ...], expected: tuple[Any, ...], tolerance: float = 1e
     for one, true in zip(got, expected, strict=True):
         size = np.abs(true).max()
         np.testing.assert_allclose(np.asarray(one, np.float64), true, rtol=0, atol=tolerance * size)
+
+
+@numba_too
+@pytest.mark.parametrize("lead", [(4,), (2, 3), (0, 3)])
+def test_a_layer_without_inputs_adds_nothing(backend: str, lead: tuple[int, ...]) -> None:
+    """Found by chance, as an error of the oracle."""
+    x, w, b = np.ones((*lead, 0)), np.ones((0, 5)), np.arange(5.0)
+    t = np.full(lead, 2)
+    with backends.use(backend):
+        assert (K.affine(x, w, b) == np.broadcast_to(b, (*lead, 5))).all()
+        close(K.affine_backward(np.ones((*lead, 5)), x, w)[2:], (np.full(5, math.prod(lead)),))
+        if math.prod(lead):
+            got = K.linear_cross_entropy_value_and_grad(x, w, b, t)
+            close((got[0], got[3]), exactly(x, w, b, t)[::3])
+            assert (got[1].shape, got[2].shape) == (x.shape, w.shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
