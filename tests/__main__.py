@@ -1,6 +1,7 @@
 """``python -m plugrad.tests``: the conformance suite on any backend, and the report of its accuracy."""
 
 import argparse
+import math
 import os
 import secrets
 import sys
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.call is not None and (chosen.fuzz is None or chosen.seed is None):
         parser.error("argument --call: expected --fuzz and --seed with it")
+    if chosen.fuzz is not None and not 0 < chosen.fuzz < math.inf and chosen.call is None:
+        parser.error(f"argument --fuzz: expected a number of seconds above 0, got {chosen.fuzz:g}")
     try:
         from plugrad.tests.conformance import accuracy, fuzz, report
         from plugrad.tests.conformance.selection import not_a_backend

@@ -35,6 +35,9 @@ def test_a_call_is_repeated_by_its_number(capsys: pytest.CaptureFixture[str]) ->
             fuzz.attempt(subjects, ["relu", "softmax"], 5, 17)
     assert repr(made[0]) == repr(made[1])
     assert command(["--fuzz", "0", "--seed", "5", "--call", "17", "--backend", "numpy"]) == 0
+    for seconds in ("0", "-1", "nan", "inf"):  # in which nothing could be found, or which never end
+        with pytest.raises(SystemExit):
+            command(["--fuzz", seconds])
     assert "1 calls" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command(["--fuzz", "1", "--call", "17"])
