@@ -225,6 +225,9 @@ class Backend:
         describe = self.of_room("describe")
         return {} if describe is None else _naming(self.described, describe)()
 
+    def __reduce__(self) -> tuple[Callable[[str], "Backend"], tuple[str]]:
+        return get, (self.name,)  # another process has its own
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Backend):
             return self is other

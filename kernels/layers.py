@@ -210,7 +210,7 @@ class Layer(ABC):
                 plain = {key: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for key, a in state.items()}
                 np.savez(part, allow_pickle=False, **plain)
             else:
-                _safetensors().save_file(state, part)
+                part.write_bytes(_safetensors().save(state))
             part.replace(target)
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -224,10 +224,11 @@ class Layer(ABC):
         source = self._path("load", path)
         shapes = {name: parameter.shape for name, parameter in self.named_params()}
         read = partial(_read_npz, shapes=shapes) if source.suffix == ".npz" else _safetensors().load_file
-        source.stat()  # an error that tells if there is none
+        with source.open("rb"):
+            pass  # an error that tells if there is none, or it cannot be read
         try:
             state = read(source)
-        except (MemoryError, OSError):
+        except MemoryError:
             raise
         except Exception as error:  # of the format: zipfile, NumPy and safetensors each have exceptions of their own
             raise ValueError(

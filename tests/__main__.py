@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="what --fuzz begins with; another one each time by default")
     parser.add_argument("--call", type=int, metavar="NUMBER", help="repeat this call of --fuzz with its --seed")
     chosen = parser.parse_args(arguments)
+    if not __debug__:
+        parser.error("python -O leaves out the checks; run it without -O, and without PYTHONOPTIMIZE")
     if chosen.call is not None and (chosen.fuzz is None or chosen.seed is None):
         parser.error("argument --call: expected --fuzz and --seed with it")
     if chosen.fuzz is not None and not 0 < chosen.fuzz < math.inf and chosen.call is None:

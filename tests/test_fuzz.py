@@ -1,6 +1,10 @@
 """The fuzzer finds nothing in what there is, and what is planted."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +47,32 @@ def test_a_call_is_repeated_by_its_number(capsys: pytest.CaptureFixture[str]) ->
         command(["--fuzz", "1", "--call", "17"])
 
 
+def test_what_is_stopped_tells_what_it_found_so_far(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    command = [sys.executable, "-m", "plugrad.tests", "--fuzz", "100", "--backend", "numpy", "--json", str(record)]
+    code = f"import signal, runpy, sys; signal.signal(2, signal.default_int_handler); sys.argv = {command[2:]!r}; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "runpy.run_module('plugrad.tests', run_name='__main__')"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("seed ")
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read().splitlines()[-1].endswith("0 findings")
+    assert process.returncode == 130
+    assert json.loads(record.read_text())["calls"] > 0
+
+
+def test_without_its_assertions_it_does_not_run() -> None:
+    command = [sys.executable, "-O", "-m", "plugrad.tests", "--fuzz", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "python -O leaves out the checks" in done.stderr
+
+
 def _nearly(x: Any, y: Any) -> None:
     y[...] = np.maximum(x, 0) * (1.01 if x.size > 50 else 1)
 
@@ -69,7 +99,13 @@ def _late(x: Any, y: Any) -> None:
     raise ValueError("relu: x: too late")
 
 
-@pytest.mark.parametrize("planted", [_nearly, _index_error, _greedy, _warns, _late])
+def _quits(x: Any, y: Any) -> None:
+    y[...] = np.maximum(x, 0)
+    if x.ndim == 3:
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize("planted", [_nearly, _index_error, _greedy, _warns, _late, _quits])
 def test_what_is_planted_is_found(planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.get("numpy").functions, "relu", planted)
     subjects = [Subject("numpy")]

@@ -585,10 +585,25 @@ def test_several_threads_may_write_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no mode here")
-def test_a_file_has_the_mode_that_others_have(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_file_has_the_mode_that_others_have(suffix: str, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
-    layers.MatMul(np.ones((2, 3))).save(tmp_path / "w.npz")
-    assert (tmp_path / "w.npz").stat().st_mode == (tmp_path / "other").stat().st_mode
+    path = tmp_path / f"w{suffix}"
+    layers.MatMul(np.ones((2, 3))).save(path)
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_whatever_reading_a_damaged_file_comes_to_is_told_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError("Invalid argument")  # of a seek to where the damaged file points
+
+    layer = layers.MatMul(np.ones((2, 3)))
+    layer.save(tmp_path / "w.npz")
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(ValueError, match="MatMul.load: .*w.npz: cannot be read as .npz: Invalid argument"):
+        layer.load(tmp_path / "w.npz")
 
 
 # Mistakes

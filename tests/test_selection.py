@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import contextvars
+import copy
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -129,6 +131,17 @@ def test_use_is_a_context_manager_and_nests() -> None:
         K.relu([1.0])
     assert backends.current() != "one"
     assert (len(one.calls), len(two.calls)) == (1, 1)
+
+
+def test_a_backend_can_be_sent_to_another_process() -> None:
+    backend = backends.get("numpy")
+    assert pickle.loads(pickle.dumps(backend)) is backend
+    assert copy.deepcopy({"backend": backend})["backend"] is backend
+
+
+def test_kernels_run_without_their_docstrings() -> None:
+    done = subprocess.run([sys.executable, "-OO", "-c", SHOW], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_scope_ends_with_an_error_in_it() -> None:

@@ -328,7 +328,7 @@ def attempt(subjects: list[Subject], kernels: list[str], seed: int, number: int)
             else:
                 spoiled = [spoil(dice, call) for _ in range(dice.integer(1, 2))]
                 right_or_refused(subject, call)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             about = "; ".join(spoiled) or call.case.about
@@ -358,7 +358,7 @@ def run(
     seed: int,
     call: int | None,
 ) -> int:
-    """Look for findings, and print them; the exit status is 0 where there are none."""
+    """Look for findings, and print them; the exit status is 0 where there are none, 130 if Ctrl-C came before any."""
     names = backends or [name for name in ("numpy", "numba") if isinstance(registry.usable(name), Backend)]
     subjects, chosen = [Subject(name) for name in names], kernels or list(KERNELS)
     found: list[str] = []
@@ -369,16 +369,20 @@ def run(
         if call is None
         else iter([attempt(subjects, chosen, seed, call)])
     )
-    for finding in numbers:
-        calls += 1
-        if finding:
-            found.append(finding)
-            print(finding, flush=True)
-            if len(found) == MOST_FINDINGS:
-                break
+    is_stopped = False
+    try:
+        for finding in numbers:
+            calls += 1
+            if finding:
+                found.append(finding)
+                print(finding, flush=True)
+                if len(found) == MOST_FINDINGS:
+                    break
+    except KeyboardInterrupt:
+        is_stopped = True
     took = time.monotonic() - start
     print(f"{calls:,} calls in {took:.0f} s: {len(found)} findings")
     if json:
         record = {"seed": seed, "backends": names, "calls": calls, "seconds": round(took, 1), "findings": found}
         json.write_text(json_format.dumps(record, indent=1) + "\n")
-    return 1 if found else 0
+    return 1 if found else 130 if is_stopped else 0
