@@ -135,7 +135,7 @@ def run(code: str) -> tuple[str, str]:
         ("always_along_the_first_axis", "axis="),
         ("off_by_one_behind_a_whole_vector", "array("),
         ("last_block_forgotten", "cases.sample("),
-        ("result_returned_and_not_written", "out="),
+        ("result_written_elsewhere", "out="),
         ("result_written_before_the_argument_is_read", "out="),
         ("strides_ignored", "cases."),
         ("strides_of_zero_taken_for_contiguous", "np.broadcast_to("),
