@@ -62,6 +62,17 @@ def test_a_long_kernel(kernel: str, backend: str) -> None:
     assert process.returncode == 0
 
 
+def on_numba(code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
 IMPORTED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -92,26 +103,14 @@ print(interrupted, np.allclose(y, np.exp(x) / np.exp(x).sum()))
 
 def test_while_numba_imports_itself() -> None:
     """It imports much of itself only when it first compiles, and is of no use if that ends halfway."""
-    found = subprocess.run(
-        [sys.executable, "-c", IMPORTED],
-        env={**os.environ, "PLUGRAD_BACKEND": "numba"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    found = on_numba(IMPORTED)
     assert found.stdout.split() == ["1", "True"], found.stderr
 
 
 @pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
 def test_what_a_process_does_with_ctrl_c_is_its_own_choice(handled: signal.Handlers) -> None:
     code = IMPORTED.replace("signal.default_int_handler", str(handled))
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PLUGRAD_BACKEND": "numba"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    found = on_numba(code)
     ends = handled == signal.SIG_DFL
     assert found.returncode == (-signal.SIGINT if ends else 0), found.stderr
     assert found.stdout.split() == ([] if ends else ["0", "True"])
@@ -168,11 +167,5 @@ print(interrupted, np.allclose(found[0], y, atol=1e-6), K.relu(x).sum() == 6)
 )
 def test_while_kernels_are_compiled(where: str, wait: str, tmp_path: Path) -> None:
     """So long after one of the compilations has begun, or where an exception would be printed and forgotten."""
-    found = subprocess.run(
-        [sys.executable, "-c", COMPILED, where, wait],
-        env={**os.environ, "PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    found = on_numba(COMPILED, where, wait, NUMBA_CACHE_DIR=str(tmp_path))
     assert found.stdout.split() == ["1", "True", "True"], found.stderr
