@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from plugrad.backends import host, updates
+from plugrad.backends import host, signals, updates
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -376,7 +376,10 @@ def get(name: str) -> Backend:
         raise ValueError(f"get: name: expected the name of one backend, got {name!r}")
     if not isinstance(name, str) or not is_known(name):
         unknown(name, "get")
-    return _loaded.setdefault(name, _load(name))  # two threads may both load it; the first one's is kept
+    # A numba or cupy that is imported by half stays so. The import of a plug-in may hang, and Ctrl-C has to end it.
+    with signals.waiting() if name in BUILTIN else contextlib.nullcontext():
+        loaded = _load(name)
+    return _loaded.setdefault(name, loaded)  # two threads may both load it; the first one's is kept
 
 
 def _load(name: str) -> Backend:

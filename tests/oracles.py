@@ -285,8 +285,37 @@ def _terms_of_softmax_cross_entropy_backward(
     return (np.moveaxis(terms * _share(abs(double(dloss)), y.shape, reduction, divisor), -1, axis),)
 
 
+def _terms_of_cross_entropy(
+    p: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    p = np.moveaxis(double(p), axis, -1)
+    q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    with np.errstate(all="ignore"):
+        return (_reduced(abs(_times_log(q, np.log(p))).sum(axis=-1), reduction, divisor),)
+
+
+def _terms_of_softmax_cross_entropy(
+    x: Any,
+    t: Any,
+    axis: int = -1,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, ...]:
+    logs = np.moveaxis(log_softmax(x, axis)[0], axis, -1)
+    q, divisor = _labels(t, np.shape(x), axis, weight, ignore_index, label_smoothing)
+    return _reduced(abs(_times_log(q, logs)).sum(axis=-1), reduction, divisor), softmax(x, axis)[0]
+
+
 def _terms_of_softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:
-    loss, y = softmax_cross_entropy(x, t, **options)
+    loss, y = _terms_of_softmax_cross_entropy(x, t, **options)
     return loss, _terms_of_softmax_cross_entropy_backward(np.ones(np.shape(loss)), y, t, **options)[0]
 
 
@@ -337,6 +366,8 @@ TERMS: dict[str, Callable[..., tuple[Array, ...]]] = {
     "affine_backward": _terms_of_affine_backward,
     "softmax_backward": _terms_of_softmax_backward,
     "log_softmax_backward": _terms_of_log_softmax_backward,
+    "cross_entropy": _terms_of_cross_entropy,
+    "softmax_cross_entropy": _terms_of_softmax_cross_entropy,
     "softmax_cross_entropy_backward": _terms_of_softmax_cross_entropy_backward,
     "softmax_cross_entropy_value_and_grad": _terms_of_softmax_cross_entropy_value_and_grad,
     "linear_cross_entropy": _terms_of_linear_cross_entropy,

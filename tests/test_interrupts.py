@@ -107,6 +107,35 @@ def test_while_numba_imports_itself() -> None:
     assert found.stdout.split() == ["1", "True"], found.stderr
 
 
+HANDLED = """
+import signal
+handled = []
+
+def handler(number, frame):
+    handled.append(number)
+    raise {error}
+
+signal.signal(signal.SIGTERM, handler)
+signal.signal(signal.SIGUSR1, lambda number, frame: handled.append(number))
+"""
+
+
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+@pytest.mark.parametrize(
+    ("error", "told"), [("TimeoutError('late')", "TimeoutError: late"), ("SystemExit('ended')", "ended")]
+)
+def test_what_handlers_of_signals_raise_is_no_error_of_numba(error: str, told: str, backend: str) -> None:
+    both = "(os.kill(os.getpid(), signal.SIGTERM), os.kill(os.getpid(), signal.SIGUSR1))"
+    imported = IMPORTED.replace("os.kill(os.getpid(), signal.SIGINT)", both)
+    code = HANDLED.format(error=error) + imported
+    found = on_numba(code, PLUGRAD_BACKEND=backend)
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1] == told
+    code = code.replace("except KeyboardInterrupt", "except BaseException") + "print(len(handled))"
+    found = on_numba(code, PLUGRAD_BACKEND=backend)
+    assert found.stdout.split() == ["1", "True", "2"], found.stderr
+
+
 @pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
 def test_what_a_process_does_with_ctrl_c_is_its_own_choice(handled: signal.Handlers) -> None:
     code = IMPORTED.replace("signal.default_int_handler", str(handled))

@@ -487,20 +487,25 @@ def test_memory_of_large_results_is_used_again_within_bounds() -> None:
     recycling._idle.clear()
 
 
-SCRIPT = """
+BARE = """
 import os, sys
 import numpy as np
 from plugrad import kernels as K, backends
+"""
+SCRIPT = (
+    BARE
+    + """
 backends.set_default("numba")
 x = np.random.default_rng(0).normal(size=(600, 500)).astype(np.float32)
 """
+)
 
 
-def python(code: str, **environment: str) -> str:
-    """What a process prints that runs `code` after the script above."""
+def python(code: str, script: str = SCRIPT, **environment: str) -> str:
+    """What a process prints that runs `code` after a script above."""
     told = {**os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + code], env=told, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", script + code], env=told, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -766,7 +771,7 @@ except KeyboardInterrupt:
     pass
 print(K.relu(x).sum())
 """
-    assert python(code).split()[0] == "12.0"
+    assert python(code, BARE, PLUGRAD_BACKEND="numba").split()[0] == "12.0"
 
 
 def test_where_nothing_can_be_kept_it_compiles_each_time() -> None:
@@ -777,9 +782,9 @@ def refuse(*arguments, **options):
     raise OSError("a disk that can only be read")
 
 tempfile.TemporaryFile = refuse  # by which numba finds out
-print(K.relu(x).min() == 0)
+print(K.relu([-1.0, 2.0]).min() == 0)
 """
-    told = python(code)
+    told = python(code, BARE, PLUGRAD_BACKEND="numba")
     assert told.startswith("True\n")
     assert "compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it" in told
 
@@ -812,18 +817,78 @@ def test_memory_much_larger_than_a_result_is_not_taken_for_it(monkeypatch: pytes
     assert recycling._memory(80) is kept
 
 
-def test_numba_is_imported_by_the_first_call_only() -> None:
-    code = "print('numba' in sys.modules, backends.available()['numba']); K.relu(x); print('numba' in sys.modules)"
-    assert python(code).split()[:3] == ["False", "True", "True"]
+def test_numba_is_imported_when_it_is_asked_for_only() -> None:
+    code = """
+with backends.use("numpy"):
+    K.relu(1.0)
+print("numba" in sys.modules)
+print(backends.available()["numba"], "numba" in sys.modules)
+"""
+    assert python(code, BARE, PLUGRAD_BACKEND="auto").split()[:3] == ["False", "True", "True"]
 
 
 def test_without_numba_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     room = backends.get("numba").room
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     assert "pip install 'plugrad[numba]'" in room.probe()
-    monkeypatch.delattr(room, "kernels", raising=False)
-    monkeypatch.setitem(sys.modules, "plugrad.backends.numba.kernels", None)
-    with pytest.raises(backends.BackendUnavailableError, match="numba fails to import"):
-        room.__getattr__("relu")
     with pytest.raises(AttributeError):
         getattr(room, "no_kernel")  # noqa: B009
+
+
+UNLESS_IT_IMPORTS = """
+print(K.relu([-1.0, 2.0]).tolist(), backends.current())
+print(backends.explain("relu").reasons["numba"])
+print(bool(backends.available()["numba"]))
+for call in (lambda: backends.set_default("numba"), lambda: backends.use("numba").__enter__()):
+    try:
+        call()
+    except backends.BackendUnavailableError as error:
+        print(error)
+backends.warmup()
+"""
+
+
+def test_a_numba_that_cannot_be_imported_is_passed_over_by_auto_and_told(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("print('imported')\nraise ImportError('Numba needs NumPy 1.26 or less')\n")
+    told = python(UNLESS_IT_IMPORTS, BARE, PLUGRAD_BACKEND="auto", PYTHONPATH=str(tmp_path)).splitlines()
+    reason = "numba is installed, but fails to import: ImportError: Numba needs NumPy 1.26 or less"
+    reason = f"backend 'numba' cannot run here: {reason}"
+    assert told == [
+        "imported",  # once
+        "[0.0, 2.0] numpy",
+        reason,
+        "False",
+        f"set_default('numba'): {reason}",
+        f"use('numba'): {reason}",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere address space is not bounded")
+def test_where_numba_finds_no_memory_numpy_computes() -> None:
+    bound = """
+import resource
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 60_000_000,) * 2)
+"""
+    told = python(bound + UNLESS_IT_IMPORTS, BARE, PLUGRAD_BACKEND="auto", OPENBLAS_NUM_THREADS="1").splitlines()
+    assert told[0] == "[0.0, 2.0] numpy"
+    assert "numba is installed, but fails to import: " in told[1]
+
+
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+def test_warnings_as_errors_end_a_call_but_not_the_backend(backend: str) -> None:
+    code = """
+import tempfile, warnings
+
+def refuse(*arguments, **options):
+    raise OSError("a disk that can only be read")
+
+tempfile.TemporaryFile = refuse
+warnings.simplefilter("error", RuntimeWarning)
+for _ in range(2):
+    try:
+        print(K.relu([-1.0, 2.0]).tolist(), backends.current())
+    except RuntimeWarning as error:
+        print("cannot be kept" in str(error))
+"""
+    assert python(code, BARE, PLUGRAD_BACKEND=backend).splitlines()[:2] == ["True", "[0.0, 2.0] numba"]

@@ -4,14 +4,12 @@
 losses, and `team` shares the work among threads; `rows`, `lanes`, `losses` and `elementwise` compute, in terms of the
 functions in `vector`; `biases` does what the affine layer needs beside BLAS, `updates` what optimizers do with a
 parameter, and `memory` says how results are written. `compiling` compiles, `warming` does so ahead, and `recycling`
-makes the arrays for results. But for the last, nothing of this is imported, nor is numba, before a kernel is called.
+makes the arrays for results. But for the last, nothing of this is imported, nor is numba, before the probe.
 """
 
-import contextlib
+import functools
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -48,34 +46,22 @@ UPDATES = ("adam", "sgd")  # what optimizers do with a parameter
 def __getattr__(name: str) -> Any:
     if name not in __all__ and name not in UPDATES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        with _uninterrupted():  # a half-imported numba would stay so
-            from plugrad.backends.numba import compiling, kernels, updates
+    from plugrad.backends.numba import compiling, kernels, updates
 
-            compiling.load_compiler()
-    except Exception as error:  # a library that cannot be loaded is an OSError
-        from plugrad.backends.registry import BackendUnavailableError
-
-        raise BackendUnavailableError(f"backend 'numba' cannot run here: numba fails to import: {error}") from error
+    compiling.tell_problem()
     return getattr(updates if name in UPDATES else kernels, name)
 
 
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of the block."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield  # Python handles signals in its main thread only, and only those it was told to
-        return
-    came: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+@functools.cache
+def _import_error() -> str | None:
+    """Why numba cannot be imported; tried once in a process, since what fails half-way stays half done."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came and callable(before):
-            before(*came[0])
-        elif came and before == signal.SIG_DFL:
-            signal.raise_signal(signal.SIGINT)
+        from plugrad.backends.numba import compiling, kernels, updates  # noqa: F401
+
+        compiling.load_compiler()
+    except Exception as error:  # a library that cannot be loaded is an OSError
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def thread_count() -> int:
@@ -92,9 +78,9 @@ def _bound() -> int | None:
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
     """Compile functions for dtypes ahead of their first call."""
-    __getattr__("relu")  # or Ctrl-C could leave numba half-imported
-    from plugrad.backends.numba import warming
+    from plugrad.backends.numba import compiling, warming
 
+    compiling.tell_problem()
     warming.warmup(names, dtypes)
 
 
@@ -108,6 +94,8 @@ def probe() -> str | None:
         return f"NUMBA_NUM_THREADS={bound}: numba expects a positive integer"
     if not hasattr(os, "sched_yield"):
         return "its threads need an operating system with sched_yield"
+    if error := _import_error():
+        return f"numba is installed, but fails to import: {error}"
     threads.bound_blas()
     return None
 

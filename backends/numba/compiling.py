@@ -39,7 +39,7 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
         try:
             dispatcher._cache = _Cache(function)
         except RuntimeError as error:  # there is no folder that can be written to
-            _warn_once(f"compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it ({error})")
+            _problem.append(f"compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it ({error})")
         return dispatcher
 
     return decorate
@@ -100,12 +100,19 @@ class _Cache(FunctionCache):
 
 
 _told: set[str] = set()  # what has been said, once in a process
+_problem: list[str] = []  # what is to be said, though not while this is imported: the warning may be made an error
 
 
 def _warn_once(problem: str) -> None:
     if "cache" not in _told:
         _told.add("cache")
         warnings.warn(f"plugrad: numba backend: {problem}", RuntimeWarning, stacklevel=3)
+
+
+def tell_problem() -> None:
+    """Warn of code that cannot be kept, before there is any."""
+    if _problem:
+        _warn_once(_problem[0])
 
 
 class _Compiling(event.Listener):
