@@ -26,8 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if not __debug__:
         parser.error("python -O leaves out the checks; run it without -O, and without PYTHONOPTIMIZE")
-    if chosen.call is not None and (chosen.fuzz is None or chosen.seed is None):
-        parser.error("argument --call: expected --fuzz and --seed with it")
+    if chosen.call is not None and (chosen.fuzz is None or chosen.seed is None or chosen.call < 0):
+        parser.error("argument --call: expected the number of a call, from 0 on, and --fuzz and --seed with it")
+    if chosen.seed is not None and chosen.fuzz is None:
+        parser.error("argument --seed: expected --fuzz with it")
+    if chosen.fuzz is not None and (chosen.long or chosen.accuracy):
+        parser.error("argument --fuzz: not allowed with --long or --accuracy")
     if chosen.fuzz is not None and not 0 < chosen.fuzz < math.inf and chosen.call is None:
         parser.error(f"argument --fuzz: expected a number of seconds above 0, got {chosen.fuzz:g}")
     try:
@@ -37,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(2, f"The tests need {error.name}: python -m pip install 'plugrad[test]'\n")
     for complaint in filter(None, map(not_a_backend, chosen.backend or ())):
         parser.error(complaint)
+    chosen.backend = list(dict.fromkeys(chosen.backend)) if chosen.backend else None
     if chosen.json is not None and not _can_be_written(chosen.json):
         parser.error(f"argument --json: cannot write to {chosen.json}")
     if chosen.fuzz is not None:

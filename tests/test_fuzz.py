@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from plugrad import backends
 from plugrad.kernels import KERNELS
 from plugrad.tests.__main__ import main as command
 from plugrad.tests.conformance import fuzz
-from plugrad.tests.conformance.subject import Case, Subject
+from plugrad.tests.conformance.subject import Case, Subject, close
 
 SECONDS = 10
 
@@ -44,8 +45,19 @@ def test_a_call_is_repeated_by_its_number(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit):
             command(["--fuzz", seconds])
     assert "1 calls" in capsys.readouterr().out
+    for also in (["--call", "17"], ["--seed", "1", "--call", "-1"], ["--long"], ["--accuracy"]):
+        with pytest.raises(SystemExit):
+            command(["--fuzz", "1", *also])
     with pytest.raises(SystemExit):
-        command(["--fuzz", "1", "--call", "17"])
+        command(["--seed", "1"])
+
+
+def test_the_backends_are_those_that_can_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["--fuzz", "0.1", "--backend", "numpy", "--backend", "numpy"]) == 0
+    assert ", on numpy\n" in capsys.readouterr().out
+    backends.register("broken", SimpleNamespace(probe=lambda: "it lacks a driver"))
+    assert command(["--fuzz", "1", "--backend", "broken"]) == 1
+    assert capsys.readouterr().out == "backend 'broken' cannot run here: it lacks a driver\n"
 
 
 def test_what_is_stopped_tells_what_it_found_so_far(tmp_path: Path) -> None:
@@ -92,6 +104,12 @@ def test_labels_that_cancel_leave_the_rounding_of_their_terms(kernel: str, backe
     (loss, *_), term = case.expected(), 85 if kernel == "cross_entropy" else 9900
     with pytest.raises(AssertionError):
         subject.compare(case, (np.float32(loss + 1e-4 * term), *got[1:]), slack=fuzz.SLACK)
+
+
+def test_what_is_wrong_is_told_even_if_it_is_infinite() -> None:
+    exact, got = np.array([1.0, np.inf]), np.array([np.inf, np.inf])
+    with pytest.raises(AssertionError, match=r"y\[0\]: expected 1.0, got inf, off by inf"):
+        close("y", got, exact, 1e-6, 0.0)
 
 
 def _nearly(x: Any, y: Any) -> None:

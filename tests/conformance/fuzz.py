@@ -359,6 +359,10 @@ def run(
     call: int | None,
 ) -> int:
     """Look for findings, and print them; the exit status is 0 where there are none, 130 if Ctrl-C came before any."""
+    for name in backends or ():
+        if not isinstance(reason := registry.usable(name), Backend):
+            print(reason)
+            return 1
     names = backends or [name for name in ("numpy", "numba") if isinstance(registry.usable(name), Backend)]
     subjects, chosen = [Subject(name) for name in names], kernels or list(KERNELS)
     found: list[str] = []

@@ -219,14 +219,15 @@ def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> 
         where = tuple(int(i) for i in np.argwhere(~finite & ~same)[0])
         raise AssertionError(f"{name}{list(where)}: expected {exact[where]}, got {got[where]}")
     allowed = relative * np.abs(exact[finite]).max(initial=0.0) + absolute
-    with np.errstate(invalid="ignore"):
-        wrong = finite & ~(np.abs(got - exact) <= allowed)
+    with np.errstate(all="ignore"):
+        off = np.abs(got - exact)
+        wrong = finite & ~(off <= allowed)
     if wrong.any():
-        distance = np.nan_to_num(np.abs(np.where(wrong, got - exact, 0.0)), nan=np.inf)
+        distance = np.nan_to_num(np.where(wrong, off, 0.0), nan=np.inf)
         where = tuple(int(i) for i in np.unravel_index(distance.argmax(), got.shape))
         raise AssertionError(
             f"{name}{list(where)}: expected {exact[where]}, got {got[where]}, off by "
-            f"{abs(got[where] - exact[where]):.3g}, allowed {allowed:.3g}; {int(wrong.sum())} of {got.size} are off"
+            f"{off[where]:.3g}, allowed {allowed:.3g}; {int(wrong.sum())} of {got.size} are off"
         )
 
 
