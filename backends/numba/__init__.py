@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 UPDATES = ("adam", "sgd")  # what optimizers do with a parameter
+
+COMPILER = 600 << 20  # bytes of address space for numba and LLVM at work: 455 MB were measured
 
 
 def __getattr__(name: str) -> Any:
@@ -94,10 +97,28 @@ def probe() -> str | None:
         return f"NUMBA_NUM_THREADS={bound}: numba expects a positive integer"
     if not hasattr(os, "sched_yield"):
         return "its threads need an operating system with sched_yield"
+    left = _address_space()
+    if left is not None and left < COMPILER:  # LLVM ends the process where it finds no memory
+        return (
+            f"numba's compiler takes {COMPILER >> 20} MB of address space, and the limit of this process leaves "
+            f"{left >> 20}; raise it (ulimit -v)"
+        )
     if error := _import_error():
         return f"numba is installed, but fails to import: {error}"
     threads.bound_blas()
     return None
+
+
+def _address_space() -> int | None:
+    """How many bytes of address space this process may still take; None if they are not limited."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # not on Linux, where it means something
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - taken)
 
 
 def describe() -> Mapping[str, str]:
