@@ -408,9 +408,13 @@ def _check_writeable(what: str, array: Array) -> None:
 def _at_least_0(name: str, argument: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
         raise TypeError(f"{name}: {argument}: expected a number, got {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: {argument}: expected a number of at least 0, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: {argument}: expected a finite number of at least 0, got {value}")
+    return number
 
 
 def _steps(name: str, argument: str, value: Any, least: int) -> int:

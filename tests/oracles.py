@@ -227,6 +227,43 @@ def linear_cross_entropy_value_and_grad(
     return loss, dx, dw, None if b is None else db
 
 
+def jacobian(name: str, *arguments: Any) -> tuple[Array, ...]:
+    """The Jacobian of that name: row i of each is the gradient of the i-th result of a row."""
+    if name == "affine_jacobian":
+        x, w = map(double, arguments)
+        identity = np.eye(w.shape[1])
+        by_x, by_b = (np.broadcast_to(z, (*x.shape[:-1], *z.shape)) for z in (w.T, identity))
+        return by_x, np.einsum("...i,jk->...jik", x, identity), by_b
+    y = double(arguments[0])
+    backward = ORACLES[name.replace("jacobian", "backward")]
+    rows = [backward(np.broadcast_to(upstream, y.shape), y)[0] for upstream in np.eye(y.shape[-1])]
+    return (np.stack(rows, axis=-2) if rows else np.zeros((*y.shape, 0)),)
+
+
+def sgd(
+    p: Any, grads: Any, lr: Any = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+) -> Array:
+    """A parameter after a step for each gradient."""
+    v = np.zeros_like(p)
+    for step, g in enumerate(grads):
+        d = g + weight_decay * p
+        v = momentum * v + d
+        p = p - (lr(step) if callable(lr) else lr) * (d + momentum * v if nesterov else v)
+    return p
+
+
+def adam(
+    p: Any, grads: Any, lr: float = 0.001, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+) -> Array:
+    """A parameter after a step for each gradient."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for step, g in enumerate(grads, 1):
+        d = g + weight_decay * p
+        m, v = betas[0] * m + (1 - betas[0]) * d, betas[1] * v + (1 - betas[1]) * d * d
+        p = p - lr * (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
+    return p
+
+
 ORACLES: dict[str, Callable[..., tuple[Array, ...]]] = {
     function.__name__: function
     for function in (

@@ -14,6 +14,7 @@ from plugrad import kernels as K
 from plugrad.backends import updates
 from plugrad.kernels import optim
 from plugrad.kernels.gradcheck import check, gradient
+from plugrad.tests.oracles import adam, sgd
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -28,25 +29,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         backends.register("defaults", _Defaults())
     with backends.use(request.param):
         yield request.param
-
-
-def sgd(p: Any, grads: Any, lr: Any, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Any:
-    """The formula, a step at a time."""
-    v = np.zeros_like(p)
-    for step, g in enumerate(grads):
-        d = g + weight_decay * p
-        v = momentum * v + d
-        p = p - (lr(step) if callable(lr) else lr) * (d + momentum * v if nesterov else v)
-    return p
-
-
-def adam(p: Any, grads: Any, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> Any:
-    m, v = np.zeros_like(p), np.zeros_like(p)
-    for step, g in enumerate(grads, 1):
-        d = g + weight_decay * p
-        m, v = betas[0] * m + (1 - betas[0]) * d, betas[1] * v + (1 - betas[1]) * d * d
-        p = p - lr * (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
-    return p
 
 
 OPTIMIZERS: list[tuple[Any, Callable[..., Any], dict[str, Any]]] = [
@@ -152,14 +134,14 @@ def test_mistakes() -> None:
         (lambda: optim.SGD([p, [1.0]]), TypeError, "SGD: params: 1: expected a floating array to be updated, got list"),
         (lambda: optim.Adam([np.ones(3, int)]), TypeError, "Adam: params: 0: expected a floating .*, got int64"),
         (lambda: optim.Adam([read_only]), ValueError, "Adam: params: 0: expected an array that can be written"),
-        (lambda: optim.SGD([p], -1.0), ValueError, "SGD: lr: expected a number of at least 0, got -1.0"),
-        (lambda: optim.SGD([p], np.nan), ValueError, "SGD: lr: expected a number of at least 0, got nan"),
+        (lambda: optim.SGD([p], -1.0), ValueError, "SGD: lr: expected a finite number of at least 0, got -1.0"),
+        (lambda: optim.SGD([p], np.nan), ValueError, "SGD: lr: expected a finite number of at least 0, got nan"),
         (lambda: optim.SGD([p], lambda step: "x").step([p]), TypeError, "SGD: lr: expected a number, got 'x'"),
         (lambda: optim.SGD([p], momentum=1.0), ValueError, r"SGD: momentum: expected a number in \[0, 1\), got 1.0"),
         (lambda: optim.SGD([p], nesterov=True), ValueError, "SGD: nesterov: expected a momentum greater than 0"),
         (lambda: optim.SGD([p], weight_decay=True), TypeError, "SGD: weight_decay: expected a number, got True"),
         (lambda: optim.Adam([p], betas=(0.9, 1)), ValueError, r"Adam: betas: expected a number in \[0, 1\), got 1"),
-        (lambda: optim.Adam([p], eps=-1), ValueError, "Adam: eps: expected a number of at least 0, got -1"),
+        (lambda: optim.Adam([p], eps=-1), ValueError, "Adam: eps: expected a finite number of at least 0, got -1"),
         (lambda: optim.SGD([p]).step([]), ValueError, "SGD.step: grads: expected 1, one for each parameter, got 0"),
         (lambda: optim.SGD([p]).step([p[:2]]), ValueError, r"grads: 0: expected shape \(3,\), got \(2,\)"),
         (lambda: optim.SGD([p]).step([p.astype(float)]), TypeError, "expected an array of float32, got float64"),
@@ -183,9 +165,9 @@ def test_mistakes() -> None:
         (lambda: optim.step_decay(1.0, every=0), ValueError, "every: expected an integer of at least 1, got 0"),
         (lambda: optim.step_decay(1.0, every=1.5), TypeError, "every: expected an integer, got 1.5"),
         (lambda: optim.exponential_decay(1.0, rate=2), ValueError, r"rate: expected a number in \[0, 1\], got 2"),
-        (lambda: optim.cosine(-1.0, steps=5), ValueError, "cosine: lr: expected a number of at least 0, got -1.0"),
+        (lambda: optim.cosine(-1.0, steps=5), ValueError, "cosine: lr: expected a finite number of at least 0, got -1.0"),
         (lambda: optim.cosine(1.0, steps=5, warmup=6), ValueError, "warmup: expected at most as many .* 5, got 6"),
-        (lambda: optim.l2_penalty([p], -1.0), ValueError, "l2_penalty: factor: expected a number of at least 0"),
+        (lambda: optim.l2_penalty([p], -1.0), ValueError, "l2_penalty: factor: expected a finite number of at least 0"),
         (lambda: optim.l2_penalty([p], 1.0, grads=[]), ValueError, "l2_penalty: grads: expected 1, one for each"),
         (lambda: optim.l2_penalty([["a"]], 1.0), TypeError, "l2_penalty: params: expected "),
     ]

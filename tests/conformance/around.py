@@ -1,0 +1,241 @@
+"""Calls by chance of what stands around the kernels: layers, optimizers, schedules and Jacobians.
+
+Layers come to what the kernels come to, bit for bit, or are refused where these are; the rest comes to its formula in
+float64. An `AssertionError` tells what does not; other errors are findings too (see `fuzz`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from plugrad.kernels import KERNELS, jacobians, layers, optim
+from plugrad.tests import oracles
+from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.random_calls import Call, random_call
+from plugrad.tests.conformance.spoiling import ARGUMENTS, Dice, spoil, spoiled
+from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, close, epsilon
+
+Array = Any
+
+
+def outcome(call: Callable[[], Any], *names: str) -> tuple[Any, str]:
+    """What a call returns, or the message by which it is refused, which has to begin with one of the names."""
+    try:
+        return call(), ""
+    except (TypeError, ValueError) as error:
+        begins = tuple(f"{name}{end}" for name in names for end in (":", "."))
+        assert str(error).startswith(begins), f"the message begins with none of {', '.join(names)}: {error}"
+        return None, str(error)
+
+
+def same(name: str, got: Any, expected: Any) -> None:
+    """Assert that two NumPy arrays or numbers have the same bits."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.dtype == expected.dtype, f"{name}: expected {expected.dtype}, got {got.dtype}"
+    assert got.shape == expected.shape, f"{name}: expected shape {expected.shape}, got {got.shape}"
+    assert got.tobytes() == expected.tobytes(), f"{name}: expected {expected}, got {got}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+# By the kernel of its forward pass.
+LAYERS: dict[str, type[layers.Affine | layers.Relu | layers.Sigmoid | layers.Softmax | layers.Loss]] = {
+    "affine": layers.Affine,
+    "relu": layers.Relu,
+    "sigmoid": layers.Sigmoid,
+    "softmax": layers.Softmax,
+    "cross_entropy": layers.CrossEntropy,
+    "softmax_cross_entropy_value_and_grad": layers.SoftmaxWithLoss,
+}
+
+
+def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
+    """A layer forward, twice, and backward."""
+    kernel = KERNELS[dice.choice(list(LAYERS))]
+    kind = LAYERS[kernel.name]
+    call = random_call(dice, subject, kernel)
+    about.append(f"{kind.__name__}, {call.case.about}")
+    if dice.flag():
+        about.append(spoil(dice, call))
+    call.options.pop("out", None)
+    parameters, inputs = (call.arrays[1:], call.arrays[:1]) if kernel.name == "affine" else ([], call.arrays)
+    given = [x for x in call.arrays if isinstance(x, np.ndarray)]
+    before = [np.array(x).tobytes() for x in given]
+    names = kind.__name__, kernel.name
+    # A layer copies its parameters, and by another order of their elements a product is rounded otherwise.
+    copied = [x.copy() if subject.backend.owns(type(x)) else x for x in parameters]
+    expected, _ = outcome(lambda: as_tuple(kernel.function(*inputs, *copied, **call.options)), *names)
+    made, refused = outcome(lambda: kind(*parameters, **call.options), *names)
+    y = None
+    if made is not None:
+        y, refused = outcome(lambda: made.forward(*inputs), *names)
+    assert (y is None) == (expected is None), f"its kernel returns {expected}, and the layer {refused or y!r}"
+    if expected is not None:
+        held = np.array(subject.numpy(y))
+        same("y", held, subject.numpy(expected[0]))
+        made.forward(*inputs)
+        same("y, after another forward", subject.numpy(y), held)
+        _backward(dice, subject, made, call, expected)
+    assert [np.array(x).tobytes() for x in given] == before, "an argument was written to"
+
+
+def _backward(dice: Dice, subject: Subject, made: Any, call: Call, expected: tuple[Any, ...]) -> None:
+    """The gradients of a layer beside those of the kernels."""
+    kernel = call.case.kernel
+    if isinstance(made, layers.SoftmaxWithLoss):
+        same("dx", subject.numpy(made.backward()), subject.numpy(expected[1]))
+        return
+    rng = np.random.default_rng(dice.integer(0, 1000))
+    y = subject.numpy(expected[0])
+    dy = subject.array(np.asarray(rng.normal(size=y.shape)).astype(y.dtype))
+    function = KERNELS[f"{kernel.name}_backward"].function
+    if isinstance(made, layers.Affine):
+        x, has_bias = call.arrays[0], made.b is not None
+        gradients = function(dy, x, made.w, needs=("dx", "dw", "db") if has_bias else ("dx", "dw"))
+        same("dx", subject.numpy(made.backward(dy)), subject.numpy(gradients[0]))
+        for name, gradient in (("dw", gradients[1]), ("db", gradients[2])):
+            if gradient is not None:
+                own = getattr(made, name)
+                same(name, subject.numpy(own), subject.numpy(gradient).astype(own.dtype))
+        return
+    saved = call.arrays if isinstance(made, layers.CrossEntropy) else [expected[0]]
+    same("dx", subject.numpy(made.backward(dy)), subject.numpy(function(dy, *saved, **call.options)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Optimizers and schedules
+# ---------------------------------------------------------------------------------------------------------------------
+
+NUMBERS = (float("nan"), float("inf"), -0.1, -1, 1, 1.5, "0.1", None, True, [0.1], 10**400, np.float16(0.5), 1j)
+
+
+def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
+    """Some steps of an optimizer with one parameter or more."""
+    kind, formula = dice.choice([(optim.SGD, oracles.sgd), (optim.Adam, oracles.adam)])
+    rng = np.random.default_rng(dice.integer(0, 1000))
+    params, steps = [], dice.integer(1, 3)
+    grads: list[list[Any]] = [[] for _ in range(steps)]
+    for _ in range(dice.integer(1, 3)):
+        shape = tuple(dice.integer(0, 9) for _ in range(dice.integer(0, 3)))
+        dtype, layout = dice.choice(DTYPES), dice.choice((None, *cases.ANYWHERE))
+        arrays = [subject.array(np.asarray(rng.normal(size=shape)).astype(dtype)) for _ in range(steps + 1)]
+        parameter, *rest = [layout(subject, x) if layout is not None and x.ndim else x for x in arrays]
+        params.append(parameter)
+        for gradients, gradient in zip(grads, rest, strict=True):
+            gradients.append(gradient)
+    options: dict[str, Any] = {
+        "lr": dice.choice((0, 0.1, 1e-3, 2.0, np.float32(0.1))),
+        "weight_decay": dice.choice((0, 0.05)),
+    }
+    if kind is optim.SGD:
+        options["momentum"] = dice.choice((0, 0.5, 0.9))
+        options["nesterov"] = bool(options["momentum"]) and dice.flag()
+    else:
+        options |= {"betas": dice.choice(((0.9, 0.999), (0.0, 0.5))), "eps": dice.choice((1e-8, 1e-3))}
+    about.append(f"{kind.__name__}, {', '.join(f'{name}={value!r}' for name, value in options.items())}")
+    if dice.flag():
+        about.append(_spoil_step(dice, params, grads, options))
+    before = [np.array(subject.numpy(p)) if subject.backend.owns(type(p)) else p for p in params]
+    trace = [[np.array(subject.numpy(g)) if subject.backend.owns(type(g)) else g for g in step] for step in grads]
+    made, refused = outcome(lambda: kind(params, **options), kind.__name__)
+    done = 0
+    for step in grads if made is not None else ():
+        _, refused = outcome(lambda step=step: made.step(step), kind.__name__)  # type: ignore[misc]
+        if refused:
+            break
+        done += 1
+    assert made is None or made.steps == done, f"{made.steps} steps are counted, and {done} were done"
+    if not done:
+        for p, held in zip(params, before, strict=True):
+            if isinstance(held, np.ndarray):
+                same("a parameter of what was refused", np.array(subject.numpy(p)), held)
+        return
+    for i, p in enumerate(params):
+        exact = formula(oracles.double(before[i]), [oracles.double(step[i]) for step in trace[:done]], **options)
+        largest = max([1.0, *(abs(oracles.double(x)).max(initial=0.0) for x in (before[i], exact))])
+        got, off = oracles.double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
+        close(f"parameter {i}", got, np.asarray(exact), 0.0, off)
+
+
+def _spoil_step(dice: Dice, params: list[Any], grads: list[list[Any]], options: dict[str, Any]) -> str:
+    """Change something about an optimizer or its first step; what, in words."""
+    place, what = dice.integer(0, len(params) - 1), dice.integer(0, 4)
+    argument = dice.choice(list(ARGUMENTS))
+    if what == 0:
+        params[place] = spoiled(argument, params[place])
+        return f"parameter {place}: {argument}"
+    if what == 1:
+        grads[0][place] = spoiled(argument, grads[0][place])
+        return f"gradient {place}: {argument}"
+    if what == 2:
+        name = dice.choice([name for name in options if name != "nesterov"])
+        options[name] = dice.choice((*NUMBERS, (0.5, 1.0), (0.5,), (float("nan"), 0.5)))
+        return f"{name}={options[name]!r}"
+    if what == 3:
+        params.append(params[place])
+        return f"parameter {place} twice"
+    grads[0].pop()
+    return "a gradient less"
+
+
+SCHEDULES: tuple[tuple[str, str, Any], ...] = (
+    ("step_decay", "every", 2),
+    ("exponential_decay", "rate", 0.5),
+    ("cosine", "steps", 4),
+)
+
+
+def schedule(dice: Dice, subject: Subject, about: list[str]) -> None:
+    """The rates of a schedule: numbers, none of them negative or above the first."""
+    name, option, value = dice.choice(SCHEDULES)
+    given: dict[str, Any] = {option: value, "lr": 1.5}
+    given[dice.choice(list(given))] = dice.choice((*NUMBERS, 0, 1, 3, 10**30))
+    about.append(f"{name}, {given}")
+    made, _ = outcome(lambda: getattr(optim, name)(**given), name)
+    if made is not None:
+        rates = [made(step) for step in (0, 1, 5, 10**6)]
+        assert all(type(rate) is float and 0 <= rate <= float(given["lr"]) * (1 + 1e-12) for rate in rates), (
+            f"the rates are {rates}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Jacobians
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def jacobian(dice: Dice, subject: Subject, about: list[str]) -> None:
+    """The explicit Jacobian of a kernel."""
+    name = dice.choice(jacobians.__all__)
+    rng = np.random.default_rng(dice.integer(0, 1000))
+    shape = tuple(dice.integer(0, 5) for _ in range(dice.integer(1, 3)))
+    shapes = [shape, (shape[-1], dice.integer(0, 5))] if name == "affine_jacobian" else [shape]
+    arrays = [np.asarray(rng.random(size)).astype(dice.choice(DTYPES)) for size in shapes]
+    layout = dice.choice((None, *cases.layouts(subject)))
+    given: list[Any] = [layout(subject, subject.array(x)) if layout else subject.array(x) for x in arrays]
+    about.append(f"{name} of {', '.join(f'{x.dtype}{list(x.shape)}' for x in arrays)}")
+    if dice.flag():
+        place, argument = dice.integer(0, len(given) - 1), dice.choice(list(ARGUMENTS))
+        given[place] = spoiled(argument, arrays[place])
+        about.append(argument)
+    before = [np.array(x).tobytes() for x in given if isinstance(x, np.ndarray)]
+    got, _ = outcome(lambda: as_tuple(getattr(jacobians, name)(*given)), name)
+    after = [np.array(x).tobytes() for x in given if isinstance(x, np.ndarray)]
+    assert after == before, "an argument was written to"
+    if got is None:
+        return
+    plain = [oracles.double(subject.numpy(x)) for x in given]
+    if all(np.isfinite(x).all() for x in plain):
+        for i, (value, exact) in enumerate(zip(got, oracles.jacobian(name, *plain), strict=True)):
+            exact = cases.overflowed(exact, value.dtype)
+            assert value.shape == exact.shape, f"expected shape {exact.shape}, got {value.shape}"
+            close(f"result {i}", oracles.double(subject.numpy(value)), exact, 4 * epsilon(value.dtype), 0.0)
+
+
+# What to call, by the name that it has in the fuzzer's report.
+AROUND: dict[str, Callable[[Dice, Subject, list[str]], None]] = {
+    function.__name__: function for function in (layer, optimizer, schedule, jacobian)
+}
