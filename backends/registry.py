@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from plugrad.backends import host, signals, updates
+from plugrad.backends import host, updates
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -376,10 +376,7 @@ def get(name: str) -> Backend:
         raise ValueError(f"get: name: expected the name of one backend, got {name!r}")
     if not isinstance(name, str) or not is_known(name):
         unknown(name, "get")
-    # A numba or cupy that is imported by half stays so. The import of a plug-in may hang, and Ctrl-C has to end it.
-    with signals.waiting() if name in BUILTIN else contextlib.nullcontext():
-        loaded = _load(name)
-    return _loaded.setdefault(name, loaded)  # two threads may both load it; the first one's is kept
+    return _loaded.setdefault(name, _load(name))  # two threads may both load it; the first one's is kept
 
 
 def _load(name: str) -> Backend:
@@ -389,6 +386,8 @@ def _load(name: str) -> Backend:
         probe = getattr(room, "probe", None)
         reason = None if probe is None else probe()
     except (Exception, SystemExit) as error:
+        if name in BUILTIN and name not in _registered:  # it tells what is wrong: this is of a handler of signals
+            raise
         raise BackendUnavailableError(f"{described} failed in its probe: {_told(error)}") from error
     if reason is not None and not isinstance(reason, str):
         raise BackendUnavailableError(f"{described} is malformed: its probe returned {reason!r}, not a reason or None")

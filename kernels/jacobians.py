@@ -48,7 +48,8 @@ def softmax_jacobian(y: Any) -> Array:
     backend, y = _rows("softmax_jacobian", "y", y)
     work = y.astype(COMPUTE[y.dtype], copy=False)
     column, row = work[..., :, None], work[..., None, :]
-    return (column * (_identity(backend, work) - row)).astype(y.dtype, copy=False)
+    with np.errstate(all="ignore"):
+        return (column * (_identity(backend, work) - row)).astype(y.dtype, copy=False)
 
 
 def relu_jacobian(y: Any) -> Array:
@@ -107,7 +108,8 @@ def sigmoid_jacobian(y: Any) -> Array:
     """
     backend, y = _rows("sigmoid_jacobian", "y", y)
     work = y.astype(COMPUTE[y.dtype], copy=False)[..., None, :]
-    return (_identity(backend, y) * (work * (1 - work))).astype(y.dtype, copy=False)
+    with np.errstate(all="ignore"):
+        return (_identity(backend, y) * (work * (1 - work))).astype(y.dtype, copy=False)
 
 
 def affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:

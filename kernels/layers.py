@@ -394,9 +394,10 @@ class Affine(_Computing):
         needs = GRADIENTS if needs_dx and has_bias else ("dw", *("dx",) * needs_dx, *("db",) * has_bias)
         if not dy.dtype == x.dtype == w.dtype:
             dx, dw, db = affine_backward(dy, x, w, needs=needs)
-            self.dw[...] = dw  # in the dtype of the parameters
-            if db is not None:
-                self.db[...] = db
+            with np.errstate(all="ignore"):  # what the dtype of the parameters cannot hold becomes infinite, or 0
+                self.dw[...] = dw
+                if db is not None:
+                    self.db[...] = db
             return dx
         dx = self._gradients.take(backend, x.shape, x.dtype) if needs_dx else None
         return affine_backward(dy, x, w, needs=needs, out=(dx, self.dw, self.db))[0]
@@ -664,8 +665,9 @@ class SoftmaxWithLoss(Loss):
             return dx
         wide = x.astype(COMPUTE[x.dtype], copy=False)  # what underflows in 16 bits is not to be had back by a factor
         _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
-        dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
-        return dx.astype(x.dtype, copy=False)
+        with np.errstate(all="ignore"):
+            dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
+            return dx.astype(x.dtype, copy=False)
 
     def _factors(self, dloss: Any, x: Array, t: Any) -> Any:
         """A gradient that arrives, in a form that the gradients of all rows can be multiplied by."""

@@ -357,9 +357,10 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     Raises
     ------
     TypeError
-        If a parameter is complex, text or objects.
+        If a parameter is complex, text or objects, or a gradient is no array of its dtype.
     ValueError
-        If there are not as many gradients as parameters, or the factor is negative.
+        If there are not as many gradients as parameters, one has another shape or cannot be written, or the factor is
+        negative.
 
     Examples
     --------
@@ -369,18 +370,21 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     >>> float(optim.l2_penalty([w], 0.5, grads=[dw])), dw
     (12.5, array([3., 4.]))
     """
-    factor, params = _at_least_0("l2_penalty", "factor", factor), tuple(params)
+    factor = _at_least_0("l2_penalty", "factor", factor)
+    params = tuple([floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params])
     given = None if grads is None else _checked_grads("l2_penalty", params, grads)
+    for position, gradient in enumerate(given or ()):
+        _check_writeable(f"l2_penalty: grads: {position}", gradient)
     total: Any = np.float64(0)
     dtype = FLOAT32
-    for parameter in params:
-        p = floating("l2_penalty", "params", parameter, backend_for(parameter))
-        flat = p.reshape(-1).astype(FLOAT64, copy=False)  # float32 would lose digits where there are many
-        total, dtype = total + flat @ flat, max(dtype, COMPUTE[p.dtype])
-    for parameter, gradient in zip(params, given or (), strict=False):
-        wide = COMPUTE[parameter.dtype]
-        gradient[...] = gradient.astype(wide, copy=False) + 2 * factor * parameter.astype(wide, copy=False)
-    return (factor * total).astype(dtype)
+    with np.errstate(all="ignore"):  # what a dtype cannot hold becomes infinite, or 0
+        for parameter in params:
+            flat = parameter.reshape(-1).astype(FLOAT64, copy=False)  # float32 would lose digits where there are many
+            total, dtype = total + flat @ flat, max(dtype, COMPUTE[parameter.dtype])
+        for parameter, gradient in zip(params, given or (), strict=False):
+            wide = COMPUTE[parameter.dtype]
+            gradient[...] = gradient.astype(wide, copy=False) + 2 * factor * parameter.astype(wide, copy=False)
+        return (factor * total).astype(dtype)
 
 
 def _checked_grads(what: str, params: tuple[Array, ...], grads: Iterable[Array]) -> tuple[Array, ...]:

@@ -334,7 +334,8 @@ def _terms_of_cross_entropy(
     p = np.moveaxis(double(p), axis, -1)
     q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
     with np.errstate(all="ignore"):
-        return (_reduced(abs(_times_log(q, np.log(p))).sum(axis=-1), reduction, divisor),)
+        terms = np.where(q.any(axis=-1), abs(_times_log(q, np.log(p))).sum(axis=-1), 0.0)
+    return (_reduced(terms, reduction, divisor),)
 
 
 def _terms_of_softmax_cross_entropy(
@@ -348,7 +349,8 @@ def _terms_of_softmax_cross_entropy(
 ) -> tuple[Array, ...]:
     logs = np.moveaxis(log_softmax(x, axis)[0], axis, -1)
     q, divisor = _labels(t, np.shape(x), axis, weight, ignore_index, label_smoothing)
-    return _reduced(abs(_times_log(q, logs)).sum(axis=-1), reduction, divisor), softmax(x, axis)[0]
+    terms = np.where(q.any(axis=-1), abs(_times_log(q, logs)).sum(axis=-1), 0.0)
+    return _reduced(terms, reduction, divisor), softmax(x, axis)[0]
 
 
 def _terms_of_softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:

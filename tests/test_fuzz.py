@@ -184,6 +184,7 @@ def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
         ("layer", layers.Softmax, "backward", _a_little_more),
         ("layer", layers.Relu, "forward", _writing),
         ("optimizer", optim.Optimizer, "step", _hurried),
+        ("penalty", optim, "l2_penalty", _a_little_more),
         ("schedule", optim, "cosine", _negative),
         ("jacobian", jacobians, "softmax_jacobian", _a_little_more),
     ],
@@ -197,10 +198,27 @@ def test_what_is_planted_around_the_kernels_is_found(
     assert any(fuzz.attempt(subjects, [around], 1, number) for number in range(100))
 
 
-def test_rates_beyond_all_numbers_are_refused() -> None:
-    """Found by the fuzzer: an OverflowError."""
+def test_what_was_found_beyond_the_kernels() -> None:
+    """Errors of Python's or NumPy's own, and warnings of what 16 bits cannot hold."""
+    w, fixed = np.ones(3, np.float16), np.ones(3)
+    fixed.flags.writeable = False
     with pytest.raises(ValueError, match="SGD: lr: expected a finite number of at least 0, got 1000"):
         optim.SGD([np.ones(3)], lr=10**400)
+    with pytest.raises(ValueError, match="l2_penalty: grads: 1: expected an array that can be written"):
+        optim.l2_penalty([w, fixed], 1.0, grads=[w.copy(), fixed])
+    with pytest.raises(TypeError, match="l2_penalty: grads: 0: expected an array of float64, got float16"):
+        optim.l2_penalty([[1.0, 1.0, 1.0]], 1.0, grads=[w])
+    gradient = np.zeros(2)
+    assert optim.l2_penalty([[1.0, 2.0]], 2.0, grads=[gradient]) == 10
+    assert gradient.tolist() == [4.0, 8.0]
+    large = np.full((1, 2), 6e4, np.float16)
+    optim.l2_penalty([large], 2.0, grads=[large.copy()])
+    assert np.isinf(jacobians.softmax_jacobian(large)).all()
+    assert np.isneginf(jacobians.sigmoid_jacobian(large).diagonal(axis1=-2, axis2=-1)).all()
+    layer = layers.Affine(np.ones((2, 1), np.float16))
+    layer.forward(np.full((1, 2), 1e5, np.float32))
+    layer.backward(np.ones((1, 1), np.float32))
+    assert np.isposinf(layer.dw).all()
 
 
 @pytest.mark.parametrize("kernel", ["softmax", "affine_backward", "linear_cross_entropy_value_and_grad"])

@@ -74,7 +74,7 @@ def on_numba(code: str, *arguments: str, **environment: str) -> "subprocess.Comp
 
 
 IMPORTED = """
-import os, signal, sys
+import os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 from plugrad import backends, kernels as K
@@ -88,9 +88,10 @@ def interrupt(frame, event, argument):
         calls += 1
         if calls == 60:
             sys.setprofile(None)
+            threading.setprofile(None)
             os.kill(os.getpid(), signal.SIGINT)
 
-sys.setprofile(interrupt)
+threading.setprofile(interrupt)  # of threads to come, in one of which it is imported
 interrupted, x = 0, np.arange(-3, 4, dtype="f4")
 for _ in range(2):
     try:

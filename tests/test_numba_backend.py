@@ -865,19 +865,59 @@ def test_a_numba_that_cannot_be_imported_is_passed_over_by_auto_and_told(tmp_pat
 
 BOUND = """
 import resource
-size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + {left},) * 2)
+size = int(open("/proc/self/statm").read().split()[{field}]) * resource.getpagesize()
+resource.setrlimit(resource.{limit}, (size + {left},) * 2)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere address space is not limited")
-@pytest.mark.parametrize("left", [60_000_000, 300_000_000])
-def test_where_the_compiler_would_find_no_memory_numpy_computes(left: int) -> None:
-    code = BOUND.format(left=left) + UNLESS_IT_IMPORTS
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not limited so")
+@pytest.mark.parametrize(
+    ("limit", "field", "left", "what"),
+    [
+        ("RLIMIT_AS", 0, 60 << 20, "1024 MiB of address space"),
+        ("RLIMIT_AS", 0, 600 << 20, "1024 MiB of address space"),
+        ("RLIMIT_DATA", 5, 200 << 20, "768 MiB of data"),
+    ],
+)
+def test_where_the_compiler_would_find_no_memory_numpy_computes(limit: str, field: int, left: int, what: str) -> None:
+    code = BOUND.format(limit=limit, field=field, left=left) + UNLESS_IT_IMPORTS
     told = python(code, BARE, PLUGRAD_BACKEND="auto", OPENBLAS_NUM_THREADS="1").splitlines()
     assert told[0] == "[0.0, 2.0] numpy"
-    assert "numba's compiler takes 600 MB of address space, and the limit of this process leaves " in told[1]
-    code = BOUND.format(left=700_000_000) + "backends.warmup()\nprint(K.relu([-1.0, 2.0]).tolist(), backends.current())"
+    assert f"numba's compiler may take {what}, and the limit of this process leaves " in told[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not limited so")
+def test_the_compiler_has_what_it_is_said_to_take(tmp_path: Path) -> None:
+    code = (
+        BOUND.format(limit="RLIMIT_AS", field=0, left=1100 << 20)
+        + """
+backends.warmup(["softmax_cross_entropy_value_and_grad", "relu"])
+print(K.relu([-1.0, 2.0]).tolist(), backends.current())
+"""
+    )
+    told = python(code, BARE, PLUGRAD_BACKEND="auto", NUMBA_CACHE_DIR=str(tmp_path))
+    assert told.splitlines()[0] == "[0.0, 2.0] numba"
+
+
+def test_the_first_call_may_come_deep_in_a_recursion() -> None:
+    code = """
+def deep(depth):
+    return deep(depth - 1) if depth else K.relu([-1.0, 2.0])
+print(deep(880).tolist(), backends.current())
+"""
+    assert python(code, BARE, PLUGRAD_BACKEND="auto").splitlines()[0] == "[0.0, 2.0] numba"
+
+
+def test_where_there_can_be_no_more_threads_numba_is_imported_all_the_same() -> None:
+    code = """
+import threading
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = refuse
+print(K.relu([-1.0, 2.0]).tolist(), backends.current())
+"""
     assert python(code, BARE, PLUGRAD_BACKEND="auto").splitlines()[0] == "[0.0, 2.0] numba"
 
 

@@ -165,7 +165,11 @@ def test_mistakes() -> None:
         (lambda: optim.step_decay(1.0, every=0), ValueError, "every: expected an integer of at least 1, got 0"),
         (lambda: optim.step_decay(1.0, every=1.5), TypeError, "every: expected an integer, got 1.5"),
         (lambda: optim.exponential_decay(1.0, rate=2), ValueError, r"rate: expected a number in \[0, 1\], got 2"),
-        (lambda: optim.cosine(-1.0, steps=5), ValueError, "cosine: lr: expected a finite number of at least 0, got -1.0"),
+        (
+            lambda: optim.cosine(-1.0, steps=5),
+            ValueError,
+            "cosine: lr: expected a finite number of at least 0, got -1.0",
+        ),
         (lambda: optim.cosine(1.0, steps=5, warmup=6), ValueError, "warmup: expected at most as many .* 5, got 6"),
         (lambda: optim.l2_penalty([p], -1.0), ValueError, "l2_penalty: factor: expected a finite number of at least 0"),
         (lambda: optim.l2_penalty([p], 1.0, grads=[]), ValueError, "l2_penalty: grads: expected 1, one for each"),

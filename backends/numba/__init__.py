@@ -7,7 +7,6 @@ parameter, and `memory` says how results are written. `compiling` compiles, `war
 makes the arrays for results. But for the last, nothing of this is imported, nor is numba, before the probe.
 """
 
-import functools
 import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import threads
+from plugrad.backends.apart import done_apart
 from plugrad.backends.numba.recycling import empty
 
 __all__ = [
@@ -43,7 +43,8 @@ __all__ = [
 
 UPDATES = ("adam", "sgd")  # what optimizers do with a parameter
 
-COMPILER = 600 << 20  # bytes of address space for numba and LLVM at work: 455 MB were measured
+# MiB of address space and of data that numba and LLVM may take: 863 and 664 were measured, for all kernels at once.
+SPACE = {"RLIMIT_AS": ("address space", 0, 1024), "RLIMIT_DATA": ("data", 5, 768)}
 
 
 def __getattr__(name: str) -> Any:
@@ -55,7 +56,7 @@ def __getattr__(name: str) -> Any:
     return getattr(updates if name in UPDATES else kernels, name)
 
 
-@functools.cache
+@done_apart
 def _import_error() -> str | None:
     """Why numba cannot be imported; tried once in a process, since what fails half-way stays half done."""
     try:
@@ -97,28 +98,31 @@ def probe() -> str | None:
         return f"NUMBA_NUM_THREADS={bound}: numba expects a positive integer"
     if not hasattr(os, "sched_yield"):
         return "its threads need an operating system with sched_yield"
-    left = _address_space()
-    if left is not None and left < COMPILER:  # LLVM ends the process where it finds no memory
-        return (
-            f"numba's compiler takes {COMPILER >> 20} MB of address space, and the limit of this process leaves "
-            f"{left >> 20}; raise it (ulimit -v)"
-        )
+    if reason := _too_little_space():
+        return reason
     if error := _import_error():
         return f"numba is installed, but fails to import: {error}"
     threads.bound_blas()
     return None
 
 
-def _address_space() -> int | None:
-    """How many bytes of address space this process may still take; None if they are not limited."""
+def _too_little_space() -> str | None:
+    """What this process is limited to, if the compiler may take more: without memory LLVM ends the process."""
     try:
         import resource
 
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):  # not on Linux, where it means something
+        sizes = Path("/proc/self/statm").read_text().split()
+    except (ImportError, OSError):  # not on Linux, where the limits mean something
         return None
-    return None if limit == resource.RLIM_INFINITY else max(0, limit - taken)
+    for limit, (what, field, needed) in SPACE.items():
+        most, _ = resource.getrlimit(getattr(resource, limit))
+        left = (most - int(sizes[field]) * resource.getpagesize()) >> 20
+        if most != resource.RLIM_INFINITY and left < needed:
+            return (
+                f"numba's compiler may take {needed} MiB of {what}, and the limit of this process leaves "
+                f"{max(0, left)}; raise it (ulimit -{'v' if field == 0 else 'd'})"
+            )
+    return None
 
 
 def describe() -> Mapping[str, str]:

@@ -105,6 +105,7 @@ ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "many axes": lambda x: x.reshape((1,) * (31 - x.ndim) + x.shape),
     "NaN": lambda x: _payload(x),
     "large": lambda x: np.full(x.shape, 1e4, np.float32),
+    "large float16": lambda x: np.full(x.shape, 6e4, np.float16),
     "small": lambda x: np.full(x.shape, 1e-15, np.float32),
     "dict": lambda x: {"x": 1},
     "itself": lambda x: np.asarray,
