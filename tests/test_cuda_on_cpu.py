@@ -123,6 +123,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, subprocess.Comp
         "orders": ((*suite, *others), "every", ""),
         "layer with sanitizers": ((*suite, *layer), "alternating", SANITIZERS),
         "tiers": (("-c", TIERS), "alternating", SANITIZERS),
+        "calls by chance": ((*suite, "--fuzz=15", "--seed=1"), "alternating", SANITIZERS),
     }
 
     def done(way: str) -> subprocess.CompletedProcess[str]:
@@ -140,6 +141,12 @@ def test_the_conformance_suite_passes(runs: "dict[str, subprocess.CompletedProce
     passed = re.search(r"^(\d+) passed in", done.stdout, re.M)
     assert passed is not None, done.stdout[-4000:]
     assert int(passed[1]) > most, "most of the suite did not run"
+
+
+def test_calls_by_chance_with_sanitizers(runs: "dict[str, subprocess.CompletedProcess[str]]") -> None:
+    done = runs["calls by chance"]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert re.search(r"^\d+ calls in \d+ s: 0 findings$", done.stdout.replace(",", ""), re.M)
 
 
 def test_rows_of_every_length_with_sanitizers(runs: "dict[str, subprocess.CompletedProcess[str]]") -> None:

@@ -59,7 +59,7 @@ def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
     call = random_call(dice, subject, kernel)
     about.append(f"{kind.__name__}, {call.case.about}")
     if dice.flag():
-        about.append(spoil(dice, call))
+        about.append(spoil(dice, subject, call))
     call.options.pop("out", None)
     parameters, inputs = (call.arrays[1:], call.arrays[:1]) if kernel.name == "affine" else ([], call.arrays)
     given = [x for x in call.arrays if isinstance(x, np.ndarray)]
@@ -149,7 +149,7 @@ def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
         options |= {"betas": dice.choice(((0.9, 0.999), (0.0, 0.5))), "eps": dice.choice((1e-8, 1e-3))}
     about.append(f"{kind.__name__}, {', '.join(f'{name}={value!r}' for name, value in options.items())}")
     if dice.flag():
-        about.append(_spoil_step(dice, params, grads, options))
+        about.append(_spoil_step(dice, subject, params, grads, options))
     before = [np.array(subject.numpy(p)) if subject.backend.owns(type(p)) else p for p in params]
     trace = [[np.array(subject.numpy(g)) if subject.backend.owns(type(g)) else g for g in step] for step in grads]
     made, refused = outcome(lambda: kind(params, **options), kind.__name__)
@@ -191,7 +191,7 @@ def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
     if params and dice.flag():
         name, array = dice.choice(list(ARGUMENTS)), dice.choice(given)
         place = dice.integer(0, len(params) - 1)
-        array[place] = spoiled(name, array[place])
+        array[place] = spoiled(subject, name, array[place])
         about.append(f"{'parameter' if array is params else 'gradient'} {place}: {name}")
     before = [
         oracles.double(subject.numpy(g)) if subject.backend.owns(type(g)) and g.dtype in DTYPES else g for g in grads
@@ -215,15 +215,17 @@ def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
         )
 
 
-def _spoil_step(dice: Dice, params: list[Any], grads: list[list[Any]], options: dict[str, Any]) -> str:
+def _spoil_step(
+    dice: Dice, subject: Subject, params: list[Any], grads: list[list[Any]], options: dict[str, Any]
+) -> str:
     """Change something about an optimizer or its first step; what, in words."""
     place, what = dice.integer(0, len(params) - 1), dice.integer(0, 4)
     argument = dice.choice(list(ARGUMENTS))
     if what == 0:
-        params[place] = spoiled(argument, params[place])
+        params[place] = spoiled(subject, argument, params[place])
         return f"parameter {place}: {argument}"
     if what == 1:
-        grads[0][place] = spoiled(argument, grads[0][place])
+        grads[0][place] = spoiled(subject, argument, grads[0][place])
         return f"gradient {place}: {argument}"
     if what == 2:
         name = dice.choice([name for name in options if name != "nesterov"])
@@ -274,7 +276,7 @@ def jacobian(dice: Dice, subject: Subject, about: list[str]) -> None:
     about.append(f"{name} of {', '.join(f'{x.dtype}{list(x.shape)}' for x in arrays)}")
     if dice.flag():
         place, argument = dice.integer(0, len(given) - 1), dice.choice(list(ARGUMENTS))
-        given[place] = spoiled(argument, arrays[place])
+        given[place] = spoiled(subject, argument, arrays[place])
         about.append(argument)
     before = [np.array(x).tobytes() for x in given if isinstance(x, np.ndarray)]
     got, _ = outcome(lambda: as_tuple(getattr(jacobians, name)(*given)), name)

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.checks.memory import packed, takes_out
 from plugrad.tests.conformance.random_calls import Call
-from plugrad.tests.conformance.subject import DTYPES
+from plugrad.tests.conformance.subject import DTYPES, Subject
 
 _T = TypeVar("_T")
 
@@ -129,9 +129,9 @@ def _lent(x: Any) -> Any:
     return memoryview(contiguous) if x.dtype.isbuiltin == 1 else x
 
 
-def _is_plain(x: Any) -> bool:
+def _is_plain(subject: Subject, x: Any) -> bool:
     """Whether an argument is not spoiled yet."""
-    return isinstance(x, float) or (type(x) is np.ndarray and (x.dtype.kind in "fiu" or x.dtype in DTYPES))
+    return isinstance(x, float) or (subject.backend.owns(type(x)) and (x.dtype.kind in "fiu" or x.dtype in DTYPES))
 
 
 def _read_only(x: Any) -> Any:
@@ -140,51 +140,57 @@ def _read_only(x: Any) -> Any:
     return x
 
 
-def spoiled(name: str, x: Any) -> Any:
-    """What becomes of an argument."""
+def spoiled(subject: Subject, name: str, x: Any) -> Any:
+    """What becomes of an argument; on a device, if there can be such an array."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return ARGUMENTS[name](np.asarray(x))
+        return _there(subject, ARGUMENTS[name](np.asarray(subject.numpy(x))))
 
 
-def spoil(dice: Dice, call: Call) -> str:
+def _there(subject: Subject, x: Any) -> Any:
+    """An array where the backend computes, but for those that only NumPy has."""
+    is_numbers = type(x) is np.ndarray and (x.dtype in DTYPES or x.dtype.str[1:] in ("i4", "i8", "u1"))
+    return subject.array(x) if is_numbers and subject.backend.arrays != "numpy" else x
+
+
+def spoil(dice: Dice, subject: Subject, call: Call) -> str:
     """Change something about a call; what, in words."""
     kernel = call.case.kernel
     what = dice.integer(0, 9)
     if what < 5:
         place = dice.integer(0, len(kernel.arguments) - 1)
         name = dice.choice(list(ARGUMENTS))
-        if not _is_plain(call.arrays[place]):
+        if not _is_plain(subject, call.arrays[place]):
             return "nothing more"
-        call.arrays[place] = spoiled(name, call.arrays[place])
+        call.arrays[place] = spoiled(subject, name, call.arrays[place])
         return f"{kernel.arguments[place]}: {name}"
     if what < 6 and "t" in kernel.arguments:
-        return _spoil_labels(dice, call)
+        return _spoil_labels(dice, subject, call)
     options = [name for name in kernel.options if name in OPTIONS]
     if what < 8 and options:
         name = dice.choice(options)
         call.options[name] = dice.choice(OPTIONS[name])
         return f"{name}={call.options[name]!r}"
-    return _spoil_out(dice, call) if takes_out(kernel) else "nothing"
+    return _spoil_out(dice, subject, call) if takes_out(kernel) else "nothing"
 
 
-def _spoil_labels(dice: Dice, call: Call) -> str:
+def _spoil_labels(dice: Dice, subject: Subject, call: Call) -> str:
     place = call.case.kernel.arguments.index("t")
-    if not _is_plain(call.arrays[place]):
+    if not _is_plain(subject, call.arrays[place]):
         return "nothing more"
-    t = np.array(call.arrays[place])
+    t = np.array(subject.numpy(call.arrays[place]))
     label = dice.choice((-1, 10**6, -(2**63), 2**63 - 1, 70, 2**64 - 1))
     if t.dtype.kind in "iu" and t.size and np.iinfo(t.dtype).min <= label <= np.iinfo(t.dtype).max:
         t.reshape(-1)[dice.integer(0, t.size - 1)] = label
-        call.arrays[place] = t
+        call.arrays[place] = subject.array(t)
         return f"a label of {label}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of labels that the dtype does not have
-        call.arrays[place] = np.ceil(t).astype(dice.choice(("f4", "u8", "?", "i1")))
+        call.arrays[place] = subject.array(np.ceil(t).astype(dice.choice(("f4", "u8", "?", "i1"))))
     return f"labels of {call.arrays[place].dtype}"
 
 
-def _spoil_out(dice: Dice, call: Call) -> str:
+def _spoil_out(dice: Dice, subject: Subject, call: Call) -> str:
     kernel = call.case.kernel
     results = [np.asarray(true) for true in call.case.expected()]
     dtypes = [cases.result_dtype(name, call.case.dtype) for name in kernel.results]
@@ -209,6 +215,7 @@ def _spoil_out(dice: Dice, call: Call) -> str:
     }
     name = dice.choice(list(changes))
     out[place] = changes[name]()
+    out = [_there(subject, x) for x in out]
     call.options["out"] = packed(tuple(out)) if dice.integer(0, 9) else tuple(out[:-1])
     return f"out {kernel.results[place]}: {name}"
 

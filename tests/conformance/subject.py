@@ -131,6 +131,10 @@ class Subject:
         """A new array of the backend that holds `value` everywhere."""
         return self.array(np.full(shape, value, dtype))
 
+    def is_array(self, x: Any) -> bool:
+        """Whether `x` is an array of the backend, or one of NumPy's, of whatever kind."""
+        return isinstance(x, np.ndarray) or self.backend.owns(type(x))
+
     def numpy(self, x: Any) -> Any:
         """A result as a NumPy array or scalar."""
         if isinstance(x, np.ndarray | np.generic):
