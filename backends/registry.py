@@ -11,6 +11,7 @@ the name of a built-in one is asked for, and probing a built-in room imports at 
 import contextlib
 import functools
 import importlib
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -383,10 +384,12 @@ def _load(name: str) -> Backend:
     """Import the room of `name` and ask it whether it can run."""
     room, described = _room(name)
     try:
-        probe = getattr(room, "probe", None)
+        # What a handler of signals finds of a built-in room may be half of it, without its probe.
+        is_built_in = name in BUILTIN and name not in _registered
+        probe = room.probe if is_built_in else getattr(room, "probe", None)
         reason = None if probe is None else probe()
     except (Exception, SystemExit) as error:
-        if name in BUILTIN and name not in _registered:  # it tells what is wrong: this is of a handler of signals
+        if is_for_caller(error):
             raise
         raise BackendUnavailableError(f"{described} failed in its probe: {_told(error)}") from error
     if reason is not None and not isinstance(reason, str):
@@ -396,6 +399,8 @@ def _load(name: str) -> Backend:
     try:
         return Backend(name, room, described)
     except (Exception, SystemExit) as error:
+        if is_for_caller(error):
+            raise
         raise BackendUnavailableError(
             f"{described} declares OPTIONS or another attribute wrongly: {_told(error)}"
         ) from error
@@ -407,6 +412,18 @@ def _told(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
+
+
+def is_for_caller(error: BaseException) -> bool:
+    """Whether an error tells nothing of a backend: memory or stack ran out, or a handler of signals raised it."""
+    if isinstance(error, MemoryError | RecursionError):
+        return True
+    handlers = (signal.getsignal(number) for number in signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers if callable(handler)} - {None}
+    step = error.__traceback__
+    while step is not None and step.tb_frame.f_code not in codes:
+        step = step.tb_next
+    return step is not None
 
 
 def _room(name: str) -> tuple[Any, str]:
@@ -430,6 +447,8 @@ def _room(name: str) -> tuple[Any, str]:
     except BackendUnavailableError:
         raise
     except (Exception, SystemExit) as error:
+        if is_for_caller(error):
+            raise
         raise BackendUnavailableError(f"{described} failed to import: {_told(error)}") from error
 
 

@@ -94,31 +94,6 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0)
     assert script(tmp_path, code, NUMBA_CACHE_DIR=str(tmp_path / "cache")).split() == ["True", "True"]
 
 
-def test_a_fork_while_numba_is_imported(tmp_path: Path) -> None:
-    """A child in which the import was half done could not end it: the thread that does it is not there."""
-    code = """
-import threading
-begun = threading.Event()
-
-class Begun:
-    def find_spec(self, name, *others):
-        if name == "numba.core":
-            begun.set()
-
-sys.meta_path.insert(0, Begun())
-small = x[:3, :9].copy()
-thread = threading.Thread(target=lambda: print(abs(float(K.softmax(small).sum()) - 3) < 1e-5))
-thread.start()
-begun.wait()
-pid = os.fork()
-if pid == 0:
-    os._exit(0 if abs(float(K.softmax(small).sum()) - 3) < 1e-5 and backends.current() == "numba" else 1)
-thread.join()
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0)
-"""
-    assert script(tmp_path, code).split() == ["True", "True"]
-
-
 def test_a_fork_while_another_thread_starts_the_team(tmp_path: Path) -> None:
     code = """
 import signal, threading

@@ -7,8 +7,12 @@ parameter, and `memory` says how results are written. `compiling` compiles, `war
 makes the arrays for results. But for the last, nothing of this is imported, nor is numba, before the probe.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import threads
-from plugrad.backends.apart import done_apart
 from plugrad.backends.numba.recycling import empty
+from plugrad.backends.registry import is_for_caller
 
 __all__ = [
     "affine",
@@ -56,16 +60,58 @@ def __getattr__(name: str) -> Any:
     return getattr(updates if name in UPDATES else kernels, name)
 
 
-@done_apart
-def _import_error() -> str | None:
-    """Why numba cannot be imported; tried once in a process, since what fails half-way stays half done."""
-    try:
-        from plugrad.backends.numba import compiling, kernels, updates  # noqa: F401
+_importing: set[int] = set()  # the threads that import numba
+_failed: list[str] = []
 
-        compiling.load_compiler()
-    except Exception as error:  # a library that cannot be loaded is an OSError
-        return f"{type(error).__name__}: {error}"
+
+def _import_error() -> str | None:
+    """Why numba cannot be imported; not tried again once it has failed, since what is half done stays so."""
+    me = threading.get_ident()
+    if me in _importing:  # by a handler of signals, or by what numba imports
+        return "it is just being imported"
+    if _failed:
+        return _failed[0]
+    _importing.add(me)
+    try:
+        with _uninterrupted():
+            from plugrad.backends.numba import compiling, kernels, updates  # noqa: F401
+
+            compiling.load_compiler()
+    except (Exception, SystemExit) as error:  # a library that cannot be loaded is an OSError
+        if is_for_caller(error):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        if not getattr(getattr(sys.modules.get("numba"), "__spec__", None), "_initializing", False):
+            _failed.append(told)  # else this is called in the middle of another's import
+        return told
+    finally:
+        _importing.discard(me)
     return None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the block."""
+    before, came, process = signal.getsignal(signal.SIGINT), list[Any](), os.getpid()
+
+    def wait(*arguments: Any) -> None:
+        if os.getpid() == process:
+            came.append(arguments)
+        elif callable(before):  # another thread has forked
+            before(*arguments)
+
+    try:
+        if callable(before):  # else it is ignored, or ends the process, or is not Python's
+            signal.signal(signal.SIGINT, wait)
+    except ValueError:  # Python handles signals in its main thread only
+        before = None
+    try:
+        yield
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGINT, before)
+            if came:
+                before(*came[0])
 
 
 def thread_count() -> int:

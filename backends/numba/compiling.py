@@ -135,7 +135,10 @@ class _Compiling(event.Listener):
             return
         if self._depth == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._interrupted = False
-            signal.signal(signal.SIGINT, self._interrupt)
+            with contextlib.suppress(
+                ValueError
+            ):  # where Python handles no signals, in an interpreter beside the main one
+                signal.signal(signal.SIGINT, self._interrupt)
         self._depth += 1
 
     def on_end(self, event: Any) -> None:
