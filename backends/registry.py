@@ -389,9 +389,7 @@ def _load(name: str) -> Backend:
         probe = room.probe if is_built_in else getattr(room, "probe", None)
         reason = None if probe is None else probe()
     except (Exception, SystemExit) as error:
-        if is_for_caller(error):
-            raise
-        raise BackendUnavailableError(f"{described} failed in its probe: {_told(error)}") from error
+        _refuse(f"{described} failed in its probe", error)
     if reason is not None and not isinstance(reason, str):
         raise BackendUnavailableError(f"{described} is malformed: its probe returned {reason!r}, not a reason or None")
     if reason is not None:
@@ -399,11 +397,14 @@ def _load(name: str) -> Backend:
     try:
         return Backend(name, room, described)
     except (Exception, SystemExit) as error:
-        if is_for_caller(error):
-            raise
-        raise BackendUnavailableError(
-            f"{described} declares OPTIONS or another attribute wrongly: {_told(error)}"
-        ) from error
+        _refuse(f"{described} declares OPTIONS or another attribute wrongly", error)
+
+
+def _refuse(what: str, error: BaseException) -> NoReturn:
+    """Say of a backend what went wrong in its code; an error that is not of it comes through."""
+    if is_for_caller(error):
+        raise error
+    raise BackendUnavailableError(f"{what}: {_told(error)}") from error
 
 
 def _told(error: BaseException) -> str:
@@ -447,9 +448,7 @@ def _room(name: str) -> tuple[Any, str]:
     except BackendUnavailableError:
         raise
     except (Exception, SystemExit) as error:
-        if is_for_caller(error):
-            raise
-        raise BackendUnavailableError(f"{described} failed to import: {_told(error)}") from error
+        _refuse(f"{described} failed to import", error)
 
 
 def is_plug_in(name: str) -> bool:

@@ -118,20 +118,28 @@ def _share(dloss: Any, rows: tuple[int, ...], reduction: str, divisor: float) ->
     return share[..., None]
 
 
-def cross_entropy(
-    p: Any,
+def _loss(
+    logs: Array,
     t: Any,
-    axis: int = -1,
+    axis: int,
     weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-) -> tuple[Array, ...]:
-    p = np.moveaxis(double(p), axis, -1)
-    q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    sizes: bool = False,
+) -> Array:
+    """The loss, given the logarithms of probabilities with the classes last; or the sum of the sizes of its terms."""
+    q, divisor = _labels(t, np.moveaxis(logs, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    terms = _times_log(q, logs)
     with np.errstate(all="ignore"):
-        losses = np.where(q.any(axis=-1), -_times_log(q, np.log(p)).sum(axis=-1), 0.0)
-    return (_reduced(losses, reduction, divisor),)
+        losses = np.where(q.any(axis=-1), (abs(terms) if sizes else -terms).sum(axis=-1), 0.0)
+    return _reduced(losses, reduction, divisor)
+
+
+def cross_entropy(p: Any, t: Any, axis: int = -1, **options: Any) -> tuple[Array, ...]:
+    with np.errstate(all="ignore"):
+        logs = np.log(np.moveaxis(double(p), axis, -1))
+    return (_loss(logs, t, axis, **options),)
 
 
 def cross_entropy_backward(
@@ -151,20 +159,9 @@ def cross_entropy_backward(
     return (np.moveaxis(slope, -1, axis),)
 
 
-def softmax_cross_entropy(
-    x: Any,
-    t: Any,
-    axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> tuple[Array, ...]:
+def softmax_cross_entropy(x: Any, t: Any, axis: int = -1, **options: Any) -> tuple[Array, ...]:
     logs = np.moveaxis(log_softmax(x, axis)[0], axis, -1)
-    q, divisor = _labels(t, np.shape(x), axis, weight, ignore_index, label_smoothing)
-    counts = q.any(axis=-1)
-    losses = np.where(counts, -_times_log(q, logs).sum(axis=-1), 0.0)
-    return _reduced(losses, reduction, divisor), softmax(x, axis)[0]
+    return _loss(logs, t, axis, **options), softmax(x, axis)[0]
 
 
 def softmax_cross_entropy_backward(
@@ -322,35 +319,12 @@ def _terms_of_softmax_cross_entropy_backward(
     return (np.moveaxis(terms * _share(abs(double(dloss)), y.shape, reduction, divisor), -1, axis),)
 
 
-def _terms_of_cross_entropy(
-    p: Any,
-    t: Any,
-    axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> tuple[Array, ...]:
-    p = np.moveaxis(double(p), axis, -1)
-    q, divisor = _labels(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
-    with np.errstate(all="ignore"):
-        terms = np.where(q.any(axis=-1), abs(_times_log(q, np.log(p))).sum(axis=-1), 0.0)
-    return (_reduced(terms, reduction, divisor),)
+def _terms_of_cross_entropy(p: Any, t: Any, **options: Any) -> tuple[Array, ...]:
+    return cross_entropy(p, t, **options, sizes=True)
 
 
-def _terms_of_softmax_cross_entropy(
-    x: Any,
-    t: Any,
-    axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> tuple[Array, ...]:
-    logs = np.moveaxis(log_softmax(x, axis)[0], axis, -1)
-    q, divisor = _labels(t, np.shape(x), axis, weight, ignore_index, label_smoothing)
-    terms = np.where(q.any(axis=-1), abs(_times_log(q, logs)).sum(axis=-1), 0.0)
-    return _reduced(terms, reduction, divisor), softmax(x, axis)[0]
+def _terms_of_softmax_cross_entropy(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:
+    return softmax_cross_entropy(x, t, **options, sizes=True)
 
 
 def _terms_of_softmax_cross_entropy_value_and_grad(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:

@@ -863,6 +863,7 @@ def test_a_numba_that_cannot_be_imported_is_passed_over_by_auto_and_told(tmp_pat
     ]
 
 
+limits_memory = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not limited so")
 BOUND = """
 import resource
 size = int(open("/proc/self/statm").read().split()[{field}]) * resource.getpagesize()
@@ -870,7 +871,7 @@ resource.setrlimit(resource.{limit}, (size + {left},) * 2)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not limited so")
+@limits_memory
 @pytest.mark.parametrize(
     ("limit", "field", "left", "what"),
     [
@@ -886,7 +887,7 @@ def test_where_the_compiler_would_find_no_memory_numpy_computes(limit: str, fiel
     assert f"numba's compiler may take {what}, and the limit of this process leaves " in told[1]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not limited so")
+@limits_memory
 def test_the_compiler_has_what_it_is_said_to_take(tmp_path: Path) -> None:
     code = (
         BOUND.format(limit="RLIMIT_AS", field=0, left=1100 << 20)

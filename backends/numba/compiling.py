@@ -135,9 +135,8 @@ class _Compiling(event.Listener):
             return
         if self._depth == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._interrupted = False
-            with contextlib.suppress(
-                ValueError
-            ):  # where Python handles no signals, in an interpreter beside the main one
+            # An interpreter beside the main one has a main thread too, but may not handle signals.
+            with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, self._interrupt)
         self._depth += 1
 

@@ -5,6 +5,7 @@ float64. An `AssertionError` tells what does not; other errors are findings too 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
     made, refused = outcome(lambda: kind(params, **options), kind.__name__)
     done = 0
     for step in grads if made is not None else ():
-        _, refused = outcome(lambda step=step: made.step(step), kind.__name__)  # type: ignore[misc]
+        _, refused = outcome(partial(made.step, step), kind.__name__)
         if refused:
             break
         done += 1
