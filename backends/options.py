@@ -49,6 +49,10 @@ class LossOptions(NamedTuple):
     reduction: str
     divisor: Any = None
 
+    def with_weight(self, weight: Any) -> "LossOptions":
+        """These options, with `weight` in place of an array of the same weights."""
+        return self if weight is self.weight else self._replace(weight=weight)
+
 
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:
     """The error for a label that names no class; the same text whichever backend finds it."""

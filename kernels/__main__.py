@@ -1,16 +1,12 @@
 """Print the table of kernels as the README shows it: ``python -m plugrad.kernels``."""
 
-import inspect
-
 from plugrad.kernels import KERNELS, Kernel
 
 
 def row(kernel: Kernel) -> str:
     """One kernel as a row of a Markdown table."""
-    parameters = inspect.signature(kernel.function).parameters
-    call = ", ".join(name for name in parameters if name in kernel.arguments)
-    results = ", ".join(kernel.results)
-    options = ", ".join(f"`{name}`" for name in parameters if name not in kernel.arguments)
+    options = ", ".join(f"`{name}`" for name in (*kernel.options, "out"))
+    call, results = ", ".join(kernel.arguments), ", ".join(kernel.results)
     return f"| `{kernel.name}({call})` → `{results}` | {kernel.formula} | {options} |"
 
 

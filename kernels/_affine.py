@@ -1,19 +1,19 @@
 """The affine layer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
+from plugrad.backends import contract
 from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array, floating, given_results, promoted, result
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._arguments import Array, ArrayLike, Out, given_results, promoted, real, result
+from plugrad.kernels._kernel import kernel
 
 GRADIENTS = ("dx", "dw", "db")
 
 
-def affine(x: Any, w: Any, b: Any = None, *, out: Any = None) -> Array:
+@kernel(contract.Affine, "y = x w + b", results=("y",))
+def affine(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, out: Array | None = None) -> Array:
     """Affine layer, ``y = x w + b``.
 
     Parameters
@@ -50,27 +50,24 @@ def affine(x: Any, w: Any, b: Any = None, *, out: Any = None) -> Array:
     array([[11., 22., 33.]])
     """
     backend = backend_for(x)
-    x = floating("affine", "x", x, backend)
-    w = floating("affine", "w", w, backend)
+    x = real("affine", "x", x, backend)
+    w = real("affine", "w", w, backend)
     fit("affine", x, w)
     if b is None:
-        if x.dtype != w.dtype:
-            x, w = promoted((x, w))
+        x, w = promoted(x, w)
     else:
-        b = biases("affine", b, w, backend)
-        if not x.dtype == w.dtype == b.dtype:
-            x, w, b = promoted((x, w, b))
-    reads = [x, w] if b is None else [x, w, b]
-    y = result("affine", "out", out, x.shape[:-1] + w.shape[1:], x.dtype, backend, reads)
+        x, w, b = promoted(x, w, biases("affine", b, w, backend))
+    y, (x, w, b) = result("affine", "out", out, x.shape[:-1] + w.shape[1:], x.dtype, backend, (x, w, b))
     if x.size and y.size:
-        backend.functions["affine"](reads[0], reads[1], b if b is None else reads[2], y)
-    elif y.size:  # no inputs: nothing is summed
-        y[...] = 0 if b is None else reads[2]
+        backend.functions["affine"](x, w, b, y)
+    elif y.size:  # no inputs: the sums are empty
+        y[...] = 0 if b is None else b
     return y
 
 
+@kernel(contract.AffineBackward, "dx = dy wᵀ, dw = xᵀ dy, db = Σ_rows dy", results=GRADIENTS)
 def affine_backward(
-    dy: Any, x: Any, w: Any, *, needs: Iterable[str] = GRADIENTS, out: Any = None
+    dy: ArrayLike, x: ArrayLike, w: ArrayLike, *, needs: Iterable[str] = GRADIENTS, out: Out = None
 ) -> tuple[Array, Array, Array]:
     """Gradients of `affine`: ``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``.
 
@@ -106,47 +103,51 @@ def affine_backward(
     >>> dx, dw, db
     (array([[3.]]), array([[3., 6.]]), array([1., 2.]))
     """
-    kernel = "affine_backward"
+    name = "affine_backward"
     backend = backend_for(dy)
-    dy = floating(kernel, "dy", dy, backend)
-    x = floating(kernel, "x", x, backend)
-    w = floating(kernel, "w", w, backend)
-    fit(kernel, x, w)
+    dy = real(name, "dy", dy, backend)
+    x = real(name, "x", x, backend)
+    w = real(name, "w", w, backend)
+    fit(name, x, w)
     shape = x.shape[:-1] + w.shape[1:]
     if dy.shape != shape:
-        raise ValueError(f"{kernel}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
-    if not dy.dtype == x.dtype == w.dtype:
-        dy, x, w = promoted((dy, x, w))
-    wanted = needed(kernel, needs)
-    given = given_results(kernel, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
-    refuse_unneeded(kernel, wanted, given)
-    reads = [dy, x, w]
-    dx = dw = db = None
-    if "dx" in wanted:
-        dx = result(kernel, "out: dx", given[0], x.shape, dy.dtype, backend, reads)
-    if "dw" in wanted:
-        dw = result(kernel, "out: dw", given[1], w.shape, dy.dtype, backend, reads, (dx,))
-    if "db" in wanted:
-        db = result(kernel, "out: db", given[2], w.shape[1:], dy.dtype, backend, reads, (dx, dw))
+        raise ValueError(f"{name}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
+    dy, x, w = promoted(dy, x, w)
+    wanted = needed(name, needs)
+    given = given_results(name, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
+    refuse_unneeded(name, wanted, given)
+    (dx, dw, db), (dy, x, w) = gradients(name, wanted, given, (x.shape, w.shape, w.shape[1:]), backend, (dy, x, w))
+    compute = backend.functions[name]
     if dy.size and x.size:
-        backend.functions[kernel](*reads, dx, dw, db)
-    else:
-        _without_products(backend.functions[kernel], reads, dx, dw, db)
+        compute(dy, x, w, dx, dw, db)
+    else:  # no rows, no inputs or no outputs: products are sums over nothing
+        for array in (dx, dw, db):
+            if array is not None:
+                array[...] = 0
+        if db is not None and dy.size:
+            compute(dy, x, w, None, None, db)
     return dx, dw, db
 
 
-def _without_products(compute: Callable[..., None], reads: list[Array], dx: Any, dw: Any, db: Any) -> None:
-    """The gradients where there are no rows, no inputs or no outputs: sums over nothing, unless there are rows."""
-    for array in (dx, dw):
-        if array is not None:
-            array[...] = 0
-    if db is not None and reads[0].size:
-        compute(*reads, None, None, db)
-    elif db is not None:
-        db[...] = 0
+def gradients(
+    kernel: str,
+    wanted: tuple[str, ...],
+    given: tuple[Any, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    backend: Backend,
+    reads: tuple[Any, ...],
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The arrays for the gradients, None where not wanted, and the arrays that are read (see `result`)."""
+    found: tuple[Any, ...] = ()
+    for name, out, shape in zip(GRADIENTS, given, shapes, strict=True):
+        array = None
+        if name in wanted:
+            array, reads = result(kernel, f"out: {name}", out, shape, reads[0].dtype, backend, reads, found)
+        found = (*found, array)
+    return found, reads
 
 
-def fit(kernel: str, x: Array, w: Array) -> None:
+def fit(kernel: str, x: Any, w: Any) -> None:
     """Refuse inputs and weights that cannot be multiplied."""
     if w.ndim != 2:
         raise ValueError(f"{kernel}: w: expected shape (in, out), got {w.shape}")
@@ -159,9 +160,9 @@ def fit(kernel: str, x: Array, w: Array) -> None:
         )
 
 
-def biases(kernel: str, b: Any, w: Array, backend: Backend) -> Array:
+def biases(kernel: str, b: Any, w: Any, backend: Backend) -> Any:
     """The biases for weights `w`."""
-    b = floating(kernel, "b", b, backend)
+    b = real(kernel, "b", b, backend)
     if b.shape != w.shape[1:]:
         raise ValueError(
             f"{kernel}: b: expected shape {w.shape[1:]}, one bias per column of w {w.shape}, got {b.shape}"
@@ -189,83 +190,3 @@ def refuse_unneeded(kernel: str, wanted: tuple[str, ...], given: tuple[Any, ...]
         for name, array in zip(GRADIENTS, given, strict=True):
             if array is not None and name not in wanted:
                 raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
-
-
-def sample_layer(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    """Inputs, weights and biases."""
-    inputs = min(classes, 256, 2**20 // max(1, classes)) + 3  # so that many classes do not make a square of weights
-    return {
-        "x": rng.normal(size=(rows, inputs)).astype(dtype),
-        "w": (rng.normal(size=(inputs, classes)) / np.sqrt(inputs)).astype(dtype),
-        "b": rng.normal(size=classes).astype(dtype),
-    }
-
-
-def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    forward = sample_layer(rng, rows, classes, dtype)
-    return {"dy": rng.normal(size=(rows, classes)).astype(dtype), "x": forward["x"], "w": forward["w"]}
-
-
-def mistakes_of_layers(kernel: str) -> tuple[Mistake, ...]:
-    """The mistakes that can be made with inputs, weights and biases."""
-    return (
-        Mistake({"x": np.ones((2, 5))}, ValueError, f"{kernel}: x: expected 6 inputs along the last axis"),
-        Mistake({"x": 1.0}, ValueError, rf"{kernel}: x: expected shape \(..., in\) with in = 6, got a single number"),
-        Mistake({"w": np.ones(6)}, ValueError, rf"{kernel}: w: expected shape \(in, out\), got \(6,\)"),
-        Mistake({"b": np.ones(2)}, ValueError, rf"{kernel}: b: expected shape \(3,\), one bias per column"),
-        Mistake({"b": np.ones((2, 3))}, ValueError, rf"{kernel}: b: expected shape \(3,\)"),
-        Mistake({"w": np.ones((6, 3), complex)}, TypeError, f"{kernel}: w: expected .*, got dtype complex128"),
-    )
-
-
-KERNELS = (
-    Kernel(
-        function=affine,
-        formula="y = x w + b",
-        arguments=("x", "w", "b"),
-        results=("y",),
-        backward="affine_backward",
-        sample=sample_layer,
-        mistakes=(
-            *mistakes_of_layers("affine"),
-            Mistake({"out": np.ones((2, 6), np.float32)}, ValueError, r"affine: out: expected shape \(2, 3\)"),
-            Mistake({"out": np.ones((2, 3))}, TypeError, "affine: out: expected dtype float32"),
-        ),
-        passes=2,
-        operations=0,
-        tolerance=32,
-    ),
-    Kernel(
-        function=affine_backward,
-        formula="dx = dy wᵀ, dw = xᵀ dy, db = Σ_rows dy",
-        arguments=("dy", "x", "w"),
-        results=GRADIENTS,
-        options=("needs",),
-        sample=_sample_backward,
-        mistakes=(
-            Mistake({"dy": np.ones((2, 2))}, ValueError, r"affine_backward: dy: expected shape \(2, 3\) for x"),
-            Mistake(
-                {"needs": ("dx", "dy")}, ValueError, "affine_backward: needs: expected some of dx, dw, db; got 'dy'"
-            ),
-            Mistake(
-                {"out": np.ones((2, 6), np.float32)}, TypeError, r"affine_backward: out: expected a tuple \(dx, dw"
-            ),
-            Mistake(
-                {"out": (None, None)}, ValueError, "affine_backward: out: expected one entry for each of dx, dw, db"
-            ),
-            Mistake(
-                {"needs": "dx", "out": (None, np.ones((6, 3), np.float32), None)},
-                ValueError,
-                "affine_backward: out: expected None for dw",
-            ),
-            Mistake(
-                {"out": (None, np.ones((3, 6), np.float32), None)},
-                ValueError,
-                r"affine_backward: out: dw: expected shape \(6, 3\)",
-            ),
-        ),
-        passes=4,
-        operations=0,
-        tolerance=32,
-    ),
-)

@@ -1,24 +1,33 @@
-"""The checks that every call passes, and the canonical form that it leaves them in for the backend.
+"""The checks of every call, and the canonical form in which arguments reach the backend.
 
 The order is the same everywhere: choose the backend, check every argument without looking at its data, and only then
-compute. Each function here returns the canonical argument or raises an error that names kernel and argument, says
-what was expected and what came, and what to do. Each has a short way through for arguments that are canonical
-already, because on small arrays the checks are most of what a call costs.
+compute. Each function returns the canonical argument or raises an error that names kernel and argument, says what was
+expected and what came, and what to do. Arguments in canonical form pass each check early, because on small arrays the
+checks are most of the cost of a call.
 """
 
 import functools
 import operator
-from collections.abc import Sequence
 from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, is_supported
 from plugrad.backends.registry import Backend
 
-# An array of whichever backend is selected: a NumPy array, a CuPy array, or what a plug-in computes on.
-Array: TypeAlias = Any
+# An array of the backend in force. Signatures name NumPy's; on `cupy` and on plug-ins it is an array of theirs.
+Array: TypeAlias = npt.NDArray[Any]
+
+# Arguments: an array of the backend in force, or numbers in nested sequences.
+ArrayLike: TypeAlias = npt.ArrayLike
+
+# A loss: a scalar, or an array with one entry for each row.
+Loss: TypeAlias = np.floating[Any] | npt.NDArray[Any]
+
+# Where to write several results: a tuple with an entry for each, or an array for the one that the kernel says.
+Out: TypeAlias = Array | tuple[Array | None, ...] | None
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -28,16 +37,23 @@ REDUCTIONS = ("mean", "sum", "none")
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def floating(kernel: str, name: str, x: Any, backend: Backend) -> Array:
-    """`x` as an array of the backend with a floating dtype in native byte order."""
+def floating(kernel: str, name: str, x: Any, backend: Backend) -> Any:
+    """`x` as an array of the backend with a floating dtype in native byte order; of integers float64."""
+    x = real(kernel, name, x, backend)
+    return x if x.dtype in COMPUTE else x.astype(FLOAT64)
+
+
+def real(kernel: str, name: str, x: Any, backend: Backend) -> Any:
+    """`x` as an array of the backend with real numbers in native byte order; integers and booleans stay."""
     if type(x) is backend.native and x.dtype in COMPUTE:
         return x
+    is_sequence = isinstance(x, list | tuple | float | int)
     x = backend.take(f"{kernel}: {name}", x)
     dtype = x.dtype
     if is_supported(dtype):
         return x
     if dtype.kind in "iub":
-        return x.astype(FLOAT64)
+        return x.astype(FLOAT64) if is_sequence else x
     if dtype.kind == "f" and is_supported(dtype.newbyteorder("=")):
         return x.astype(dtype.newbyteorder("="))
     raise TypeError(
@@ -45,16 +61,29 @@ def floating(kernel: str, name: str, x: Any, backend: Backend) -> Array:
     )
 
 
-def promoted(arrays: Sequence[Array]) -> list[Array]:
-    """The floating arrays in the one dtype that NumPy's promotion gives; float16 with bfloat16 gives float32."""
+def promoted(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays of real numbers in one floating dtype, by NumPy's promotion; integers alone become float64.
+
+    uint8 with float32 gives float32, and int64 with float32 float64, as for NumPy's ``@`` and ``+``. NumPy has no
+    common dtype for float16 and bfloat16: they give float32.
+    """
     dtype = arrays[0].dtype
-    if all(array.dtype == dtype for array in arrays):
-        return list(arrays)
+    if dtype in COMPUTE and all(array.dtype == dtype for array in arrays):
+        return arrays
+    dtype = _common(tuple(array.dtype for array in arrays))
+    return tuple([array if array.dtype == dtype else array.astype(dtype) for array in arrays])
+
+
+@functools.lru_cache(1024)
+def _common(dtypes: tuple[np.dtype[Any], ...]) -> np.dtype[Any]:
+    """The dtype of `promoted`."""
     try:
-        dtype = np.result_type(*(array.dtype for array in arrays))
-    except TypeError:  # NumPy knows no dtype that holds float16 and bfloat16
-        dtype = FLOAT64 if any(array.dtype == FLOAT64 for array in arrays) else FLOAT32
-    return [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
+        common = np.result_type(*dtypes)
+    except TypeError:
+        floats = [dtype for dtype in dtypes if dtype in COMPUTE]
+        others = [dtype for dtype in dtypes if dtype not in COMPUTE]
+        common = np.result_type(FLOAT64 if FLOAT64 in floats else FLOAT32, *others)
+    return common if common in COMPUTE else FLOAT64
 
 
 def axis_index(kernel: str, axis: Any, ndim: int) -> int:
@@ -78,13 +107,13 @@ def integer(kernel: str, name: str, value: Any, expected: str) -> int:
     raise TypeError(f"{kernel}: {name}: expected {expected}, got {value!r}")
 
 
-def same_shape(kernel: str, name: str, x: Array, other: str, shape: tuple[int, ...]) -> None:
+def same_shape(kernel: str, name: str, x: Any, other: str, shape: tuple[int, ...]) -> None:
     """Refuse `x` unless it has the shape of the argument called `other`."""
     if x.shape != shape:
         raise ValueError(f"{kernel}: {name}: expected the shape of {other}, {shape}, got {x.shape}")
 
 
-def some_classes(kernel: str, name: str, x: Array, axis: int) -> None:
+def some_classes(kernel: str, name: str, x: Any, axis: int) -> None:
     """Refuse an array whose class axis is empty."""
     if not x.shape[axis]:
         raise ValueError(f"{kernel}: {name}: expected at least one class along axis {axis}, got shape {x.shape}")
@@ -102,18 +131,19 @@ def result(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     backend: Backend,
-    reads: list[Array],
-    writes: Sequence[Array | None] = (),
-) -> Array:
-    """The array that a result is written to: `out` if the caller gave one that fits, else a new one.
+    reads: tuple[Any, ...],
+    writes: tuple[Any, ...] = (),
+) -> tuple[Any, tuple[Any, ...]]:
+    """The array for a result, and the arrays that are read: `out` if the caller gave one that fits, else a new array.
 
-    `out` may lie exactly where one of `reads` does; that one is then replaced by `out` itself, so that a backend can
-    tell by ``is``. It may not share memory with one in another way, nor with another result, one of `writes`.
+    `out` may have exactly the memory of one of `reads`. In the tuple that is returned `out` itself takes the place of
+    that array, so that the backend recognises it by ``is``. `out` must not overlap one of `reads` in another way, nor
+    `writes`, the other results. None in `reads` and `writes` stands for an array that is not there.
     """
     if isinstance(out, tuple) and len(out) == 1:
         out = out[0]
     if out is None:
-        return backend.empty(shape, dtype)
+        return backend.empty(shape, dtype), reads
     if (
         type(out) is not backend.native
         or (out.dtype is not dtype and out.dtype != dtype)
@@ -121,24 +151,25 @@ def result(
         or not ((flags := out.flags).c_contiguous and getattr(flags, "writeable", True))  # CuPy's arrays always are
     ):
         _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
-    own = type(out) is np.ndarray and out.base is None  # in memory of its own, as what each view of it says
-    for position, read in enumerate(reads):
-        if read is not out and not (own and (read.base is None or _lies_elsewhere(read.base, out))):
-            overlap = backend.overlap(out, read)
-            if overlap == "partial":
-                raise ValueError(
-                    f"{kernel}: {name}: shares part of its memory with an argument; pass that very array, or another"
-                )
-            if overlap == "same":
-                reads[position] = out
     for written in writes:
         if written is not None and backend.overlap(out, written) != "none":
             raise ValueError(f"{kernel}: {name}: shares memory with another result; pass an array of its own")
-    return out
+    owns_memory = type(out) is np.ndarray and out.base is None
+    for read in reads:
+        if read is None or read is out or (owns_memory and (read.base is None or _lies_elsewhere(read.base, out))):
+            continue
+        overlap = backend.overlap(out, read)
+        if overlap == "partial":
+            raise ValueError(
+                f"{kernel}: {name}: shares part of its memory with an argument; pass that very array, or another"
+            )
+        if overlap == "same":
+            reads = tuple([out if other is read else other for other in reads])
+    return out, reads
 
 
-def _lies_elsewhere(base: Any, out: Array) -> bool:
-    """Whether a view of this array has not its memory from `out`, an array in memory of its own."""
+def _lies_elsewhere(base: Any, out: Any) -> bool:
+    """Whether `base`, the array that a view refers to, owns its memory and is not `out`."""
     return type(base) is np.ndarray and base.base is None and base is not out
 
 
@@ -157,7 +188,7 @@ def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[A
         raise ValueError(f"{what}: expected an array without repeated elements, got strides {out.strides}")
 
 
-def overlaps_itself(x: Array) -> bool:
+def overlaps_itself(x: Any) -> bool:
     """Whether two elements of `x` may have the same address: some stride lies inside the extent of the others."""
     extent = x.dtype.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
@@ -180,8 +211,8 @@ def given_results(kernel: str, out: Any, names: tuple[str, ...], lone: str | Non
     return tuple([out if name == lone else None for name in names])
 
 
-def given_back(array: Array, out: Any) -> Array:
-    """What the caller gets: the array it gave, or the new one, a scalar where that has no dimensions."""
+def given_back(array: Any, out: Any) -> Any:
+    """The result as the caller gets it: the array that it gave, or a new one, a scalar if that has no dimensions."""
     return array if out is not None or array.ndim else array[()]
 
 
@@ -201,7 +232,7 @@ def loss_arguments(
     label_smoothing: Any,
     reduction: Any,
     backend: Backend,
-) -> tuple[Array, Array, LossOptions]:
+) -> tuple[Any, Any, LossOptions]:
     """The argument called `name`, whose rows are those of the loss, their labels, and the options, checked."""
     x = floating(kernel, name, x, backend)
     if weight is None and type(t) is backend.native:
@@ -209,7 +240,7 @@ def loss_arguments(
             options = _options_of_indices(
                 kernel, x.shape, t.shape, t.dtype, axis, ignore_index, label_smoothing, reduction
             )
-        except (TypeError, ValueError):  # told below
+        except (TypeError, ValueError):  # raised again below, with its message
             options = None
         if options is not None:
             return x, t, options
@@ -228,7 +259,7 @@ def _options_of_indices(
     label_smoothing: Any,
     reduction: Any,
 ) -> LossOptions | None:
-    """What `loss_options` and `labels` find, once for all calls alike; None where they have more to do than to look."""
+    """The options that `loss_options` and `labels` find, kept for equal calls; None where labels need conversion."""
     index = axis_index(kernel, axis, len(shape))
     is_plain = labels_dtype.kind in "iu" and labels_dtype.isnative and 0 not in shape
     if not is_plain or labels_shape != shape[:index] + shape[index + 1 :]:
@@ -239,7 +270,7 @@ def _options_of_indices(
 def loss_options(
     kernel: str,
     name: str,
-    x: Array,
+    x: Any,
     axis: Any,
     weight: Any,
     ignore_index: Any,
@@ -253,7 +284,7 @@ def loss_options(
         some_classes(kernel, name, x, index)
     try:
         options = _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
-    except TypeError:  # of the checks, or because something cannot be hashed: then they tell what is wrong with it
+    except TypeError:  # of the checks, or because an argument has no hash: then the checks name it
         options = _checked_options.__wrapped__(kernel, index, ignore_index, label_smoothing, reduction)
     if weight is None:
         return options
@@ -290,7 +321,7 @@ def _checked_options(kernel: str, axis: int, ignore_index: Any, label_smoothing:
     return LossOptions(kernel, axis, None, ignore_index, label_smoothing, reduction)
 
 
-def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend) -> Array:
+def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) -> Any:
     """The labels of the rows of `x`: integers without the class axis, or numbers of the shape of `x`."""
     if type(t) is not backend.native:
         given, t = t, backend.take(f"{kernel}: t", t)
@@ -324,19 +355,7 @@ def labels(kernel: str, t: Any, x: Array, options: LossOptions, backend: Backend
     return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))
 
 
-def arrays_of_loss(x: Array, t: Array, dloss: Any, options: LossOptions) -> list[Array]:
-    """The arrays that a loss or its gradient reads: rows and labels first, and the weights, if there are any, last."""
-    if options.weight is None and (dloss is None or isinstance(dloss, float)):
-        return [x, t]
-    return [x, t, *(array for array in (dloss, options.weight) if array is not None and not isinstance(array, float))]
-
-
-def read_options(options: LossOptions, reads: list[Array]) -> LossOptions:
-    """The options with the weights that are among `reads` (see `result`)."""
-    return options if options.weight is None else options._replace(weight=reads[-1])
-
-
-def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
+def loss_shape(x: Any, options: LossOptions) -> tuple[int, ...]:
     """The shape of the loss of the rows of `x`."""
     if options.reduction != "none":
         return ()
@@ -344,7 +363,7 @@ def loss_shape(x: Array, options: LossOptions) -> tuple[int, ...]:
     return shape[: options.axis] + shape[options.axis + 1 :]
 
 
-def upstream(kernel: str, dloss: Any, x: Array, options: LossOptions, backend: Backend) -> Any:
+def upstream(kernel: str, dloss: Any, x: Any, options: LossOptions, backend: Backend) -> Any:
     """The gradient of the loss: a Python float, or an array of the backend of the shape of the loss."""
     shape = loss_shape(x, options)
     if isinstance(dloss, float | int | np.floating | np.integer):

@@ -5,52 +5,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plugrad.backends import contract
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import Workspace, bytes_of
-from plugrad.kernels._affine import (
-    GRADIENTS,
-    affine,
-    affine_backward,
-    biases,
-    fit,
-    mistakes_of_layers,
-    needed,
-    refuse_unneeded,
-    sample_layer,
-)
+from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
 from plugrad.kernels._arguments import (
     Array,
-    floating,
+    ArrayLike,
+    Loss,
+    Out,
     given_back,
     given_results,
     labels,
     loss_options,
     loss_shape,
     promoted,
-    read_options,
+    real,
     result,
 )
-from plugrad.kernels._cross_entropy import OPTIONS, mistakes_of_labels, sample_labels
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
-from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_value_and_grad
+from plugrad.kernels._kernel import kernel
 
 MAX_WORKSPACE = "64MB"
 
 
+@kernel(
+    contract.LinearLoss,
+    "loss = −Σ w_j t_j log softmax(x w + b)_j, the logits never held whole",
+    results=("loss",),
+)
 def linear_cross_entropy(
-    x: Any,
-    w: Any,
-    b: Any,
-    t: Any,
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None,
+    t: ArrayLike,
     *,
-    weight: Any = None,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     max_workspace: int | str | Workspace = MAX_WORKSPACE,
-) -> Array:
+    out: Array | None = None,
+) -> Loss:
     """The loss of a classifier's last layer, ``softmax_cross_entropy(affine(x, w, b), t)``, without its logits.
 
     They are computed for some rows at a time, in a workspace: with many classes they would be the largest array there
@@ -73,6 +70,8 @@ def linear_cross_entropy(
         How much memory the call may work in, beside its arguments and results: bytes, or text such as ``"64MB"`` or
         ``"1GiB"``. More makes larger products, which are faster up to some hundred rows: for as many it needs
         ``rows * classes * 4`` bytes, or 8 in float64. A `Workspace` keeps the memory for the next call.
+    out : array, optional
+        Where to write the loss: its shape, ``()`` for a mean or a sum, and its dtype.
 
     Returns
     -------
@@ -103,34 +102,40 @@ def linear_cross_entropy(
     >>> round(float(loss), 6)
     0.313262
     """
-    kernel = "linear_cross_entropy"
+    name = "linear_cross_entropy"
     backend = backend_for(x)
-    reads, options = _arguments(kernel, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
-    workspace = _workspace(kernel, max_workspace)
+    reads, options = _arguments(name, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
+    workspace = _workspace(name, max_workspace)
     logits = _logits(reads[0], reads[1])
-    loss = backend.empty(loss_shape(logits, options), COMPUTE[logits.dtype])
+    shape, dtype = loss_shape(logits, options), COMPUTE[logits.dtype]
+    loss, (x, w, b, t, weight) = result(name, "out", out, shape, dtype, backend, reads)
     if logits.size:
-        workspace.claim(f"{kernel}: max_workspace")
-        backend.functions[kernel](*_given(reads, b), read_options(options, reads), workspace, loss)
+        workspace.claim(f"{name}: max_workspace")
+        backend.functions[name](x, w, b, t, options.with_weight(weight), workspace, loss)
     else:
         loss[...] = 0
-    return given_back(loss, None)
+    return given_back(loss, out)
 
 
+@kernel(
+    contract.LinearLossAndGradients,
+    "loss, dx, dw, db of the layer and its loss in chunks of rows",
+    results=("loss", *GRADIENTS),
+)
 def linear_cross_entropy_value_and_grad(
-    x: Any,
-    w: Any,
-    b: Any,
-    t: Any,
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None,
+    t: ArrayLike,
     *,
-    weight: Any = None,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     needs: Iterable[str] = GRADIENTS,
     max_workspace: int | str | Workspace = MAX_WORKSPACE,
-    out: Any = None,
-) -> tuple[Array, Array, Array, Array]:
+    out: Out = None,
+) -> tuple[Loss, Array, Array, Array]:
     """The loss of `linear_cross_entropy` and its gradients, in one pass: forward and backward of the last layer.
 
     With ``dz = softmax(x w + b) - t``, scaled as the reduction says: ``dx = dz w^T``, ``dw = x^T dz`` and ``db = sum of
@@ -152,8 +157,8 @@ def linear_cross_entropy_value_and_grad(
         As `linear_cross_entropy` returns it.
     dx, dw, db : array or None
         Gradients of the loss, or with ``reduction="none"`` of the sum of the losses, with respect to `x`, `w` and `b`,
-        in the promoted dtype of these; None where not needed, and for `db` if there are no biases. Those of ignored
-        rows are exact zeros, whatever these rows hold. Sums over the rows keep their accuracy for any number, but in
+        in the promoted dtype of these; None where not needed. Without biases `db` is their gradient at 0. Ignored rows
+        get exact zeros, whatever they hold. Sums over the rows keep their accuracy for any number, but in
         float32 where a small workspace cuts them into 65 to 1,024 chunks: `dw` may then be off by hundreds of units in
         the last place, if all rows are alike.
 
@@ -182,29 +187,22 @@ def linear_cross_entropy_value_and_grad(
     >>> dw.tolist(), db.tolist()
     ([[0.5, -0.5], [1.0, -1.0]], [0.5, -0.5])
     """
-    kernel = "linear_cross_entropy_value_and_grad"
+    name = "linear_cross_entropy_value_and_grad"
     backend = backend_for(x)
-    reads, options = _arguments(kernel, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
-    workspace = _workspace(kernel, max_workspace)
-    wanted = needed(kernel, needs)
-    loss_out, *given = given_results(kernel, out, ("loss", *GRADIENTS), lone=wanted[0] if len(wanted) == 1 else None)
-    refuse_unneeded(kernel, wanted, tuple(given))
-    if b is None and given[2] is not None:
-        raise ValueError(f"{kernel}: out: expected None for db, since b is None")
+    reads, options = _arguments(name, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
+    workspace = _workspace(name, max_workspace)
+    wanted = needed(name, needs)
+    loss_out, *given = given_results(name, out, ("loss", *GRADIENTS), lone=wanted[0] if len(wanted) == 1 else None)
+    refuse_unneeded(name, wanted, tuple(given))
     x, w = reads[:2]
-    logits, dtype = _logits(x, w), x.dtype
-    dx = dw = db = None
-    if "dx" in wanted:
-        dx = result(kernel, "out: dx", given[0], x.shape, dtype, backend, reads)
-    if "dw" in wanted:
-        dw = result(kernel, "out: dw", given[1], w.shape, dtype, backend, reads, (dx,))
-    if "db" in wanted and b is not None:
-        db = result(kernel, "out: db", given[2], w.shape[1:], dtype, backend, reads, (dx, dw))
-    shape, compute = loss_shape(logits, options), COMPUTE[dtype]
-    loss = result(kernel, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
+    logits, compute = _logits(x, w), COMPUTE[x.dtype]
+    shapes = x.shape, w.shape, w.shape[1:]
+    (dx, dw, db), reads = gradients(name, wanted, tuple(given), shapes, backend, reads)
+    shape = loss_shape(logits, options)
+    loss, (x, w, b, t, weight) = result(name, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
     if logits.size:
-        workspace.claim(f"{kernel}: max_workspace")
-        backend.functions[kernel](*_given(reads, b), read_options(options, reads), workspace, loss, dx, dw, db)
+        workspace.claim(f"{name}: max_workspace")
+        backend.functions[name](x, w, b, t, options.with_weight(weight), workspace, loss, dx, dw, db)
     else:
         for array in (loss, dx, dw, db):
             if array is not None:
@@ -213,7 +211,7 @@ def linear_cross_entropy_value_and_grad(
 
 
 class _Logits(NamedTuple):
-    """What the checks of labels and options need to know of the logits, which there never are as a whole."""
+    """The shape and dtype of the logits, for the checks of labels and options; the logits are never held whole."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -227,7 +225,7 @@ class _Logits(NamedTuple):
         return int(np.prod(self.shape))
 
 
-def _logits(x: Array, w: Array) -> Any:
+def _logits(x: Any, w: Any) -> Any:
     return _Logits(x.shape[:-1] + w.shape[1:], x.dtype)
 
 
@@ -242,114 +240,23 @@ def _arguments(
     label_smoothing: Any,
     reduction: Any,
     backend: Backend,
-) -> tuple[list[Array], LossOptions]:
-    """The arrays that are read, checked: x, w, t, the biases and the weights of the classes if there are any."""
-    x = floating(kernel, "x", x, backend)
-    w = floating(kernel, "w", w, backend)
+) -> tuple[tuple[Any, ...], LossOptions]:
+    """The arrays that are read, checked - x, w, b, t and the weights of the classes - and the options."""
+    x = real(kernel, "x", x, backend)
+    w = real(kernel, "w", w, backend)
     fit(kernel, x, w)
     if not w.shape[1]:
         raise ValueError(f"{kernel}: w: expected at least one class, a column each, got shape {w.shape}")
-    layer = [x, w] if b is None else [x, w, biases(kernel, b, w, backend)]
-    x, w, *b = promoted(layer)
+    if b is None:
+        x, w = promoted(x, w)
+    else:
+        x, w, b = promoted(x, w, biases(kernel, b, w, backend))
     logits = _logits(x, w)
     options = loss_options(kernel, "w", logits, -1, weight, ignore_index, label_smoothing, reduction, backend)
-    t = labels(kernel, t, logits, options, backend)
-    return [x, w, t, *b, *([] if options.weight is None else [options.weight])], options
-
-
-def _given(reads: list[Array], b: Any) -> tuple[Array, Array, Array | None, Array]:
-    """``x, w, b, t`` as the backend takes them."""
-    return reads[0], reads[1], None if b is None else reads[3], reads[2]
+    return (x, w, b, labels(kernel, t, logits, options, backend), options.weight), options
 
 
 def _workspace(kernel: str, given: Any) -> Workspace:
     """The workspace of this call: the caller's, or a new one."""
     what = f"{kernel}: max_workspace"
     return given if isinstance(given, Workspace) else Workspace(bytes_of(what, given))
-
-
-def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    return {**sample_layer(rng, rows, classes, dtype), "t": sample_labels(rng, rows, classes)}
-
-
-def _in_compute(*arrays: Any) -> list[Any]:
-    return [x if x is None else x.astype(COMPUTE[x.dtype]) for x in arrays]
-
-
-def _layer_then_loss(x: Any, w: Any, b: Any, t: Any, **options: Any) -> tuple[Array, ...]:
-    return softmax_cross_entropy(affine(*_in_compute(x, w, b)), t, **options)[:1]
-
-
-def _layer_then_loss_then_gradients(x: Any, w: Any, b: Any, t: Any, **options: Any) -> tuple[Array, ...]:
-    wide = _in_compute(x, w, b)
-    loss, dz = softmax_cross_entropy_value_and_grad(affine(*wide), t, **options)
-    return loss, *(gradient.astype(x.dtype) for gradient in affine_backward(dz, *wide[:2]))
-
-
-def _mistakes(kernel: str) -> tuple[Mistake, ...]:
-    return (
-        *mistakes_of_layers(kernel),
-        *mistakes_of_labels(kernel),
-        Mistake({"w": np.ones((6, 0)), "b": None}, ValueError, f"{kernel}: w: expected at least one class, a column"),
-        Mistake({"max_workspace": 1}, ValueError, f"{kernel}: max_workspace: expected at least .* bytes, for one row"),
-        Mistake({"max_workspace": 0}, ValueError, f"{kernel}: max_workspace: expected at least 1 byte, got 0"),
-        Mistake({"max_workspace": "64 megs"}, ValueError, f"{kernel}: max_workspace: expected a size such as 64MB"),
-        Mistake({"max_workspace": 1e6}, TypeError, f"{kernel}: max_workspace: expected bytes as an integer, text"),
-    )
-
-
-KERNELS = (
-    Kernel(
-        function=linear_cross_entropy,
-        formula="loss = −Σ w_j t_j log softmax(x w + b)_j, the logits never held whole",
-        arguments=("x", "w", "b", "t"),
-        results=("loss",),
-        options=(*OPTIONS[1:], "max_workspace"),
-        composed=_layer_then_loss,
-        sample=_sample,
-        mistakes=_mistakes("linear_cross_entropy"),
-        passes=0,
-        operations=0,
-        tolerance=32,
-    ),
-    Kernel(
-        function=linear_cross_entropy_value_and_grad,
-        formula="loss, dx, dw, db of the layer and its loss in chunks of rows",
-        arguments=("x", "w", "b", "t"),
-        results=("loss", *GRADIENTS),
-        options=(*OPTIONS[1:], "needs", "max_workspace"),
-        composed=_layer_then_loss_then_gradients,
-        sample=_sample,
-        mistakes=(
-            *_mistakes("linear_cross_entropy_value_and_grad"),
-            Mistake(
-                {"needs": ("dx", "dy")},
-                ValueError,
-                "linear_cross_entropy_value_and_grad: needs: expected some of dx, dw, db; got 'dy'",
-            ),
-            Mistake(
-                {"out": (None, None)},
-                ValueError,
-                "linear_cross_entropy_value_and_grad: out: expected one entry for each of loss, dx, dw, db; got 2",
-            ),
-            Mistake(
-                {"b": None, "out": (None, None, None, np.ones(3, np.float32))},
-                ValueError,
-                "linear_cross_entropy_value_and_grad: out: expected None for db, since b is None",
-            ),
-            Mistake(
-                {"needs": "dx", "out": (None, None, np.ones((6, 3), np.float32), None)},
-                ValueError,
-                "linear_cross_entropy_value_and_grad: out: expected None for dw",
-            ),
-            Mistake(
-                {"out": (None, None, np.ones((3, 6), np.float32), None)},
-                ValueError,
-                r"linear_cross_entropy_value_and_grad: out: dw: expected shape \(6, 3\)",
-            ),
-        ),
-        passes=0,
-        operations=0,
-        tolerance=32,
-    ),
-)

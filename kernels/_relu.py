@@ -1,15 +1,13 @@
 """The rectified linear unit."""
 
-from typing import Any
-
-import numpy as np
-
-from plugrad.kernels._arguments import Array
+from plugrad.backends import contract
+from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels._call import backward, forward
-from plugrad.kernels._kernel import Inputs, Kernel, Mistake
+from plugrad.kernels._kernel import kernel
 
 
-def relu(x: Any, *, out: Any = None) -> Array:
+@kernel(contract.Elementwise, "y = max(x, 0)", results=("y",))
+def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
     """Rectified linear unit, ``y = max(x, 0)``, element by element.
 
     Parameters
@@ -45,7 +43,8 @@ def relu(x: Any, *, out: Any = None) -> Array:
     return forward("relu", x, out)
 
 
-def relu_backward(dy: Any, y: Any, *, out: Any = None) -> Array:
+@kernel(contract.ElementwiseBackward, "dx = dy where y > 0, else 0", results=("dx",))
+def relu_backward(dy: ArrayLike, y: ArrayLike, *, out: Array | None = None) -> Array:
     """Gradient of `relu`: ``dx = dy`` where ``y > 0``, else 0.
 
     Parameters
@@ -79,57 +78,3 @@ def relu_backward(dy: Any, y: Any, *, out: Any = None) -> Array:
     array([0., 2., 3.])
     """
     return backward("relu_backward", dy, y, out)
-
-
-def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    x = rng.normal(size=(rows, classes))
-    x[rng.random(x.shape) < 0.05] = 0.0
-    x[rng.random(x.shape) < 0.05] *= 1e3
-    return {"x": x.astype(dtype)}
-
-
-def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    return {"dy": rng.normal(size=(rows, classes)).astype(dtype), "y": _sample(rng, rows, classes, dtype)["x"]}
-
-
-KERNELS = (
-    Kernel(
-        function=relu,
-        formula="y = max(x, 0)",
-        arguments=("x",),
-        results=("y",),
-        backward="relu_backward",
-        sample=_sample,
-        mistakes=(
-            Mistake({"x": np.ones((2, 3), complex)}, TypeError, "relu: x: expected .*float64.*, got dtype complex128"),
-            Mistake({"x": "text"}, TypeError, "relu: x: expected .*, got dtype <U4"),
-            Mistake({"x": np.array([None])}, TypeError, "relu: x: expected .*, got dtype object"),
-            Mistake({"x": [[1.0], [1.0, 2.0]]}, TypeError, "relu: x: expected an array or numbers in nested sequences"),
-            Mistake({"out": np.ones((2, 2), np.float32)}, ValueError, r"relu: out: expected shape \(2, 3\)"),
-            Mistake({"out": np.ones((2, 3), np.float64)}, TypeError, "relu: out: expected dtype float32"),
-            Mistake({"out": [[0.0] * 3] * 2}, TypeError, "relu: out: expected a plain array of backend .*, got list"),
-        ),
-        passes=2,
-        operations=1,
-        tolerance=0,
-    ),
-    Kernel(
-        function=relu_backward,
-        formula="dx = dy where y > 0, else 0",
-        arguments=("dy", "y"),
-        results=("dx",),
-        sample=_sample_backward,
-        mistakes=(
-            Mistake(
-                {"y": np.ones((2, 2))},
-                ValueError,
-                r"relu_backward: y: expected the shape of dy, \(2, 3\), got \(2, 2\)",
-            ),
-            Mistake({"dy": np.ones((2, 3), complex)}, TypeError, "relu_backward: dy: expected .*got dtype complex128"),
-            Mistake({"y": ["a"] * 3}, TypeError, "relu_backward: y: expected .*got dtype <U1"),
-        ),
-        passes=3,
-        operations=1,
-        tolerance=0,
-    ),
-)

@@ -1,15 +1,13 @@
 """The logistic sigmoid."""
 
-from typing import Any
-
-import numpy as np
-
-from plugrad.kernels._arguments import Array
+from plugrad.backends import contract
+from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels._call import backward, forward
-from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
+from plugrad.kernels._kernel import kernel
 
 
-def sigmoid(x: Any, *, out: Any = None) -> Array:
+@kernel(contract.Elementwise, "y = 1 / (1 + exp(-x))", results=("y",))
+def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     """Logistic sigmoid, ``y = 1 / (1 + exp(-x))``, element by element.
 
     It neither overflows nor loses the small results: ``sigmoid(-100)`` in float32 is 3.8e-44.
@@ -48,7 +46,8 @@ def sigmoid(x: Any, *, out: Any = None) -> Array:
     return forward("sigmoid", x, out)
 
 
-def sigmoid_backward(dy: Any, y: Any, *, out: Any = None) -> Array:
+@kernel(contract.ElementwiseBackward, "dx = dy * y * (1 - y)", results=("dx",))
+def sigmoid_backward(dy: ArrayLike, y: ArrayLike, *, out: Array | None = None) -> Array:
     """Gradient of `sigmoid`: ``dx = dy * y * (1 - y)``.
 
     Parameters
@@ -77,48 +76,3 @@ def sigmoid_backward(dy: Any, y: Any, *, out: Any = None) -> Array:
     array([0.25 , 0.375])
     """
     return backward("sigmoid_backward", dy, y, out)
-
-
-def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    x = rng.normal(scale=3.0, size=(rows, classes))
-    x[rng.random(x.shape) < 0.05] *= 30.0
-    return {"x": x.astype(dtype)}
-
-
-def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    y = 1.0 / (1.0 + np.exp(-rng.normal(scale=3.0, size=(rows, classes))))
-    return {"dy": rng.normal(size=y.shape).astype(dtype), "y": y.astype(dtype)}
-
-
-KERNELS = (
-    Kernel(
-        function=sigmoid,
-        formula="y = 1 / (1 + exp(-x))",
-        arguments=("x",),
-        results=("y",),
-        backward="sigmoid_backward",
-        sample=_sample,
-        mistakes=(
-            Mistake({"x": np.ones((2, 3), complex)}, TypeError, "sigmoid: x: expected .*, got dtype complex128"),
-            Mistake({"out": np.ones((3, 2), np.float32)}, ValueError, r"sigmoid: out: expected shape \(2, 3\)"),
-        ),
-        passes=2,
-        operations=4,
-        tolerance=4,
-        budget=Budget(ulp=3.0, of="result"),
-    ),
-    Kernel(
-        function=sigmoid_backward,
-        formula="dx = dy * y * (1 - y)",
-        arguments=("dy", "y"),
-        results=("dx",),
-        sample=_sample_backward,
-        mistakes=(
-            Mistake({"y": np.ones((2, 2))}, ValueError, r"sigmoid_backward: y: expected the shape of dy, \(2, 3\)"),
-            Mistake({"dy": ["a"] * 3}, TypeError, "sigmoid_backward: dy: expected .*, got dtype <U1"),
-        ),
-        passes=3,
-        operations=3,
-        tolerance=4,
-    ),
-)

@@ -2,47 +2,39 @@
 
 from typing import Any
 
-import numpy as np
-
+from plugrad.backends import contract
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
-    arrays_of_loss,
+    ArrayLike,
+    Loss,
+    Out,
     given_back,
     given_results,
     loss_arguments,
     loss_shape,
-    read_options,
     result,
-    upstream,
 )
-from plugrad.kernels._cross_entropy import (
-    OPTIONS,
-    cross_entropy,
-    mistakes_of_losses,
-    mistakes_of_upstream,
-    sample_labels,
-    sample_probabilities,
-)
-from plugrad.kernels._kernel import Budget, Inputs, Kernel, Mistake
-from plugrad.kernels._softmax import sample_logits, softmax
+from plugrad.kernels._call import loss_backward
+from plugrad.kernels._kernel import kernel
 
 RESULTS = {"y": ("loss", "y"), "dx": ("loss", "dx")}
 NAMES_OF_OUT = {"y": "out: y", "dx": "out: dx"}
 
 
+@kernel(contract.LossAnd, "y = softmax(x), loss = −Σ w_j t_j log y_j", results=RESULTS["y"])
 def softmax_cross_entropy(
-    x: Any,
-    t: Any,
+    x: ArrayLike,
+    t: ArrayLike,
     *,
     axis: int = -1,
-    weight: Any = None,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    out: Any = None,
-) -> tuple[Array, Array]:
+    out: Out = None,
+) -> tuple[Loss, Array]:
     """Cross-entropy of the softmax of logits `x` against labels `t`, and the probabilities ``y = softmax(x)``.
 
     Per row, ``loss = -sum_j w_j q_j log(y_j)`` with ``q = (1 - e) t + e / classes``, where `t` is one-hot for class
@@ -105,21 +97,22 @@ def softmax_cross_entropy(
     >>> y[0]
     array([0.5, 0.5])
     """
-    kernel = "softmax_cross_entropy"
-    return _loss_and(kernel, "y", x, t, axis, weight, ignore_index, label_smoothing, reduction, out)
+    options = axis, weight, ignore_index, label_smoothing, reduction
+    return _loss_and("softmax_cross_entropy", "y", x, t, *options, out)
 
 
+@kernel(contract.LossBackward, "dx = dloss (y − t)", results=("dx",))
 def softmax_cross_entropy_backward(
-    dloss: Any,
-    y: Any,
-    t: Any,
+    dloss: ArrayLike,
+    y: ArrayLike,
+    t: ArrayLike,
     *,
     axis: int = -1,
-    weight: Any = None,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    out: Any = None,
+    out: Array | None = None,
 ) -> Array:
     """Gradient of `softmax_cross_entropy` with respect to the logits: ``dx = dloss * (y - t)``.
 
@@ -155,29 +148,22 @@ def softmax_cross_entropy_backward(
     >>> K.softmax_cross_entropy_backward(1.0, y, [1])
     array([[ 0.5, -0.5]])
     """
-    kernel = "softmax_cross_entropy_backward"
-    backend = backend_for(y, kernel)
-    given = axis, weight, ignore_index, label_smoothing, reduction, backend
-    y, t, options = loss_arguments(kernel, "y", y, t, *given)
-    dloss = upstream(kernel, dloss, y, options, backend)
-    reads = arrays_of_loss(y, t, dloss, options)
-    dx = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
-    if y.size:
-        backend.functions[kernel](dloss, reads[0], reads[1], read_options(options, reads), dx)
-    return dx
+    options = axis, weight, ignore_index, label_smoothing, reduction
+    return loss_backward("softmax_cross_entropy_backward", dloss, "y", y, t, *options, out)
 
 
+@kernel(contract.LossAnd, "loss and dx = y − t in one pass", results=RESULTS["dx"])
 def softmax_cross_entropy_value_and_grad(
-    x: Any,
-    t: Any,
+    x: ArrayLike,
+    t: ArrayLike,
     *,
     axis: int = -1,
-    weight: Any = None,
+    weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    out: Any = None,
-) -> tuple[Array, Array]:
+    out: Out = None,
+) -> tuple[Loss, Array]:
     """The loss of `softmax_cross_entropy` and its gradient with respect to the logits, in one pass over them.
 
     What a training loop needs: the probabilities are never stored, and the gradient is written where they would be.
@@ -210,8 +196,8 @@ def softmax_cross_entropy_value_and_grad(
     >>> float(loss.round(6)), dx.tolist()
     (0.693147, [[0.5, -0.5]])
     """
-    kernel = "softmax_cross_entropy_value_and_grad"
-    return _loss_and(kernel, "dx", x, t, axis, weight, ignore_index, label_smoothing, reduction, out)
+    options = axis, weight, ignore_index, label_smoothing, reduction
+    return _loss_and("softmax_cross_entropy_value_and_grad", "dx", x, t, *options, out)
 
 
 def _loss_and(
@@ -225,109 +211,18 @@ def _loss_and(
     label_smoothing: Any,
     reduction: Any,
     out: Any,
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
     x, t, options = loss_arguments(kernel, "x", x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
     is_lone = out is None or type(out) is backend.native
     loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
-    reads = arrays_of_loss(x, t, None, options)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
-    array = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
-    if loss_out is None:
-        loss = backend.empty(shape, dtype)
-    else:
-        loss = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
+    reads = (x, t, options.weight)
+    array, reads = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
+    loss, (x, t, weight) = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
     if x.size:
-        backend.functions[kernel](reads[0], reads[1], read_options(options, reads), loss, array)
+        backend.functions[kernel](x, t, options.with_weight(weight), loss, array)
     else:
         loss[...] = 0
     return given_back(loss, loss_out), array
-
-
-def _sample(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    return {**sample_logits(rng, rows, classes, dtype), "t": sample_labels(rng, rows, classes)}
-
-
-def _sample_backward(rng: "np.random.Generator", rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
-    return {
-        "dloss": 0.7,
-        "y": sample_probabilities(rng, rows, classes, dtype),
-        "t": sample_labels(rng, rows, classes),
-    }
-
-
-def _loss_of_probabilities(x: Any, t: Any, *, axis: int = -1, **options: Any) -> tuple[Array, Array]:
-    y = softmax(x, axis=axis)
-    return cross_entropy(y, t, axis=axis, **options), y
-
-
-def _loss_then_gradient(x: Any, t: Any, **options: Any) -> tuple[Array, Array]:
-    loss, y = softmax_cross_entropy(x, t, **options)
-    dloss = loss**0 if options.get("reduction") == "none" else 1.0
-    return loss, softmax_cross_entropy_backward(dloss, y, t, **options)
-
-
-def _mistakes_of_out(kernel: str, second: str) -> tuple[Mistake, ...]:
-    return (
-        Mistake({"out": np.ones((2, 2), np.float32)}, ValueError, rf"{kernel}: out: {second}: expected shape \(2, 3\)"),
-        Mistake({"out": (None,)}, ValueError, f"{kernel}: out: expected one entry for each of loss, {second}; got 1"),
-        Mistake(
-            {"out": (np.zeros(2, np.float32), None)}, ValueError, rf"{kernel}: out: loss: expected shape \(\), .*\(2,\)"
-        ),
-        Mistake({"out": (np.zeros(()), None)}, TypeError, f"{kernel}: out: loss: expected dtype float32"),
-    )
-
-
-KERNELS = (
-    Kernel(
-        function=softmax_cross_entropy,
-        formula="y = softmax(x), loss = −Σ w_j t_j log y_j",
-        arguments=("x", "t"),
-        results=("loss", "y"),
-        options=OPTIONS,
-        backward="softmax_cross_entropy_backward",
-        composed=_loss_of_probabilities,
-        sample=_sample,
-        mistakes=(
-            *mistakes_of_losses("softmax_cross_entropy", "x"),
-            *_mistakes_of_out("softmax_cross_entropy", "y"),
-        ),
-        passes=2,
-        operations=5,
-        tolerance=8,
-        budget=Budget(ulp=3.0, of="logits"),
-    ),
-    Kernel(
-        function=softmax_cross_entropy_backward,
-        formula="dx = dloss (y − t)",
-        arguments=("dloss", "y", "t"),
-        results=("dx",),
-        options=OPTIONS,
-        sample=_sample_backward,
-        mistakes=(
-            *mistakes_of_losses("softmax_cross_entropy_backward", "y"),
-            *mistakes_of_upstream("softmax_cross_entropy_backward"),
-        ),
-        passes=2,
-        operations=1,
-        tolerance=8,
-    ),
-    Kernel(
-        function=softmax_cross_entropy_value_and_grad,
-        formula="loss and dx = y − t in one pass",
-        arguments=("x", "t"),
-        results=("loss", "dx"),
-        options=OPTIONS,
-        composed=_loss_then_gradient,
-        sample=_sample,
-        mistakes=(
-            *mistakes_of_losses("softmax_cross_entropy_value_and_grad", "x"),
-            *_mistakes_of_out("softmax_cross_entropy_value_and_grad", "dx"),
-        ),
-        passes=2,
-        operations=6,
-        tolerance=8,
-        budget=Budget(ulp=3.0, of="logits"),
-    ),
-)

@@ -5,17 +5,17 @@ import os
 import pytest
 
 from plugrad.backends import profile, registry, selection
-from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.selection import not_a_backend, under_test
 from plugrad.tests.conformance.subject import Subject
+from plugrad.tests.records import RECORDS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that choose what the conformance suite is run on."""
     group = parser.getgroup("plugrad")
     group.addoption("--backend", action="append", metavar="NAME", help="run the conformance suite on this backend")
-    group.addoption("--kernel", action="append", metavar="NAME", choices=list(KERNELS), help="and on this kernel only")
+    group.addoption("--kernel", action="append", metavar="NAME", choices=list(RECORDS), help="and on this kernel only")
     group.addoption("--long", action="store_true", help="search for failing calls for minutes instead of seconds")
 
 
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not wanted:
         return
     found = under_test(metafunc.config)
-    kernels = metafunc.config.getoption("kernel") or list(KERNELS)
+    kernels = metafunc.config.getoption("kernel") or list(RECORDS)
     subjects = [entry for entry in found if isinstance(entry, Subject)]
     if "found" in wanted:
         metafunc.parametrize("found", [pytest.param(entry, id=entry.name) for entry in found])
@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             ("subject", "kernel", "stand_in"),
             [
-                pytest.param(s, KERNELS[name], s.stand_in(name), id=f"{s.name}-{name}")
+                pytest.param(s, RECORDS[name], s.stand_in(name), id=f"{s.name}-{name}")
                 for s in subjects
                 for name in kernels
             ],
@@ -61,7 +61,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     else:
         metafunc.parametrize(
             ("subject", "kernel"),
-            [pytest.param(s, KERNELS[n], id=f"{s.name}-{n}") for s in subjects for n in kernels if s.has(n)],
+            [pytest.param(s, RECORDS[n], id=f"{s.name}-{n}") for s in subjects for n in kernels if s.has(n)],
         )
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from plugrad import backends
-from plugrad.kernels import KERNELS
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.checks.memory import packed, takes_out
+from plugrad.tests.conformance.checks.memory import packed
 from plugrad.tests.conformance.subject import DTYPES, Case, Subject
+from plugrad.tests.records import RECORDS
 
 SHAPES = (
     (1, 1), (1, 3), (2, 2), (3, 5), (7, 10), (5, 17), (2, 31), (3, 33), (2, 67), (33, 17), (5, 129), (65, 10),
@@ -45,7 +45,7 @@ def guarded(x: Any, at_end: bool) -> Any:
 def calls(subject: Subject, at_end: bool) -> int:
     """Call every kernel for every dtype and some odd sizes; the number of calls, each of which was right."""
     made = 0
-    for kernel, dtype, (rows, classes) in itertools.product(KERNELS.values(), DTYPES, SHAPES):
+    for kernel, dtype, (rows, classes) in itertools.product(RECORDS.values(), DTYPES, SHAPES):
         plain = cases.sample(kernel, rows, classes, dtype)
         turned = [cases.reshaped(plain, (rows,), 0)] if cases.has_axis(kernel) else []
         soft = _soft(plain) if cases.is_loss(kernel) else []
@@ -53,10 +53,9 @@ def calls(subject: Subject, at_end: bool) -> int:
             given = {n: guarded(x, at_end) if isinstance(x, np.ndarray) else x for n, x in case.inputs.items()}
             options = {n: guarded(x, at_end) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
             exact = case.expected()
-            if takes_out(kernel):
-                names = zip(kernel.results, exact, strict=True)
-                out = [guarded(np.zeros(np.shape(x), cases.result_dtype(name, dtype)), at_end) for name, x in names]
-                options["out"] = packed(tuple(out))
+            names = zip(kernel.results, exact, strict=True)
+            out = [guarded(np.zeros(np.shape(x), cases.result_dtype(name, dtype)), at_end) for name, x in names]
+            options["out"] = packed(tuple(out))
             arrays = [given[name] for name in kernel.arguments]
             subject.compare(case, subject.call_on(kernel, arrays, options), exact)
             made += 1

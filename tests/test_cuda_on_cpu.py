@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad.kernels import KERNELS
+from plugrad.tests.records import RECORDS
 
 HERE = Path(__file__).parent
 RIG = HERE / "cuda_on_cpu"
@@ -74,7 +74,7 @@ def run(*arguments: str, variables: dict[str, str]) -> subprocess.CompletedProce
 TIERS = """
 import ml_dtypes, numpy as np
 from plugrad.backends.cupy import rows
-from plugrad.kernels import KERNELS
+from plugrad.tests.records import RECORDS
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.subject import Subject
 subject = Subject("cupy")
@@ -90,7 +90,7 @@ dtypes = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
 for places in (256, 1):  # 1: as if there were so many rows that none is shared by blocks
     planned.cache_clear()
     rows.PLACES = places
-    for kernel in filter(cases.has_axis, KERNELS.values()):
+    for kernel in filter(cases.has_axis, RECORDS.values()):
         for dtype in dtypes:
             for classes in (100, 101, 104, 301, 304, 1000, 3000, 3001, 9000, 17_000, 45_000, 45_001):
                 for case in cases.samples(kernel, 2, classes, dtype):
@@ -115,7 +115,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, subprocess.Comp
     suite = ("-m", "plugrad.tests", "--backend", "cupy")
     plain, sanitized = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("sanitized")
     layer = ["--kernel=linear_cross_entropy_value_and_grad"]  # all that the loss alone needs is in it
-    others = [f"--kernel={name}" for name in KERNELS if not name.startswith("linear")]
+    others = [f"--kernel={name}" for name in RECORDS if not name.startswith("linear")]
     # The layer with its loss launches kernels of others, and copies, whose threads have nothing to do with each other:
     # no order of theirs is compared.
     ways = {
@@ -323,7 +323,7 @@ from plugrad.tests.conformance.subject import Subject
 subject = Subject("cupy")
 inside = subject.backend.functions["relu"]
 subject.backend.functions["relu"] = lambda x, out: (inside(x, out), out.get())
-subject.call(sample(K.KERNELS["relu"], 3, 4, cupy.np.dtype("f4")))
+subject.call(sample(RECORDS["relu"], 3, 4, cupy.np.dtype("f4")))
 """
 
 

@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
-from plugrad.kernels import KERNELS, layers, optim
+from plugrad import backends, kernels as K
+from plugrad.kernels import layers, optim
 from plugrad.kernels.gradcheck import check, gradient, gradient_descent, jacobian
 from plugrad.kernels.jacobians import affine_jacobian, relu_jacobian, sigmoid_jacobian, softmax_jacobian
 from plugrad.tests.conformance.cases import sample
+from plugrad.tests.records import RECORDS
 
 RNG = np.random.default_rng(0)
 
@@ -109,10 +109,10 @@ def test_gradient_descent() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(
-    "name", [kernel.name for kernel in KERNELS.values() if kernel.backward or "dx" in kernel.results]
+    "name", [kernel.name for kernel in RECORDS.values() if kernel.backward or "dx" in kernel.results]
 )
 def test_every_kernel_that_has_a_gradient(name: str, dtype: Any) -> None:
-    kernel = KERNELS[name]
+    kernel = RECORDS[name]
     if name.endswith("_backward"):
         with pytest.raises(TypeError, match="check its forward kernel"):
             check(kernel.function, *sample(kernel, 3, 4, np.dtype(dtype)).inputs.values())

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad import backends, kernels
-from plugrad import kernels as K
+from plugrad import backends, kernels, kernels as K
 from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.oracles import ORACLES, TERMS
 

@@ -17,8 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.kernels import layers, optim
 from plugrad.kernels.gradcheck import check
 

@@ -14,12 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.backends import blas
 from plugrad.backends.chunks import Way, planned
 from plugrad.backends.workspace import bytes_of
-from plugrad.tests.oracles import linear_cross_entropy_value_and_grad as exactly
+from plugrad.tests.records.linear_cross_entropy import value_and_grad as exactly
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 

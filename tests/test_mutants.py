@@ -3,10 +3,10 @@
 import pytest
 
 from plugrad import backends
-from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.checks import CHECKS, Check
 from plugrad.tests.conformance.subject import Subject
 from plugrad.tests.mutants import IN_PROCESSES, MUTANTS, Mutant, sound_room
+from plugrad.tests.records import RECORDS
 
 
 def complaints(check: Check, subject: Subject, kernel: str) -> list[str]:
@@ -14,7 +14,7 @@ def complaints(check: Check, subject: Subject, kernel: str) -> list[str]:
     told = []
     for dtype in check.dtypes:
         try:
-            check(subject, KERNELS[kernel], dtype)
+            check(subject, RECORDS[kernel], dtype)
         except AssertionError as error:
             told.append(str(error))
     return told

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 
 BACKEND = "numpy"
 

@@ -17,8 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.backends import trust
 from plugrad.backends.numba import compiling, elementwise, lanes, recycling, rows, team, vector
 from plugrad.backends.numba.compiling import inlined

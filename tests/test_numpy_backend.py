@@ -15,8 +15,8 @@ import pytest
 
 from plugrad import backends, kernels
 from plugrad.backends.numpy import blocks
-from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
+from plugrad.tests.records import RECORDS, Record
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -27,7 +27,7 @@ def _on_numpy() -> Iterator[None]:
         yield
 
 
-def sample(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any] = FLOAT32) -> list[Any]:
+def sample(kernel: Record, rows: int, classes: int, dtype: np.dtype[Any] = FLOAT32) -> list[Any]:
     inputs = kernel.sample(np.random.default_rng(0), rows, classes, dtype)
     return [inputs[name] for name in kernel.arguments]
 
@@ -44,9 +44,9 @@ def test_blocks_cover_every_element_once(lead: tuple[int, ...], width: int, monk
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+@pytest.mark.parametrize("kernel", RECORDS.values(), ids=list(RECORDS))
 def test_results_do_not_depend_on_the_blocks(
-    kernel: Kernel, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch
+    kernel: Record, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for classes in (5, 60):
         inputs = sample(kernel, 500, classes, dtype)
@@ -61,9 +61,9 @@ def test_results_do_not_depend_on_the_blocks(
             )
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+@pytest.mark.parametrize("kernel", RECORDS.values(), ids=list(RECORDS))
 def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks.threads, "count", lambda: 1)  # two threads may have their peaks at once, or not
 
@@ -98,8 +98,8 @@ def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
 THREADED = """
 import sys, hashlib, numpy as np
 from plugrad import backends, kernels as K
-from plugrad.kernels import KERNELS
-for name, kernel in KERNELS.items():
+from plugrad.tests.records import RECORDS
+for name, kernel in RECORDS.items():
     if "w" in kernel.arguments:
         continue
     for rows, classes in ((400_000, 7), (3_000, 1_000), (40, 70_001)):
@@ -134,7 +134,7 @@ def test_every_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_threads_at_once() -> None:
-    kernel = KERNELS["softmax_cross_entropy_value_and_grad"]
+    kernel = RECORDS["softmax_cross_entropy_value_and_grad"]
     inputs = sample(kernel, 2_000, 600)
     expected = kernel.function(*inputs)
     wrong: list[int] = []
@@ -219,7 +219,7 @@ def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.Mon
 def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> None:
     bad = np.array([[np.nan, np.inf, -np.inf, 1e38], [1e4, -1e4, 0, 1e-45]], np.float32)
     with np.errstate(all="raise"):
-        for name, kernel in KERNELS.items():
+        for name, kernel in RECORDS.items():
             inputs = sample(kernel, 2, 4)
             for position, x in enumerate(inputs):
                 if isinstance(x, np.ndarray) and x.shape == bad.shape:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.backends import updates
 from plugrad.kernels import optim
 from plugrad.kernels.gradcheck import check, gradient

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.backends import profile, registry, threads
 from plugrad.backends.selection import AUTO_ORDER
 from plugrad.bench import growth

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.backends import BackendUnavailableError, selection
 
 

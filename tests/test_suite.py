@@ -19,12 +19,12 @@ import pytest
 from plugrad import backends
 from plugrad.backends import selection
 from plugrad.backends.numpy.affine import product
-from plugrad.kernels import KERNELS
 from plugrad.tests.conformance import accuracy, cases
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.snippets import snippet
 from plugrad.tests.conformance.subject import Case, Subject, close
 from plugrad.tests.mutants import MUTANTS, sound_room
+from plugrad.tests.records import RECORDS
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -33,7 +33,7 @@ def complaint(room: Any, kernel: str, check: str, dtype: Any = FLOAT32) -> Asser
     """What a check has to say about a kernel of a room."""
     backends.register("mutant", room, replace=True)
     with pytest.raises(AssertionError) as caught:
-        CHECKS[check](Subject("mutant"), KERNELS[kernel], np.dtype(dtype))
+        CHECKS[check](Subject("mutant"), RECORDS[kernel], np.dtype(dtype))
     return caught.value
 
 
@@ -69,7 +69,7 @@ def test_functions_of_another_backend_are_no_work_of_ones_own() -> None:
     exec("from plugrad.backends.numpy import *", room.__dict__)
     error = complaint(room, "softmax", "the_backend_does_the_work")
     assert "softmax is the function numpy.softmax itself" in str(error)
-    CHECKS["the_backend_does_the_work"](Subject("numpy"), KERNELS["softmax"], FLOAT32)
+    CHECKS["the_backend_does_the_work"](Subject("numpy"), RECORDS["softmax"], FLOAT32)
 
 
 def test_what_lies_beneath_the_kernels_may_be_shared() -> None:
@@ -77,7 +77,7 @@ def test_what_lies_beneath_the_kernels_may_be_shared() -> None:
         product(x, w, b, out)
 
     backends.register("mine", SimpleNamespace(affine=affine))
-    CHECKS["the_backend_does_the_work"](Subject("mine"), KERNELS["affine"], FLOAT32)
+    CHECKS["the_backend_does_the_work"](Subject("mine"), RECORDS["affine"], FLOAT32)
 
 
 # Modes and tolerances
@@ -98,7 +98,7 @@ def test_a_room_that_computes_in_one_mode_only_is_caught(wrong_mode: bool) -> No
 
 
 def test_the_tolerance_is_allowed_once() -> None:
-    case = Case(KERNELS["relu"], {"x": np.array([1.0, 2.0], np.float32)})
+    case = Case(RECORDS["relu"], {"x": np.array([1.0, 2.0], np.float32)})
     subject = Subject("numpy")
     relative, absolute = subject.tolerance(case.kernel, "y", FLOAT32)
     (exact,) = case.expected()
@@ -151,7 +151,7 @@ def test_the_code_of_a_failure_repeats_it(name: str, holds: str) -> None:
     backends.register("sound", sound_room())
     for dtype in CHECKS[mutant.caught_by].dtypes:
         try:
-            CHECKS[mutant.caught_by](Subject("mutant"), KERNELS[mutant.kernel], dtype)
+            CHECKS[mutant.caught_by](Subject("mutant"), RECORDS[mutant.kernel], dtype)
         except AssertionError as error:
             if not hasattr(error, "__notes__"):
                 continue
@@ -200,7 +200,7 @@ def test_the_code_makes_the_same_call(dtype: Any, layout: Any, shape: tuple[int,
     room.softmax = spying
     backends.register("spying", room)
     subject = Subject("spying")
-    case = cases.sample(KERNELS["softmax"], *shape, np.dtype(dtype))
+    case = cases.sample(RECORDS["softmax"], *shape, np.dtype(dtype))
     case.inputs = {"x": case.inputs["x"].copy()}
     case.inputs["x"][2, 3] = np.nan
     x = subject.array(case.inputs["x"])
@@ -216,7 +216,7 @@ def test_the_code_makes_the_same_call(dtype: Any, layout: Any, shape: tuple[int,
 
 def test_what_cannot_be_shown_is_not_passed_as_something_else() -> None:
     x = np.random.default_rng(99).normal(size=(30, 30))
-    code = snippet(Subject("numpy"), Case(KERNELS["relu"], {"x": x}))
+    code = snippet(Subject("numpy"), Case(RECORDS["relu"], {"x": x}))
     assert "# x, np.float64 of shape (30, 30), is too large to be shown" in code
     assert "test_what_cannot_be_shown" in code
     with pytest.raises(NameError):
@@ -240,7 +240,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     relu = "import numpy as np\ndef relu(x, out):\n    out[...] = np.where(x < 0, np.zeros_like(x), x)\n"
-    everything = "from plugrad.kernels import KERNELS\nSTAND_INS = {name: %r for name in KERNELS if name != 'relu'}\n"
+    everything = "from plugrad.kernels import RECORDS\nSTAND_INS = {name: %r for name in RECORDS if name != 'relu'}\n"
     plug_in(folder, "lost", everything % "nonexistent" + relu)
     plug_in(folder, "empty", (everything % "numpy").replace(" if name != 'relu'", ""))
     plug_in(

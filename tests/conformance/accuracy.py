@@ -14,9 +14,9 @@ import mpmath
 import numpy as np
 
 from plugrad import backends
-from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.conformance.cases import is_loss
+from plugrad.tests.conformance.cases import has_axis, is_loss
 from plugrad.tests.conformance.subject import DTYPES, Case, Subject, as_tuple, epsilon, finfo, loss_dtype
+from plugrad.tests.records import RECORDS, Record
 
 DIGITS = 50
 SPANS = (1.0, 10.0, 40.0, 80.0, 170.0)  # between the smallest and the largest logit of a row
@@ -26,14 +26,14 @@ OTHERS = ("textbook", "SciPy", "PyTorch")
 ELEMENTS = 3000  # about so many in each case
 
 DType = np.dtype[Any]
-Implementation = Callable[[Kernel, Any, Any], Any]  # of logits and class indices; None where it has no such function
+Implementation = Callable[[Record, Any, Any], Any]  # of logits and class indices; None where it has no such function
 
 
 @dataclass(frozen=True)
 class Sample:
     """Logits whose exact results are known."""
 
-    kernel: Kernel
+    kernel: Record
     dtype: DType
     classes: int
     span: float
@@ -77,8 +77,10 @@ def ulp(value: float, dtype: DType) -> float:
     return float(np.ldexp(epsilon(dtype), int(exponent)))
 
 
-def sample(kernel: Kernel, dtype: DType, classes: int, span: float, elements: int = ELEMENTS) -> Sample:
-    """Random logits and what the kernel should make of them."""
+def sample(kernel: Record, dtype: DType, classes: int, span: float, elements: int = ELEMENTS) -> Sample:
+    """Random logits and the exact results of the kernel."""
+    assert kernel.budget is not None
+    assert kernel.exact is not None
     rng = np.random.default_rng(7)
     rows = max(1, elements // classes)
     x = rng.uniform(-span / 2, span / 2, (rows, classes)).astype(dtype)
@@ -89,47 +91,33 @@ def sample(kernel: Kernel, dtype: DType, classes: int, span: float, elements: in
     scale: list[float] = []
     with mpmath.workdps(DIGITS):
         for row, label in zip(x.astype(np.float64), t, strict=True):
-            results, size = _exact(kernel.name, [mpmath.mpf(float(v)) for v in row], int(label))
+            numbers = [mpmath.mpf(float(v)) for v in row]
+            results = kernel.exact(mpmath, numbers, int(label))
             exact += results
-            of_logits = kernel.budget is not None and kernel.budget.of == "logits"
-            scale += [max(1.0, size)] * len(results) if of_logits else [float(value) for value in results]
+            scale += _scale(numbers, results, kernel.budget.of)
     return Sample(kernel, dtype, classes, span, x, t, exact, scale)
 
 
-def _exact(name: str, x: list[Any], label: int) -> tuple[list[Any], float]:
-    """The results for one row, and the largest of the magnitudes of the logits and of the logarithm of the sum."""
-    if name == "sigmoid":
-        return [1 / (1 + mpmath.exp(-v)) for v in x], 1.0
-    top = max(x)
-    e = [mpmath.exp(v - top) for v in x]
-    # One largest term is 1, and is left out of the sum where its logarithm is taken: 50 digits are not enough for all.
-    others = mpmath.fsum(e) - 1
-    log = mpmath.log1p(others)
-    size = float(max(abs(top + log), *(abs(v) for v in x)))
-    if name == "softmax":
-        return [v / (1 + others) for v in e], size
-    if name == "log_softmax":
-        return [v - top - log for v in x], size
-    return [log + top - x[label]], size
+def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
+    """The numbers whose ulp the errors of the results are counted in."""
+    if of != "logits":
+        return [float(value) for value in results]
+    top = max(row)
+    log = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in row))
+    return [max(1.0, float(abs(log)), *(float(abs(v)) for v in row))] * len(results)
 
 
-def judged() -> list[Kernel]:
+def judged() -> list[Record]:
     """The kernels that have a budget."""
-    return [kernel for kernel in KERNELS.values() if kernel.budget is not None]
+    return [kernel for kernel in RECORDS.values() if kernel.budget is not None]
 
 
-def textbook(kernel: Kernel, x: Any, t: Any) -> Any:
-    """The formulas as everyone writes them with NumPy, in the dtype of the logits."""
+def textbook(kernel: Record, x: Any, t: Any) -> Any:
+    """The textbook formula, in the dtype of the logits; of a loss, which is a mean, row by row."""
     with np.errstate(all="ignore"):
-        if kernel.name == "sigmoid":
-            return 1 / (1 + np.exp(-x))
-        z = x - x.max(axis=1, keepdims=True)
-        e = np.exp(z)
-        y = e / e.sum(axis=1, keepdims=True)
-        if kernel.name == "softmax":
-            return y
-        log = z - np.log(e.sum(axis=1, keepdims=True))
-        return log if kernel.name == "log_softmax" else -log[np.arange(len(t)), t]
+        if not is_loss(kernel):
+            return kernel.textbook(x)
+        return np.array([as_tuple(kernel.textbook(x[i : i + 1], t[i : i + 1]))[0] for i in range(len(t))])
 
 
 def _scipy() -> Implementation | None:
@@ -137,16 +125,15 @@ def _scipy() -> Implementation | None:
         from scipy import special
     except ModuleNotFoundError:
         return None
+    calls: dict[str, Callable[[Any, Any], Any]] = {
+        "sigmoid": lambda x, t: special.expit(x),
+        "softmax": lambda x, t: special.softmax(x, axis=1),
+        "log_softmax": lambda x, t: special.log_softmax(x, axis=1),
+    }
 
-    def call(kernel: Kernel, x: Any, t: Any) -> Any:
-        if x.dtype.name == "bfloat16" or (x.dtype == np.float16 and kernel.name != "sigmoid"):
-            return None
-        if kernel.name == "sigmoid":
-            return special.expit(x)
-        if kernel.name == "softmax":
-            return special.softmax(x, axis=1)
-        log = special.log_softmax(x, axis=1)
-        return log if kernel.name == "log_softmax" else -log[np.arange(len(t)), t]
+    def call(kernel: Record, x: Any, t: Any) -> Any:
+        takes = x.dtype.name != "bfloat16" and (x.dtype != np.float16 or not has_axis(kernel))
+        return calls[kernel.name](x, t) if takes and kernel.name in calls else None
 
     return call
 
@@ -156,28 +143,27 @@ def _torch() -> Implementation | None:
         import torch
     except ModuleNotFoundError:
         return None
+    functional = torch.nn.functional
+    calls: dict[str, Callable[[Any, Any], Any]] = {
+        "sigmoid": lambda x, t: torch.sigmoid(x),
+        "softmax": lambda x, t: torch.softmax(x, 1),
+        "log_softmax": lambda x, t: torch.log_softmax(x, 1),
+        "softmax_cross_entropy": lambda x, t: functional.cross_entropy(x, t, reduction="none"),
+    }
+    calls["softmax_cross_entropy_value_and_grad"] = calls["softmax_cross_entropy"]
 
-    def call(kernel: Kernel, x: Any, t: Any) -> Any:
-        bits = (
-            torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-            if x.dtype.name == "bfloat16"
-            else torch.from_numpy(x)
-        )
-        if kernel.name == "sigmoid":
-            result = torch.sigmoid(bits)
-        elif kernel.name == "softmax":
-            result = torch.softmax(bits, 1)
-        elif kernel.name == "log_softmax":
-            result = torch.log_softmax(bits, 1)
-        else:
-            result = torch.nn.functional.cross_entropy(bits, torch.from_numpy(t), reduction="none")
-        return result.double().numpy()
+    def call(kernel: Record, x: Any, t: Any) -> Any:
+        if kernel.name not in calls:
+            return None
+        is_bfloat16 = x.dtype.name == "bfloat16"
+        given = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(x)
+        return calls[kernel.name](given, torch.from_numpy(t)).double().numpy()
 
     return call
 
 
 def _ours(subject: Subject) -> Implementation:
-    def call(kernel: Kernel, x: Any, t: Any) -> Any:
+    def call(kernel: Record, x: Any, t: Any) -> Any:
         if not subject.has(kernel.name):
             return None
         arguments = [subject.array(a) for a in (x, t)][: 2 if is_loss(kernel) else 1]
@@ -201,11 +187,11 @@ def groups(kernels: list[str] | None, long: bool) -> Iterator[list[Sample]]:
     for kernel, dtype, span in itertools.product(judged(), DTYPES, SPANS):
         if kernels and kernel.name not in kernels:
             continue
-        counts = (1,) if kernel.name == "sigmoid" else (*CLASSES, *([MANY_CLASSES] if long else []))
+        counts = (*CLASSES, *([MANY_CLASSES] if long else [])) if has_axis(kernel) else (1,)
         yield [sample(kernel, dtype, classes, span) for classes in counts]
 
 
-def allowed(kernel: Kernel, dtype: DType, formula: float) -> float | None:
+def allowed(kernel: Record, dtype: DType, formula: float) -> float | None:
     """What the budget allows, where the textbook's formula is off by `formula`; None where it says nothing."""
     assert kernel.budget is not None
     if dtype == np.float32 and kernel.budget.of == "formula":

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels import KERNELS, jacobians, layers, optim
+from plugrad.kernels import jacobians, layers, optim
 from plugrad.tests import oracles
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.random_calls import Call, random_call
 from plugrad.tests.conformance.spoiling import ARGUMENTS, Dice, spoil, spoiled
 from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, close, epsilon, finfo
+from plugrad.tests.records import RECORDS
 
 Array = Any
 
@@ -55,7 +56,7 @@ LAYERS: dict[str, type[layers.Affine | layers.Relu | layers.Sigmoid | layers.Sof
 
 def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
     """A layer forward, twice, and backward."""
-    kernel = KERNELS[dice.choice(list(LAYERS))]
+    kernel = RECORDS[dice.choice(list(LAYERS))]
     kind = LAYERS[kernel.name]
     call = random_call(dice, subject, kernel)
     about.append(f"{kind.__name__}, {call.case.about}")
@@ -98,7 +99,7 @@ def _backward(dice: Dice, subject: Subject, made: Any, call: Call, expected: tup
     rng = np.random.default_rng(dice.integer(0, 1000))
     y = subject.numpy(expected[0])
     dy = subject.array(np.asarray(rng.normal(size=y.shape)).astype(y.dtype))
-    function = KERNELS[f"{kernel.name}_backward"].function
+    function = RECORDS[f"{kernel.name}_backward"].function
     if isinstance(made, layers.Affine):
         x, has_bias = call.arrays[0], made.b is not None
         gradients = function(dy, x, made.w, needs=("dx", "dw", "db") if has_bias else ("dx", "dw"))

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance.subject import Case, Subject, loss_dtype
+from plugrad.tests.records import RECORDS, Record
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -24,27 +24,27 @@ LARGE = ((90_000, 10), (1_100, 1_001))
 INDICES, ONE_HOT, SOFT = "class indices", "one-hot labels", "soft labels"
 
 
-def is_loss(kernel: Kernel) -> bool:
+def is_loss(kernel: Record) -> bool:
     """Whether the kernel has the options of a loss."""
     return "reduction" in kernel.options
 
 
-def has_axis(kernel: Kernel) -> bool:
+def has_axis(kernel: Record) -> bool:
     """Whether the classes may lie along any axis."""
     return "axis" in kernel.options
 
 
-def is_product(kernel: Kernel) -> bool:
+def is_product(kernel: Record) -> bool:
     """Whether the kernel multiplies matrices: sums may then be taken in another order for other strides."""
     return "w" in kernel.arguments
 
 
-def rows_of(kernel: Kernel) -> str:
+def rows_of(kernel: Record) -> str:
     """The argument of a loss that has the rows: logits, probabilities, or the inputs of a layer."""
     return next(name for name in kernel.arguments if name not in ("dloss", "t"))
 
 
-def with_rows(kernel: Kernel, rows: Any) -> dict[str, Any]:
+def with_rows(kernel: Record, rows: Any) -> dict[str, Any]:
     """The argument of a loss that has the rows; for a layer, with weights that make logits of them as they are."""
     inputs = {rows_of(kernel): rows}
     if is_product(kernel):
@@ -52,13 +52,13 @@ def with_rows(kernel: Kernel, rows: Any) -> dict[str, Any]:
     return inputs
 
 
-def sample(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any], seed: int = 0, about: str = "") -> Case:
+def sample(kernel: Record, rows: int, classes: int, dtype: np.dtype[Any], seed: int = 0, about: str = "") -> Case:
     """The record's sample inputs."""
     inputs = kernel.sample(np.random.default_rng(seed), rows, classes, dtype)
     return Case(kernel, inputs, about=about or f"{rows} rows of {classes} classes")
 
 
-def samples(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any]) -> Iterator[Case]:
+def samples(kernel: Record, rows: int, classes: int, dtype: np.dtype[Any]) -> Iterator[Case]:
     """The sample; for losses also one with a number for each class as labels, and one with a loss for each row."""
     plain = sample(kernel, rows, classes, dtype)
     yield plain
@@ -72,7 +72,7 @@ def samples(kernel: Kernel, rows: int, classes: int, dtype: np.dtype[Any]) -> It
     yield Case(kernel, {**plain.inputs, **each}, options, about=f"{plain.about}, a loss for each, weights")
 
 
-def squares(kernel: Kernel, dtype: np.dtype[Any]) -> list[Case]:
+def squares(kernel: Record, dtype: np.dtype[Any]) -> list[Case]:
     """Arguments of a kernel that multiplies matrices, every one of them with the shape of every result."""
     rng = np.random.default_rng(0)
     shapes = [{name: (n,) if name == "b" else (n, n) for name in kernel.arguments} for n in (3, 200)]
@@ -103,7 +103,7 @@ def label_forms(t: Any, classes: int, axis: int, rng: np.random.Generator) -> di
     return {INDICES: t, ONE_HOT: one_hot, SOFT: rng.random(one_hot.shape).astype(np.float32)}
 
 
-def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterator[Case]:
+def options_of_losses(kernel: Record, dtype: np.dtype[Any], form: str) -> Iterator[Case]:
     """Every combination of options, with labels of one form."""
     rng = np.random.default_rng(5)
     lead, classes = (2, 4), 5
@@ -138,7 +138,7 @@ def options_of_losses(kernel: Kernel, dtype: np.dtype[Any], form: str) -> Iterat
         yield Case(kernel, inputs, options, about)
 
 
-def options_of_large_losses(kernel: Kernel, dtype: np.dtype[Any]) -> Iterator[Case]:
+def options_of_large_losses(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Case]:
     """Some combinations of options where there are many rows, and where there are many classes."""
     rng = np.random.default_rng(6)
     for rows, classes in ((3001, 7), (5, 2050)):
@@ -241,4 +241,4 @@ def layouts(subject: Subject) -> tuple[Layout, ...]:
     return (*ANYWHERE, *ON_HOST) if subject.backend.arrays == "numpy" else ANYWHERE
 
 
-LOSSES = [kernel for kernel in KERNELS.values() if is_loss(kernel)]
+LOSSES = [kernel for kernel in RECORDS.values() if is_loss(kernel)]

@@ -11,17 +11,17 @@ import sys
 import numpy as np
 
 from plugrad import backends
-from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.cases import LARGE, is_product, sample
 from plugrad.tests.conformance.subject import DTYPES, Subject
+from plugrad.tests.records import RECORDS
 
 LARGE_IN = (np.dtype(np.float16), np.dtype(np.float32))
 
 
 def digests(subject: Subject) -> dict[str, str]:
-    """Kernel and dtype -> the hash of its results, for arrays that are worth sharing among threads and others."""
+    """Record and dtype -> the hash of its results, for arrays that are worth sharing among threads and others."""
     found = {}
-    for kernel in KERNELS.values():
+    for kernel in RECORDS.values():
         if not subject.has(kernel.name):
             continue
         for dtype in DTYPES:

@@ -19,12 +19,12 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import Backend, registry
-from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.around import AROUND
 from plugrad.tests.conformance.random_calls import Call, judge, random_call
 from plugrad.tests.conformance.spoiling import Dice, spoil
 from plugrad.tests.conformance.subject import Case, Subject, as_tuple
+from plugrad.tests.records import RECORDS, Record
 
 # Tolerances are for what is usual, and of a million calls some are not: labels whose sum cancels, logits of 1e4. The
 # oracle itself, in float64, rounds a difference of 100 by what is 50 units in the last place of its exponential.
@@ -123,7 +123,7 @@ def attempt(subjects: list[Subject], names: list[str], seed: int, number: int) -
                 with backends.use(subject.name):
                     AROUND[name](dice, subject, about)
             else:
-                _call_kernel(dice, subject, KERNELS[name], about)
+                _call_kernel(dice, subject, RECORDS[name], about)
         except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
@@ -131,7 +131,7 @@ def attempt(subjects: list[Subject], names: list[str], seed: int, number: int) -
     return None
 
 
-def _call_kernel(dice: Dice, subject: Subject, kernel: Kernel, about: list[str]) -> None:
+def _call_kernel(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> None:
     """A call of a kernel, that is right or spoiled."""
     call = random_call(dice, subject, kernel)
     about.append(call.case.about)
@@ -170,7 +170,7 @@ def run(
             print(reason)
             return 1
     names = backend or [name for name in ("numpy", "numba") if isinstance(registry.usable(name), Backend)]
-    subjects, chosen = [Subject(name) for name in names], kernels or [*KERNELS, *AROUND]
+    subjects, chosen = [Subject(name) for name in names], kernels or [*RECORDS, *AROUND]
     found: list[str] = []
     start, calls = time.monotonic(), 0
     print(f"seed {seed}, on {', '.join(names)}", flush=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad.kernels import KERNELS
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.subject import Subject
+from plugrad.tests.records import RECORDS
 
 AREAS = (*dict.fromkeys(check.area for check in CHECKS.values()), "search")
 WIDTH = 160  # of a line that tells of a failure
@@ -82,9 +82,9 @@ class Matrix:
 
     def table(self, backend: str) -> str:
         """Kernels by areas: how many checks passed, of how many."""
-        width = max(map(len, KERNELS))
+        width = max(map(len, RECORDS))
         lines = [f"{backend:{width}}  " + "".join(f"{area:>11}" for area in AREAS)]
-        for kernel in KERNELS:
+        for kernel in RECORDS:
             if not any(r["backend"] == backend and r["kernel"] == kernel for r in self.results):
                 continue
             cells = [self.count(backend, kernel, area) for area in AREAS]

@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance.random_calls import Call, judge, random_call
 from plugrad.tests.conformance.subject import Subject
+from plugrad.tests.records import Record
 
 _T = TypeVar("_T")
 
@@ -31,12 +30,12 @@ class _Drawn:
 
 
 @st.composite
-def calls(draw: st.DrawFn, subject: Subject, kernel: Kernel) -> Call:
+def calls(draw: st.DrawFn, subject: Subject, kernel: Record) -> Call:
     """Any call of a kernel that is right."""
     return random_call(_Drawn(draw), subject, kernel)
 
 
-def search(subject: Subject, kernel: Kernel, examples: int, at_random: bool) -> int:
+def search(subject: Subject, kernel: Record, examples: int, at_random: bool) -> int:
     """Try so many calls; the simplest that goes wrong is raised, with code that repeats it. Returns how many ran."""
     tried = itertools.count()
 

@@ -150,7 +150,7 @@ def _out_of_sample(case: Case, name: str, x: Any) -> list[str] | None:
     if name not in kernel.arguments or not all(shape):
         return None
     made = cases.sample(kernel, math.prod(lead), classes, case.dtype, case.seed)
-    code = f"cases.sample(K.KERNELS[{kernel.name!r}], {math.prod(lead)}, {classes}, np.dtype({_dtype(case.dtype)})"
+    code = f"cases.sample(RECORDS[{kernel.name!r}], {math.prod(lead)}, {classes}, np.dtype({_dtype(case.dtype)})"
     code += f", seed={case.seed})"
     if len(shape) != 2 or axis != 1:
         made, code = cases.reshaped(made, lead, axis), f"cases.reshaped({code}, {lead}, {axis})"

@@ -15,8 +15,7 @@ import numpy as np
 from plugrad import backends
 from plugrad.backends import registry
 from plugrad.backends.registry import Backend
-from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.oracles import ORACLES, TERMS
+from plugrad.tests.records import RECORDS, Record
 
 DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 finfo: Any = ml_dtypes.finfo  # knows bfloat16 too
@@ -41,7 +40,7 @@ def as_tuple(results: Any) -> tuple[Any, ...]:
 class Case:
     """One call: a kernel, its arguments as NumPy arrays by name, and options."""
 
-    kernel: Kernel
+    kernel: Record
     inputs: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
@@ -59,11 +58,11 @@ class Case:
     def expected(self) -> tuple[Any, ...]:
         """The results by the oracle."""
         with np.errstate(all="ignore"):
-            return ORACLES[self.kernel.name](*(self.inputs.get(name) for name in self.kernel.arguments), **self.options)
+            return self.kernel.oracle(*(self.inputs.get(name) for name in self.kernel.arguments), **self.options)
 
     def largest(self, expected: tuple[Any, ...]) -> list[float]:
         """The largest magnitude in each result, or in the terms that it is the sum of."""
-        terms = TERMS.get(self.kernel.name)
+        terms = self.kernel.terms
         with np.errstate(all="ignore"):
             sizes = terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
         return [_largest(size) for size in sizes]
@@ -79,7 +78,7 @@ def _largest(x: Any) -> float:
 class Made:
     """A call as it was made: what a case does not tell of it."""
 
-    kernel: Kernel
+    kernel: Record
     arrays: tuple[Any, ...]
     out: tuple[Any, ...]  # the arrays given for the results
     held: tuple[Any, ...]  # what these held before, as NumPy arrays
@@ -150,7 +149,7 @@ class Subject:
             return self.call_on(case.kernel, arrays, {**options, **more}, check)
 
     def call_on(
-        self, kernel: Kernel, arrays: list[Any], options: Mapping[str, Any], check: bool = False
+        self, kernel: Record, arrays: list[Any], options: Mapping[str, Any], check: bool = False
     ) -> tuple[Any, ...]:
         """The results for arguments that are arrays of the backend already, in the checking mode or not."""
         out = as_tuple(options.get("out"))
@@ -207,7 +206,7 @@ class Subject:
         close(name, got, exact, relative, relative * beyond + absolute)
 
     @staticmethod
-    def tolerance(kernel: Kernel, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:
+    def tolerance(kernel: Record, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:
         """What a result may be off, relative to the largest magnitude in it, and absolutely."""
         wanted = loss_dtype(dtype) if result == "loss" else dtype
         # Half an ulp for the rounding of the result, and the record's tolerance in the dtype that is computed in.
@@ -261,7 +260,7 @@ _refused: list[str] = []
 
 
 @contextmanager
-def witness(subject: Subject, kernel: Kernel) -> Iterator[dict[str, int]]:
+def witness(subject: Subject, kernel: Record) -> Iterator[dict[str, int]]:
     """Count the kernel functions of the backend that are called; let none of another backend run meanwhile.
 
     The code of these is replaced, so that they are noticed in whatever thread and by whatever name they are called.
@@ -269,7 +268,7 @@ def witness(subject: Subject, kernel: Kernel) -> Iterator[dict[str, int]]:
     """
     counts: dict[str, int] = {}
     functions = subject.backend.functions
-    before = {name: functions[name] for name in KERNELS if subject.has(name)}
+    before = {name: functions[name] for name in RECORDS if subject.has(name)}
     foreign = _functions_of_others(subject)
     own = _python(before[kernel.name])
     assert own not in foreign, f"{kernel.name} is the function {foreign[own]} itself: declare that in STAND_INS"
@@ -312,13 +311,13 @@ def _refuse(*arguments: Any, **named: Any) -> None:
 
 def _functions_of_others(subject: Subject) -> dict[FunctionType | None, str]:
     """The functions of the kernels of other backends, as far as they are Python's, and their names."""
-    own = {_python(getattr(subject.backend.room, name, None)) for name in KERNELS}
+    own = {_python(getattr(subject.backend.room, name, None)) for name in RECORDS}
     found: dict[FunctionType | None, str] = {}
     for other in dict.fromkeys((*registry.BUILTIN, *registry._loaded)):
         backend = registry.usable(other)
         if other == subject.name or not isinstance(backend, Backend):
             continue
-        for name in KERNELS:
+        for name in RECORDS:
             function = _python(getattr(backend.room, name, None))
             # Which of two plug-ins has a function from the other is not to be told.
             if function is not None and (function not in own or _is_from(other, function)):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from plugrad.backends import registry
-from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks import Check
 from plugrad.tests.conformance.selection import Absent
 from plugrad.tests.conformance.subject import Subject
+from plugrad.tests.records import RECORDS, Record
 
 
 def test_the_backend_can_run_here(found: Subject | Absent) -> None:
@@ -20,10 +20,10 @@ def test_the_backend_can_run_here(found: Subject | Absent) -> None:
             pytest.fail(found.reason, pytrace=False)
         pytest.skip(found.reason)
     assert found.backend == found.name
-    assert any(found.has(name) for name in KERNELS), f"backend {found.name!r} has not one kernel of its own"
+    assert any(found.has(name) for name in RECORDS), f"backend {found.name!r} has not one kernel of its own"
 
 
-def test_the_backend_has_the_kernel(subject: Subject, kernel: Kernel, stand_in: str | None) -> None:
+def test_the_backend_has_the_kernel(subject: Subject, kernel: Record, stand_in: str | None) -> None:
     """A kernel is the backend's own, or another one is declared to stand in for it and can, which is told."""
     if stand_in is None:
         assert subject.has(kernel.name), (
@@ -38,5 +38,5 @@ def test_the_backend_has_the_kernel(subject: Subject, kernel: Kernel, stand_in: 
     pytest.skip(f"{declared}, and computes it: run the suite on that")
 
 
-def test_conformance(subject: Subject, kernel: Kernel, check: Check, dtype: np.dtype[Any]) -> None:
+def test_conformance(subject: Subject, kernel: Record, check: Check, dtype: np.dtype[Any]) -> None:
     check(subject, kernel, dtype)

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance.subject import DTYPES, Subject
+from plugrad.tests.records import RECORDS, Record
 
-Function: TypeAlias = Callable[[Subject, Kernel, np.dtype[Any]], None]
+Function: TypeAlias = Callable[[Subject, Record, np.dtype[Any]], None]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -20,7 +20,7 @@ class Check:
     """One demand on a backend: raises `AssertionError` where a kernel does not meet it in a dtype."""
 
     function: Function
-    applies: Callable[[Kernel], bool]
+    applies: Callable[[Record], bool]
     dtypes: tuple[np.dtype[Any], ...]
 
     @property
@@ -34,11 +34,11 @@ class Check:
         return self.function.__module__.rpartition(".")[2]
 
     @property
-    def kernels(self) -> list[Kernel]:
+    def kernels(self) -> list[Record]:
         """The kernels that it is made for."""
-        return [kernel for kernel in KERNELS.values() if self.applies(kernel)]
+        return [kernel for kernel in RECORDS.values() if self.applies(kernel)]
 
-    def __call__(self, subject: Subject, kernel: Kernel, dtype: np.dtype[Any]) -> None:
+    def __call__(self, subject: Subject, kernel: Record, dtype: np.dtype[Any]) -> None:
         """Check one kernel in one dtype."""
         self.function(subject, kernel, dtype)
 
@@ -47,7 +47,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(
-    applies: Callable[[Kernel], bool] = lambda kernel: True, dtypes: Iterable[np.dtype[Any]] = DTYPES
+    applies: Callable[[Record], bool] = lambda kernel: True, dtypes: Iterable[np.dtype[Any]] = DTYPES
 ) -> Callable[[Function], Function]:
     """Enter a function into the table, for the kernels and dtypes that it is made for."""
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
-from plugrad.tests.conformance.checks.memory import packed, takes_out
+from plugrad.tests.conformance.checks.memory import packed
 from plugrad.tests.conformance.subject import Case, Subject, as_tuple, told
+from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
@@ -34,10 +34,8 @@ def modes(subject: Subject, of_data: bool) -> tuple[bool, ...]:
     return (True, False) if subject.backend.arrays == "numpy" else (True,)
 
 
-def untouched(subject: Subject, kernel: Kernel, results: tuple[Any, ...]) -> dict[str, Any]:
+def untouched(subject: Subject, kernel: Record, results: tuple[Any, ...]) -> dict[str, Any]:
     """The option ``out`` with an array of sevens for each result, if the kernel has it."""
-    if not takes_out(kernel):
-        return {}
     return {"out": packed(tuple(subject.full(result.shape, result.dtype, 7) for result in results))}
 
 
@@ -48,7 +46,7 @@ def assert_untouched(subject: Subject, options: dict[str, Any]) -> None:
 
 
 @check(dtypes=(FLOAT32,))
-def mistakes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def mistakes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Every mistake of the record is refused with its message, and nothing is written."""
     plain = sample(kernel, 2, 3, dtype)
     results = subject.call(plain)
@@ -71,7 +69,7 @@ def mistakes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
             assert_untouched(subject, sevens)
 
 
-def _moved(subject: Subject, kernel: Kernel, name: str, value: Any) -> Any:
+def _moved(subject: Subject, kernel: Record, name: str, value: Any) -> Any:
     """A value of a call as the user of a backend passes it: numbers for an array are moved to where it computes."""
     if isinstance(value, tuple) and name == "out":
         return tuple(_moved(subject, kernel, name, item) for item in value)
@@ -80,7 +78,7 @@ def _moved(subject: Subject, kernel: Kernel, name: str, value: Any) -> Any:
     return subject.array(value) if _is_numeric(value) else value
 
 
-def _can_be_own(subject: Subject, kernel: Kernel, name: str, value: Any) -> bool:
+def _can_be_own(subject: Subject, kernel: Record, name: str, value: Any) -> bool:
     """Whether a value reaches the checks of the kernel: text and objects do not become arrays of a device."""
     return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, "weight") or _is_numeric(value)
 
@@ -93,7 +91,7 @@ def _is_numeric(value: Any) -> bool:
 
 
 @check(cases.is_loss, dtypes=(FLOAT32,))
-def labels_that_name_no_class(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def labels_that_name_no_class(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The first of them is named, with its row and the number of classes; negative ones never wrap around."""
     for rows, name, smoothing in itertools.product(
         (12, 5000), ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"), (0.0, 0.1)
@@ -125,7 +123,7 @@ def labels_that_name_no_class(subject: Subject, kernel: Kernel, dtype: DType) ->
 
 
 @check(dtypes=(FLOAT32,))
-def arrays_that_are_elsewhere(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def arrays_that_are_elsewhere(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Arrays in another memory are refused with the call to make; nothing is moved in silence."""
 
     class OnDevice:

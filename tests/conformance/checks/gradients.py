@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import sympy
 
-from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT64, check
 from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.records import RECORDS, Record
 
 DType = np.dtype[Any]
 
 
-def gives_gradients(kernel: Kernel) -> bool:
+def gives_gradients(kernel: Record) -> bool:
     """Whether gradients of the kernel's results come from its backward kernel, or along with its loss."""
     return kernel.backward is not None or ("loss" in kernel.results and len(kernel.results) > 1)
 
@@ -27,7 +27,7 @@ def gradients(subject: Subject, case: Case, weights: dict[str, Any]) -> dict[str
     results = dict(zip(kernel.results, subject.call(case), strict=True))
     if kernel.backward is None:
         return {n[1:]: subject.numpy(v) for n, v in results.items() if n.startswith("d")}
-    backward = KERNELS[kernel.backward]
+    backward = RECORDS[kernel.backward]
     known = {
         **case.inputs,
         **{n: subject.numpy(v) for n, v in results.items()},
@@ -40,7 +40,7 @@ def gradients(subject: Subject, case: Case, weights: dict[str, Any]) -> dict[str
     return {name[1:]: subject.numpy(value) for name, value in zip(backward.results, got, strict=True)}
 
 
-def _cases(kernel: Kernel) -> list[Case]:
+def _cases(kernel: Record) -> list[Case]:
     """Calls whose gradients are compared with differences: shapes, axes and every option."""
     found = [sample(kernel, rows, classes, FLOAT64) for rows, classes in ((1, 1), (4, 5), (30, 26), (3, 1025))]
     if cases.is_loss(kernel):
@@ -52,7 +52,7 @@ def _cases(kernel: Kernel) -> list[Case]:
 
 
 @check(gives_gradients, dtypes=(FLOAT64,))
-def gradients_along_directions(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def gradients_along_directions(subject: Subject, kernel: Record, dtype: DType) -> None:
     """``<dx, v>`` is the derivative of the weighted results along `v`, which two forward passes give.
 
     It needs no Jacobian, so that any shape will do: Griewank and Walther, "Evaluating Derivatives", 2008, section 3.
@@ -60,7 +60,7 @@ def gradients_along_directions(subject: Subject, kernel: Kernel, dtype: DType) -
     rng = np.random.default_rng(1)
     for case in _cases(kernel):
         results = dict(zip(kernel.results, subject.call(case), strict=True))
-        primary = KERNELS[kernel.backward].arguments[0][1:] if kernel.backward else "loss"
+        primary = RECORDS[kernel.backward].arguments[0][1:] if kernel.backward else "loss"
         shape = results[primary].shape
         weight = rng.normal(size=shape) if kernel.backward else np.ones(shape)
         if not shape:
@@ -99,36 +99,27 @@ def _difference(subject: Subject, case: Case, name: str, direction: Any, primary
     return (4 * narrow - wide) / 3
 
 
-def _formula(kernel: Kernel) -> Callable[[list[Any]], list[Any]] | None:
-    """What a kernel makes of a row of three symbols."""
-    return {
-        "softmax": lambda x: [sympy.exp(a) / sum(sympy.exp(b) for b in x) for a in x],
-        "log_softmax": lambda x: [a - sympy.log(sum(sympy.exp(b) for b in x)) for a in x],
-        "sigmoid": lambda x: [1 / (1 + sympy.exp(-a)) for a in x],
-        "relu": lambda x: [sympy.Piecewise((a, a > 0), (0, True)) for a in x],
-        "affine": lambda x: [sum(a * WEIGHTS[i, j] for i, a in enumerate(x)) + j for j in range(2)],
-    }.get(kernel.name)
-
-
 WEIGHTS = np.array([[0.5, -1.25], [2.0, 0.75], [-0.375, 1.5]])
+BIASES = np.arange(2.0)
 
 
 @functools.cache
-def _jacobian(kernel: Kernel) -> Callable[..., Any]:
+def _jacobian(kernel: Record) -> Callable[..., Any]:
     """The Jacobian of a row, derived by sympy, as a function of three numbers."""
-    formula = _formula(kernel)
-    assert formula is not None
+    assert kernel.symbolic is not None
     x = list(sympy.symbols("x:3", real=True))
-    function: Callable[..., Any] = sympy.lambdify(x, sympy.Matrix(formula(x)).jacobian(x), "mpmath")
+    given = {"x": x, "w": WEIGHTS, "b": BIASES}
+    results = kernel.symbolic(sympy, **{name: given[name] for name in kernel.arguments})
+    function: Callable[..., Any] = sympy.lambdify(x, sympy.Matrix(results).jacobian(x), "mpmath")
     return function
 
 
-@check(lambda kernel: _formula(kernel) is not None, dtypes=(FLOAT64,))
-def jacobians_by_sympy(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: kernel.symbolic is not None, dtypes=(FLOAT64,))
+def jacobians_by_sympy(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Backward passes of unit vectors are the rows of the Jacobian that sympy derives."""
     for x in ([0.3, -1.2, 2.0], [5.0, 5.0, -5.0], [-0.1, 0.2, 0.1], [12.0, -9.0, 0.5]):
         jacobian = np.array(_jacobian(kernel)(*x).tolist(), dtype=np.float64)
-        inputs = {"x": np.array([x]), "w": WEIGHTS, "b": np.arange(2.0)}
+        inputs = {"x": np.array([x]), "w": WEIGHTS, "b": BIASES}
         case = Case(kernel, {n: inputs[n] for n in kernel.arguments}, about=f"Jacobian at {x}")
         for i, row in enumerate(jacobian):
             weight = np.zeros((1, len(jacobian)))

@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
-
-
-def takes_out(kernel: Kernel) -> bool:
-    """Whether results can be written where the caller says."""
-    return "out" in inspect.signature(kernel.function).parameters
 
 
 def packed(out: tuple[Any, ...]) -> Any:
@@ -32,7 +27,7 @@ def bits(subject: Subject, x: Any) -> bytes:
     return np.ascontiguousarray(subject.numpy(x)).tobytes()
 
 
-def same(subject: Subject, kernel: Kernel, name: str, one: Any, other: Any) -> None:
+def same(subject: Subject, kernel: Record, name: str, one: Any, other: Any) -> None:
     """Assert that two results are the same, bit for bit but for products, whose order of sums may differ."""
     a, b = (np.asarray(subject.numpy(x)) for x in (one, other))
     if not cases.is_product(kernel):
@@ -53,8 +48,8 @@ def _first_difference(a: Any, b: Any) -> str:
     )
 
 
-@check(takes_out)
-def results_go_to_out(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check()
+def results_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> None:
     """`out` of any layout, whatever it held, gets what a call without it returns, and is returned itself."""
     for rows, classes in ((5, 4), (300, 30)):
         case = sample(kernel, rows, classes, dtype)
@@ -74,8 +69,8 @@ def _held(subject: Subject, like: Any, layout: cases.Layout | None, value: float
     return layout(subject, array) if layout and like.ndim else array
 
 
-@check(lambda kernel: takes_out(kernel) and len(kernel.results) > 1, dtypes=(FLOAT32,))
-def some_results_go_to_out(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: len(kernel.results) > 1, dtypes=(FLOAT32,))
+def some_results_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> None:
     """An entry of None in `out` gets a new array; the others are written to."""
     case = sample(kernel, 6, 5, dtype)
     expected = subject.call(case)
@@ -86,8 +81,8 @@ def some_results_go_to_out(subject: Subject, kernel: Kernel, dtype: DType) -> No
             same(subject, kernel, name, one, value)
 
 
-@check(takes_out, dtypes=(np.dtype(np.float16), FLOAT32))
-def nothing_beside_out_is_written(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(dtypes=(np.dtype(np.float16), FLOAT32))
+def nothing_beside_out_is_written(subject: Subject, kernel: Record, dtype: DType) -> None:
     """What lies between, before and after the elements of `out` stays as it was."""
     for rows, classes in ((5, 7), (3, 130), (70, 33)):
         case = sample(kernel, rows, classes, dtype)
@@ -106,8 +101,8 @@ def nothing_beside_out_is_written(subject: Subject, kernel: Kernel, dtype: DType
                     assert untouched.all(), f"{name}: wrote beside out, at {np.argwhere(~untouched)[0].tolist()}"
 
 
-@check(takes_out)
-def in_place(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check()
+def in_place(subject: Subject, kernel: Record, dtype: DType) -> None:
     """An argument of the shape and dtype of a result may be its `out`: as that object, or as another view of it."""
     shapes = ((6, 5), (300, 40), (70, 1100))
     given = [case for rows, classes in shapes for case in cases.samples(kernel, rows, classes, dtype)]
@@ -131,8 +126,8 @@ def in_place(subject: Subject, kernel: Kernel, dtype: DType) -> None:
                         same(subject, kernel, other, one, exact)
 
 
-@check(lambda kernel: takes_out(kernel) and cases.is_loss(kernel), dtypes=(FLOAT32,))
-def in_place_of_the_weights(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: cases.is_loss(kernel), dtypes=(FLOAT32,))
+def in_place_of_the_weights(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The result for a single row, and the losses of as many rows as classes, may be written to their weights."""
     for classes, smoothing, single in itertools.product((5, 40, 300, 1100), (0.0, 0.1), (True, False)):
         case = reshaped(sample(kernel, 1, classes, dtype), ()) if single else sample(kernel, classes, classes, dtype)
@@ -161,7 +156,7 @@ def alike(case: Case) -> Iterator[tuple[int, int]]:
 
 
 @check(lambda kernel: len(kernel.arguments) > 1)
-def one_array_for_two_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def one_array_for_two_arguments(subject: Subject, kernel: Record, dtype: DType) -> None:
     """One array may be two arguments at once, and the result be written to it besides."""
     given = [case for rows, classes in ((6, 5), (300, 40)) for case in cases.samples(kernel, rows, classes, dtype)]
     for case in (*given, *cases.squares(kernel, dtype)):
@@ -170,7 +165,7 @@ def one_array_for_two_arguments(subject: Subject, kernel: Kernel, dtype: DType) 
             about = f"{case.about}, one array for {first} and {second}"
             both = Case(kernel, {**case.inputs, second: case.inputs[first]}, case.options, about)
             expected = subject.call(both)
-            for position in (None, *range(len(expected))) if takes_out(kernel) else (None,):
+            for position in (None, *range(len(expected))):
                 arrays = [subject.array(both.inputs[n]) for n in kernel.arguments]
                 arrays[j] = arrays[i]
                 options = {n: subject.array(option) for n, option in both.options.items()}
@@ -214,8 +209,8 @@ OTHER_VIEWS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
 }
 
 
-@check(takes_out)
-def out_in_another_order(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check()
+def out_in_another_order(subject: Subject, kernel: Record, dtype: DType) -> None:
     """An `out` that is an argument in another order, or lies between its rows: the right result, or an error."""
     for n in (7, 50):
         given = [case for case in cases.samples(kernel, n, n, dtype) if not cases.is_product(kernel)]
@@ -238,8 +233,8 @@ def out_in_another_order(subject: Subject, kernel: Kernel, dtype: DType) -> None
                 right_or_refused(subject, told_as, arrays, out, expected, [room])
 
 
-@check(lambda kernel: takes_out(kernel) and len(kernel.results) > 1, dtypes=(FLOAT32,))
-def results_over_each_other(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: len(kernel.results) > 1, dtypes=(FLOAT32,))
+def results_over_each_other(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Two results that share memory are refused, and nothing is written."""
     for case in (*cases.samples(kernel, 6, 5, dtype), *cases.squares(kernel, dtype)):
         case = Case(kernel, case.inputs, case.options, f"{case.about}, two results in the same memory")
@@ -254,8 +249,8 @@ def results_over_each_other(subject: Subject, kernel: Kernel, dtype: DType) -> N
             right_or_refused(subject, case, arrays, tuple(out), expected, [room])
 
 
-@check(takes_out, dtypes=(FLOAT32,))
-def overlapping_out(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(dtypes=(FLOAT32,))
+def overlapping_out(subject: Subject, kernel: Record, dtype: DType) -> None:
     """An `out` that overlaps an argument in part gives the right result, or an error and nothing written."""
     case = sample(kernel, 6, 5, dtype)
     expected = subject.call(case)
@@ -279,7 +274,7 @@ def overlapping_out(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check()
-def layouts_of_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def layouts_of_arguments(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Arguments of any strides, byte order and alignment, and that cannot be written; weights of classes too."""
     for rows, classes in ((6, 5), (30, 26), (70, 9)):
         for case in cases.samples(kernel, rows, classes, dtype):
@@ -299,7 +294,7 @@ def layouts_of_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None
 
 
 @check(dtypes=(np.dtype(np.float16), FLOAT32))
-def broadcast_arguments(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def broadcast_arguments(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Arguments with strides of 0: one row for the whole batch."""
     given = [(case, place) for case in cases.samples(kernel, 20, 26, dtype) for place in range(len(kernel.arguments))]
     for case, place in given:
@@ -325,7 +320,7 @@ def _broadcast(row: Any, shape: tuple[int, ...]) -> Any:
 
 
 @check(dtypes=(np.dtype(np.float16), FLOAT32))
-def arguments_are_not_written(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def arguments_are_not_written(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Every argument holds afterwards what it held before."""
     for rows, classes in ((5, 4), (30, 26), (300, 40)):
         case = sample(kernel, rows, classes, dtype)
@@ -342,7 +337,7 @@ def arguments_are_not_written(subject: Subject, kernel: Kernel, dtype: DType) ->
 
 
 @check(dtypes=(np.dtype(np.float16), FLOAT32))
-def new_results_are_written_whole(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def new_results_are_written_whole(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Results do not depend on what the memory of new arrays held before."""
     backend = subject.backend
     empty = backend.empty

@@ -6,11 +6,11 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance import accuracy, cases
 from plugrad.tests.conformance.accuracy import DIGITS, ELEMENTS, MANY_CLASSES, Sample, ulp
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.subject import DTYPES, Case, Subject, epsilon, finfo, loss_dtype, told
+from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
@@ -23,10 +23,10 @@ def held_to(*of: str) -> Any:
     return lambda kernel: kernel.budget is not None and kernel.budget.of in of
 
 
-def samples(kernel: Kernel, dtype: DType, span: float) -> list[Sample]:
+def samples(kernel: Record, dtype: DType, span: float) -> list[Sample]:
     """Logits of several numbers of classes; fewer of the 16-bit dtypes, which are computed in float32 too."""
     elements = ELEMENTS if dtype.itemsize > 2 else ELEMENTS // 3
-    counts = (1,) if kernel.name == "sigmoid" else accuracy.CLASSES
+    counts = accuracy.CLASSES if cases.has_axis(kernel) else (1,)
     return [accuracy.sample(kernel, dtype, classes, span, elements) for classes in counts]
 
 
@@ -44,7 +44,7 @@ def errors(sample: Sample, results: Any) -> Any:
 
 
 @check(held_to("result", "logits"))
-def errors_within_the_budget(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def errors_within_the_budget(subject: Subject, kernel: Record, dtype: DType) -> None:
     """No element is further off than the record allows, for any number of classes and span of logits."""
     assert kernel.budget is not None
     for span in accuracy.SPANS:
@@ -55,7 +55,7 @@ def errors_within_the_budget(subject: Subject, kernel: Kernel, dtype: DType) -> 
 
 
 @check(held_to("formula"), dtypes=NARROW)
-def errors_beside_the_formula(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def errors_beside_the_formula(subject: Subject, kernel: Record, dtype: DType) -> None:
     """No element is further off, beyond what the record allows, than the textbook's formula is in float32."""
     assert kernel.budget is not None
     for span in accuracy.SPANS:
@@ -73,7 +73,7 @@ def errors_beside_the_formula(subject: Subject, kernel: Kernel, dtype: DType) ->
 
 
 @check(held_to("logits"), dtypes=NARROW)
-def errors_over_many_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def errors_over_many_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The budget holds for the vocabulary of a language model; the exact results are those of float64."""
     assert kernel.budget is not None
     work = loss_dtype(dtype)
@@ -95,8 +95,8 @@ def errors_over_many_classes(subject: Subject, kernel: Kernel, dtype: DType) -> 
             assert worst <= kernel.budget.ulp, f"off by {worst:.3g} ulp, allowed {kernel.budget.ulp:.3g}"
 
 
-@check(lambda kernel: kernel.arguments[0] == "x" and cases.has_axis(kernel) and kernel.name != "log_softmax")
-def small_elements_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: kernel.keeps_small_elements)
+def small_elements_keep_their_accuracy(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Probabilities, and gradients where the label is another class, are right relative to themselves, tiny or not."""
     work = loss_dtype(dtype)
     rng = np.random.default_rng(4)

@@ -6,23 +6,24 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import overflowed, result_dtype, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
-from plugrad.tests.conformance.checks.memory import packed, takes_out
+from plugrad.tests.conformance.checks.memory import packed
 from plugrad.tests.conformance.subject import Case, Subject, close, epsilon, finfo, loss_dtype, told
+from plugrad.tests.records import Record
+from plugrad.tests.records._record import LOGARITHMS_OF_PROBABILITIES
 
 DType = np.dtype[Any]
 NAN, INF = np.nan, np.inf
 
 
-def takes_logits(kernel: Kernel) -> bool:
+def takes_logits(kernel: Record) -> bool:
     """Whether the kernel takes a softmax of its first argument."""
     return kernel.arguments[0] == "x" and cases.has_axis(kernel)
 
 
-def is_elementwise(kernel: Kernel) -> bool:
+def is_elementwise(kernel: Record) -> bool:
     """Whether each element of the result comes from one element of each argument."""
     return not cases.has_axis(kernel) and not cases.is_product(kernel)
 
@@ -34,7 +35,7 @@ def extremes(dtype: DType) -> tuple[float, float, float]:
 
 
 @check(takes_logits)
-def special_logits(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def special_logits(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Huge, tiny, infinite and undefined logits, one kind in each row, and no row touches another."""
     most, normal, tiny = extremes(dtype)
     rows = [
@@ -74,16 +75,18 @@ def special_logits(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(is_elementwise)
-def special_numbers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def special_numbers(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Every pair of huge, tiny, infinite and undefined numbers."""
     most, normal, tiny = extremes(dtype)
     numbers = [0.0, -0.0, 1.0, -1.0, 0.3, -17.0, 17.0, -88.0, -95.0, -104.0, 89.0, -700.0, -746.0, 710.0]
     small = [normal, normal / 2, 3 * tiny, tiny]
     numbers += [most, -most, *small, *(-number for number in small), INF, -INF, NAN]
-    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
-    bounded = [0.0, 1.0, 0.5, *small, below_one, NAN]  # values of a sigmoid
-    roles = {"x": numbers, "dy": numbers, "y": bounded if kernel.name.startswith("sigmoid") else numbers}
-    grid = np.array(list(itertools.product(*(roles[name] for name in kernel.arguments)))).astype(dtype)
+    numbers += [0.5, float(np.nextafter(np.float32(1), np.float32(0)))]
+    roles = []
+    for name in kernel.arguments:
+        smallest, largest = kernel.domain.get(name, (-INF, INF))
+        roles.append([number for number in numbers if not (number < smallest or number > largest)])
+    grid = np.array(list(itertools.product(*roles))).astype(dtype)
     for repeats in (1, 3000 // len(grid) + 1):
         inputs = {name: np.tile(grid[:, i], repeats) for i, name in enumerate(kernel.arguments)}
         case = Case(kernel, inputs, about="special numbers")
@@ -103,7 +106,7 @@ def special_numbers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(lambda kernel: not kernel.tolerance)
-def numbers_come_through_bit_for_bit(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def numbers_come_through_bit_for_bit(subject: Subject, kernel: Record, dtype: DType) -> None:
     """What only chooses between numbers and 0 rounds nothing, subnormal numbers included; the 0 may have any sign."""
     rng = np.random.default_rng(0)
     bits = np.dtype(f"uint{8 * dtype.itemsize}")
@@ -127,24 +130,19 @@ def numbers_come_through_bit_for_bit(subject: Subject, kernel: Kernel, dtype: DT
             )
 
 
-@check(lambda kernel: kernel.name in ("softmax", "softmax_backward", "log_softmax_backward"))
-def subnormal_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: kernel.subnormal is not None)
+def subnormal_rows(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Results too small to be normal are not flushed to 0."""
     _, normal, tiny = extremes(dtype)
     depth = -np.log(normal) + 1.5  # of a logit whose exponential is subnormal
-    rows: dict[str, list[float]] = {
-        "softmax": [0.0, -depth, -depth - 0.7],
-        "softmax_backward": [normal / 2, normal / 4, 16 * tiny],
-        "log_softmax_backward": [-depth, -depth - 0.7, -1.0],
-    }
-    gradients = [normal, -normal / 2, 16 * tiny] if kernel.name == "log_softmax_backward" else [1.0, -1.0, 0.5]
+    assert kernel.subnormal is not None
+    given = kernel.subnormal(depth, normal, tiny)
     for repeats, classes in itertools.product((1, 70, 3000), (3, 40)):
-        fill = -INF if kernel.name != "softmax_backward" else 0.0
-        row = np.array([*rows[kernel.name], *[fill] * (classes - 3)])
-        y = np.tile(row, (repeats, 1)).astype(dtype)
-        dy = np.tile(np.array([*gradients, *[0.0] * (classes - 3)]), (repeats, 1)).astype(dtype)
-        given = {"x": y, "y": y, "dy": dy}
-        case = Case(kernel, {n: given[n] for n in kernel.arguments}, about=f"{repeats} subnormal rows")
+        inputs = {
+            name: np.tile(np.array([*row, *[padding] * (classes - len(row))]), (repeats, 1)).astype(dtype)
+            for name, (row, padding) in given.items()
+        }
+        case = Case(kernel, inputs, about=f"{repeats} subnormal rows")
         exact = case.expected()[0]
         values = np.asarray(subject.numpy(subject.call(case)[0])).astype(np.float64)
         # An ulp is the same for all of them; the exponential, the product and the sum are off by one at most.
@@ -162,7 +160,7 @@ def _each(name: str, got: Any, exact: Any, relative: float, absolute: float) -> 
 
 
 @check()
-def nan_stays_in_its_row(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None:
     """NaN or infinity in a row of any argument poisons what is computed from it, and nothing else."""
     rows, place = 70, 33
     for classes in (5, 40):
@@ -196,7 +194,7 @@ def nan_stays_in_its_row(subject: Subject, kernel: Kernel, dtype: DType) -> None
 
 
 @check(lambda kernel: "p" in kernel.arguments)
-def special_probabilities(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def special_probabilities(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Probabilities of 0, of the smallest numbers, 1, infinity and NaN: nothing is added to them, nothing cut off."""
     _, normal, tiny = extremes(dtype)
     numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, INF, NAN])
@@ -219,8 +217,8 @@ def special_probabilities(subject: Subject, kernel: Kernel, dtype: DType) -> Non
                     close(f"{name} of probabilities {row}", got, true, *subject.tolerance(kernel, name, dtype))
 
 
-@check(lambda kernel: kernel.name == "log_softmax_backward")
-def impossible_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: kernel.domain.get("y") == LOGARITHMS_OF_PROBABILITIES)
+def impossible_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Where the logarithm of a probability is ``-inf``, the gradient that arrives goes on as it is."""
     for rows, classes in ((3, 4), (70, 40), (3000, 5)):
         case = sample(kernel, rows, classes, dtype)
@@ -231,7 +229,7 @@ def impossible_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(cases.is_loss)
-def ignored_rows_count_for_nothing(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def ignored_rows_count_for_nothing(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Rows with the ignored label add nothing and get exact zeros, whatever their logits and upstream gradients."""
     rng = np.random.default_rng(0)
     first = cases.rows_of(kernel)
@@ -262,7 +260,7 @@ def ignored_rows_count_for_nothing(subject: Subject, kernel: Kernel, dtype: DTyp
 
 
 @check(cases.is_loss)
-def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def where_nothing_counts(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Loss and gradient are 0, not NaN, whatever their arrays held: no rows, all ignored, no weight, labels of 0."""
     one_hot, unweighted = np.array([1.0, 0.0]), {"weight": np.array([0.0, 1.0], np.float32)}
     nothing: tuple[tuple[int, Any, dict[str, Any]], ...] = (
@@ -285,9 +283,8 @@ def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None
         case = Case(kernel, inputs, options, about=f"{rows} rows, labels {label}, {options}")
         got = subject.call(case)
         subject.compare(case, got)
-        if takes_out(kernel):
-            stale = tuple(subject.full(value.shape, value.dtype, NAN) for value in got)
-            got = subject.call(case, out=packed(stale))
+        stale = tuple(subject.full(value.shape, value.dtype, NAN) for value in got)
+        got = subject.call(case, out=packed(stale))
         with told(subject, case):
             for name, value in zip(kernel.results, got, strict=True):
                 values = np.asarray(subject.numpy(value)).astype(np.float64)
@@ -295,7 +292,7 @@ def where_nothing_counts(subject: Subject, kernel: Kernel, dtype: DType) -> None
 
 
 @check(cases.is_loss)
-def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A label of 0 adds 0 even where the logarithm of the probability is ``-inf``; any other is infinite."""
     logits, probabilities = [[0.0, 0.0, -INF], [0.0, -INF, 1.0]], [[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]]
     inputs = cases.with_rows(kernel, np.array(logits if cases.rows_of(kernel) == "x" else probabilities).astype(dtype))
@@ -313,8 +310,8 @@ def labels_of_zero_on_impossible_classes(subject: Subject, kernel: Kernel, dtype
         subject.compare(case, subject.call(case))
 
 
-@check(lambda kernel: takes_logits(kernel) and kernel.name != "softmax")
-def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: kernel.budget is not None and kernel.budget.of == "logits")
+def confident_rows_keep_their_accuracy(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Loss and gradient at the label of a row predicted with confidence, tiny as they are, are right to 8 ulp."""
     work = loss_dtype(dtype)
     depth = -np.log(extremes(work)[1])  # beyond it, what is left of the others is subnormal
@@ -351,7 +348,7 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Kernel, dtype: 
                     got = got.T if axis == 0 else got
                     if name == "loss":
                         _within(name, got, loss, 8 * epsilon(work), 2 * extremes(work)[2])
-                    elif kernel.name == "log_softmax":
+                    elif name == "y" and not cases.is_loss(kernel):
                         _within(name, got[:, 0], -loss, 8 * epsilon(work) + epsilon(dtype), 2 * extremes(dtype)[2])
                     elif name == "dx":
                         _within(name, got[:, 0], slope, 8 * epsilon(work) + epsilon(dtype), 2 * extremes(dtype)[2])
@@ -365,7 +362,7 @@ def _within(name: str, got: Any, exact: float, relative: float, absolute: float 
 
 
 @check(cases.is_loss, dtypes=(FLOAT32, FLOAT64))
-def tiny_weights(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def tiny_weights(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Weights so small that their reciprocals overflow weigh like any others where the mean divides them out."""
     case = sample(kernel, 6, 3, dtype)
     one = Case(kernel, case.inputs, {"weight": np.array([1.0, 2.0, 4.0], np.float32)})

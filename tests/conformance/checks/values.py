@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
 from plugrad.tests.conformance.checks.memory import same
 from plugrad.tests.conformance.subject import DTYPES, Case, Subject, close, epsilon, loss_dtype, told
+from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
 
 @check()
-def shapes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def shapes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Sizes around those where a backend may change its ways."""
     for rows, classes in cases.SHAPES:
         case = sample(kernel, rows, classes, dtype)
@@ -24,7 +24,7 @@ def shapes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check()
-def numbers_of_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def numbers_of_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Around the width of every vector and block."""
     for classes in cases.CLASSES:
         for rows in (3,) if classes > 100 else (2, 70):
@@ -33,7 +33,7 @@ def numbers_of_classes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check()
-def large_arrays(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def large_arrays(subject: Subject, kernel: Record, dtype: DType) -> None:
     """More than one block of work: few classes, and many; along the last axis, the first, and one between."""
     for rows, classes in cases.LARGE:
         if cases.is_product(kernel) and classes > 10:
@@ -53,7 +53,7 @@ def large_arrays(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(cases.has_axis)
-def any_axis(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def any_axis(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Classes along any axis of arrays of several dimensions."""
     for lead, classes in (((3, 5), 4), ((40, 3), 26), ((7, 11), 130), ((2, 3, 4), 5)):
         plain = sample(kernel, int(np.prod(lead)), classes, dtype)
@@ -63,7 +63,7 @@ def any_axis(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check()
-def leading_axes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def leading_axes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A single row without a batch axis, and batches of several axes."""
     for lead in ((), (1,), (2, 3), (2, 1, 3), (2, 0)):
         case = reshaped(sample(kernel, int(np.prod(lead)), 5, dtype), lead)
@@ -71,7 +71,7 @@ def leading_axes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(lambda kernel: "b" in kernel.arguments)
-def without_biases(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def without_biases(subject: Subject, kernel: Record, dtype: DType) -> None:
     """No biases are biases of 0."""
     for lead, classes in (((), 5), ((1,), 1), ((2, 3), 5), ((300,), 30)):
         case = reshaped(sample(kernel, int(np.prod(lead)), classes, dtype), lead)
@@ -80,7 +80,7 @@ def without_biases(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(lambda kernel: "needs" in kernel.options)
-def some_gradients_only(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def some_gradients_only(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The gradients that are asked for are those of the full call; in place of the others comes None."""
     for rows, classes in ((1, 1), (6, 5), (300, 30)):
         case = sample(kernel, rows, classes, dtype)
@@ -100,14 +100,14 @@ def some_gradients_only(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check()
-def no_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def no_rows(subject: Subject, kernel: Record, dtype: DType) -> None:
     """An empty batch: results of the right shapes, a loss of 0."""
     case = sample(kernel, 0, 4, dtype)
     subject.compare(case, subject.call(case))
 
 
 @check(dtypes=(FLOAT64,))
-def sequences_and_integers(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def sequences_and_integers(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Python sequences, integers and booleans become float64."""
     case = sample(kernel, 3, 4, dtype)
     whole = {
@@ -125,7 +125,7 @@ def sequences_and_integers(subject: Subject, kernel: Kernel, dtype: DType) -> No
     lambda kernel: len(kernel.arguments) > 1 and (cases.is_product(kernel) or not cases.is_loss(kernel)),
     dtypes=(FLOAT32,),
 )
-def mixed_dtypes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def mixed_dtypes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Results have the dtype that NumPy's promotion gives; float16 with bfloat16 gives float32."""
     for first in DTYPES:
         for second in DTYPES:
@@ -144,7 +144,7 @@ def mixed_dtypes(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 def _loss_options(form: str) -> Any:
-    def every_option(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+    def every_option(subject: Subject, kernel: Record, dtype: DType) -> None:
         for case in cases.options_of_losses(kernel, dtype, form):
             subject.compare(case, subject.call(case))
 
@@ -158,14 +158,14 @@ for _form in (cases.INDICES, cases.ONE_HOT, cases.SOFT):
 
 
 @check(cases.is_loss)
-def options_of_large_arrays(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def options_of_large_arrays(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Options together, for many rows and for many classes."""
     for case in cases.options_of_large_losses(kernel, dtype):
         subject.compare(case, subject.call(case))
 
 
 @check(cases.is_loss)
-def weights_and_upstream_gradients_of_every_dtype(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def weights_and_upstream_gradients_of_every_dtype(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The dtypes of the weights and of the gradient that arrives do not have to be that of the rows."""
     _, _, plain = cases.samples(kernel, 40, 7, dtype)
     for name, other in itertools.product(("weight", "dloss"), (*DTYPES, np.dtype(np.int32))):
@@ -181,7 +181,7 @@ def weights_and_upstream_gradients_of_every_dtype(subject: Subject, kernel: Kern
 
 
 @check(cases.is_loss, dtypes=(FLOAT32,))
-def labels_of_every_dtype(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def labels_of_every_dtype(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Class indices of any integer dtype; labels per class of any real one, booleans included."""
     case = sample(kernel, 40, 200, dtype)  # more classes than int8 can count
     for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"):
@@ -195,7 +195,7 @@ def labels_of_every_dtype(subject: Subject, kernel: Kernel, dtype: DType) -> Non
 
 
 @check(lambda kernel: kernel.composed is not None)
-def fused_equals_composed(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def fused_equals_composed(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A kernel that does several things at once gives what the kernels for each of them give."""
     for form in (cases.INDICES, cases.SOFT):
         for case in cases.options_of_losses(kernel, dtype, form):
@@ -214,7 +214,7 @@ def _ulps_between(dtype: DType) -> float:
 
 
 @check()
-def rows_are_independent(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def rows_are_independent(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A row computed alone gives what it gives in a batch."""
     rows = 70
     for classes in (5, 40):
@@ -246,7 +246,7 @@ def _row(x: Any, row: int, rows: int, name: str) -> Any:
 
 
 @check(lambda kernel: "loss" in kernel.results)
-def mean_of_many_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def mean_of_many_rows(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The sum over 300,000 rows is taken in a type that holds it, and keeps its accuracy."""
     case = sample(kernel, 300_000, 2, dtype)
     rows = np.tile(np.array([0.75, 0.25]).astype(dtype), (300_000, 1))
@@ -263,7 +263,7 @@ def mean_of_many_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
 
 
 @check(lambda kernel: "dw" in kernel.results)
-def gradients_of_parameters_over_many_rows(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def gradients_of_parameters_over_many_rows(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Sums over many rows keep their accuracy: float32 added up one by one would drift."""
     rows = 100_000 if cases.is_loss(kernel) else 1_000_000
     x = np.ones((rows, 1), dtype)

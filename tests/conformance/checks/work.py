@@ -10,18 +10,18 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import registry
-from plugrad.kernels import Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import check
 from plugrad.tests.conformance.checks.memory import bits
 from plugrad.tests.conformance.subject import Case, Subject, environment, witness
+from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
 
 @check()
-def the_backend_does_the_work(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def the_backend_does_the_work(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Its own function is called, once for each call, and no other backend's computes behind it."""
     for rows, classes in ((1, 1), (5, 4), (300, 40), (5, 1025)):
         for options in _options(kernel):
@@ -38,12 +38,12 @@ def the_backend_does_the_work(subject: Subject, kernel: Kernel, dtype: DType) ->
             assert calls == {kernel.name: 1}, f"{kernel.name}: the calls of the backend's own functions were {calls}"
 
 
-def _options(kernel: Kernel) -> tuple[dict[str, Any], ...]:
+def _options(kernel: Record) -> tuple[dict[str, Any], ...]:
     return ({}, {"ignore_index": 0}, {"label_smoothing": 0.1, "reduction": "sum"}) if cases.is_loss(kernel) else ({},)
 
 
 @check()
-def the_same_bits_each_time(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def the_same_bits_each_time(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The same call gives the same results, bit for bit, in the checking mode too."""
     for rows, classes in ((7, 10), (300, 257), (5000, 10)):
         case = sample(kernel, rows, classes, dtype)
@@ -59,7 +59,7 @@ THREADS = (1, 2, 4, 4)
 
 
 @check(lambda kernel: not cases.is_product(kernel))
-def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Record, dtype: DType) -> None:
     """In processes with ``PLUGRAD_NUM_THREADS`` of 1, 2 and 4 the results are the same, bit for bit.
 
     Products are exempt: their sums are as the BLAS in use makes them, and OpenBLAS cuts them by the number of threads.
@@ -71,7 +71,7 @@ def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Kernel, dt
 
 
 @check()
-def the_same_bits_in_another_process(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def the_same_bits_in_another_process(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Two processes with the same number of threads, and others beside them, come to the same results, bit for bit."""
     one, other = (digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name)[-2:])
     assert one == other, f"{kernel.name}: results differ from process to process"

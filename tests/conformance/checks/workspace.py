@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels import Kernel, Workspace
+from plugrad.kernels import Workspace
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.checks.errors import raised
-from plugrad.tests.conformance.checks.memory import same, takes_out
+from plugrad.tests.conformance.checks.memory import same
 from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
 REFUSAL = r"max_workspace: expected at least (\d+) bytes, for one row of \d+ classes, got 1$"
 
 
-def is_bounded(kernel: Kernel) -> bool:
+def is_bounded(kernel: Record) -> bool:
     """Whether the caller bounds the memory that the kernel works in."""
     return "max_workspace" in kernel.options
 
@@ -45,7 +46,7 @@ def _refused(
     return raised(subject, case, by_name, {**given, **options, "max_workspace": size})
 
 
-def _cases(kernel: Kernel, dtype: DType) -> Iterator[Case]:
+def _cases(kernel: Record, dtype: DType) -> Iterator[Case]:
     """More rows than classes and the reverse, every form of labels and reduction."""
     rng = np.random.default_rng(3)
     for rows, classes in ((1, 1), (37, 5), (4, 30), (70, 9)):
@@ -64,7 +65,7 @@ def _cases(kernel: Kernel, dtype: DType) -> Iterator[Case]:
 
 
 @check(is_bounded)
-def chunks_of_any_size(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def chunks_of_any_size(subject: Subject, kernel: Record, dtype: DType) -> None:
     """From one row at a time to all rows at once, with a last chunk that is smaller: the same results."""
     for case in _cases(kernel, dtype):
         exact, about = case.expected(), case.about
@@ -75,8 +76,8 @@ def chunks_of_any_size(subject: Subject, kernel: Kernel, dtype: DType) -> None:
                 subject.compare(case, subject.call(case, max_workspace=size), exact)
 
 
-@check(lambda kernel: is_bounded(kernel) and takes_out(kernel))
-def chunks_of_any_layout(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+@check(lambda kernel: is_bounded(kernel))
+def chunks_of_any_layout(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Small workspaces do for arguments and results that have to be copied in parts, and for results over arguments."""
     plain = sample(kernel, 20, 20, dtype)
     square = {**plain.inputs, "w": plain.inputs["w"][:20], "x": np.ascontiguousarray(plain.inputs["x"][:, :20])}
@@ -107,7 +108,7 @@ def chunks_of_any_layout(subject: Subject, kernel: Kernel, dtype: DType) -> None
 
 
 @check(is_bounded, dtypes=(FLOAT32,))
-def the_least_that_works(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def the_least_that_works(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A bound too small for one row is refused with the least that works; that works, and a byte less does not."""
     for rows, classes in ((1, 3), (40, 60), (700, 4)):
         case = sample(kernel, rows, classes, dtype)
@@ -118,7 +119,7 @@ def the_least_that_works(subject: Subject, kernel: Kernel, dtype: DType) -> None
 
 
 @check(is_bounded, dtypes=(np.dtype(np.float16), FLOAT32))
-def a_workspace_is_kept(subject: Subject, kernel: Kernel, dtype: DType) -> None:
+def a_workspace_is_kept(subject: Subject, kernel: Record, dtype: DType) -> None:
     """One workspace for calls of many shapes, whatever the last one left there; another thread may not use it."""
     workspace = Workspace("200kB")
     for rows, classes in ((30, 7), (300, 30), (2, 200), (30, 7)):
