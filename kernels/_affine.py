@@ -6,7 +6,7 @@ from typing import Any
 from plugrad.backends import contract
 from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array, ArrayLike, Out, given_results, promoted, real, result
+from plugrad.kernels._arguments import Array, ArrayLike, Out, given_back, given_results, promoted, real, result
 from plugrad.kernels._kernel import kernel
 
 GRADIENTS = ("dx", "dw", "db")
@@ -49,6 +49,11 @@ def affine(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, out: Array
     >>> K.affine([[1.0, 2.0]], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], [10.0, 20.0, 30.0])
     array([[11., 22., 33.]])
     """
+    return _product(x, w, b, out)
+
+
+def _product(x: Any, w: Any, b: Any, out: Any) -> Array:
+    """Check the arguments of `affine` and compute it."""
     backend = backend_for(x)
     x = real("affine", "x", x, backend)
     w = real("affine", "w", w, backend)
@@ -62,7 +67,7 @@ def affine(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, out: Array
         backend.functions["affine"](x, w, b, y)
     elif y.size:  # no inputs: the sums are empty
         y[...] = 0 if b is None else b
-    return y
+    return given_back(y, out)
 
 
 @kernel(contract.AffineBackward, "dx = dy wᵀ, dw = xᵀ dy, db = Σ_rows dy", results=GRADIENTS)
@@ -103,6 +108,11 @@ def affine_backward(
     >>> dx, dw, db
     (array([[3.]]), array([[3., 6.]]), array([1., 2.]))
     """
+    return _backward(dy, x, w, needs, out)
+
+
+def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Array, Array]:
+    """Check the arguments of `affine_backward` and compute it."""
     name = "affine_backward"
     backend = backend_for(dy)
     dy = real(name, "dy", dy, backend)

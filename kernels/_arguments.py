@@ -211,9 +211,10 @@ def given_results(kernel: str, out: Any, names: tuple[str, ...], lone: str | Non
     return tuple([out if name == lone else None for name in names])
 
 
-def given_back(array: Any, out: Any) -> Any:
+def given_back(array: Any, out: Any) -> Array:
     """The result as the caller gets it: the array that it gave, or a new one, a scalar if that has no dimensions."""
-    return array if out is not None or array.ndim else array[()]
+    result: Array = array if out is not None or array.ndim else array[()]
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------------------

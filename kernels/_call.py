@@ -4,6 +4,7 @@ from typing import Any
 
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
+    Array,
     axis_index,
     floating,
     given_back,
@@ -18,7 +19,7 @@ from plugrad.kernels._arguments import (
 ELEMENTWISE = object()  # in place of an axis: the kernel has none
 
 
-def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Any:
+def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(x, kernel)
     x = floating(kernel, "x", x, backend)
@@ -29,7 +30,7 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Any:
     return given_back(y, out)
 
 
-def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Any:
+def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(dy, kernel)
     dy = real(kernel, "dy", dy, backend)
@@ -55,7 +56,7 @@ def loss_backward(
     label_smoothing: Any,
     reduction: Any,
     out: Any,
-) -> Any:
+) -> Array:
     """Compute the gradient of a loss with respect to its rows, the argument called `name`."""
     backend = backend_for(x, kernel)
     x, t, options = loss_arguments(kernel, name, x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)

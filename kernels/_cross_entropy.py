@@ -1,5 +1,7 @@
 """Cross-entropy of probabilities."""
 
+from typing import Any
+
 from plugrad.backends import contract
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
@@ -63,6 +65,20 @@ def cross_entropy(
     >>> float(K.cross_entropy([[0.5, 0.5], [0.25, 0.75]], [0, 0]).round(6))
     1.039721
     """
+    return _loss(p, t, axis, weight, ignore_index, label_smoothing, reduction, out)
+
+
+def _loss(
+    p: Any,
+    t: Any,
+    axis: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    out: Any,
+) -> Loss:
+    """Check the arguments of `cross_entropy` and compute it."""
     backend = backend_for(p, "cross_entropy")
     given = axis, weight, ignore_index, label_smoothing, reduction, backend
     p, t, options = loss_arguments("cross_entropy", "p", p, t, *given)

@@ -102,6 +102,22 @@ def linear_cross_entropy(
     >>> round(float(loss), 6)
     0.313262
     """
+    return _loss(x, w, b, t, weight, ignore_index, label_smoothing, reduction, max_workspace, out)
+
+
+def _loss(
+    x: Any,
+    w: Any,
+    b: Any,
+    t: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    max_workspace: Any,
+    out: Any,
+) -> Loss:
+    """Check the arguments of `linear_cross_entropy` and compute it."""
     name = "linear_cross_entropy"
     backend = backend_for(x)
     reads, options = _arguments(name, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
@@ -187,6 +203,23 @@ def linear_cross_entropy_value_and_grad(
     >>> dw.tolist(), db.tolist()
     ([[0.5, -0.5], [1.0, -1.0]], [0.5, -0.5])
     """
+    return _loss_and_gradients(x, w, b, t, weight, ignore_index, label_smoothing, reduction, needs, max_workspace, out)
+
+
+def _loss_and_gradients(
+    x: Any,
+    w: Any,
+    b: Any,
+    t: Any,
+    weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    reduction: Any,
+    needs: Any,
+    max_workspace: Any,
+    out: Any,
+) -> tuple[Loss, Array, Array, Array]:
+    """Check the arguments of `linear_cross_entropy_value_and_grad` and compute it."""
     name = "linear_cross_entropy_value_and_grad"
     backend = backend_for(x)
     reads, options = _arguments(name, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)

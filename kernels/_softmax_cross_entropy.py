@@ -211,7 +211,7 @@ def _loss_and(
     label_smoothing: Any,
     reduction: Any,
     out: Any,
-) -> tuple[Any, Any]:
+) -> tuple[Loss, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
     x, t, options = loss_arguments(kernel, "x", x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)

@@ -16,7 +16,7 @@ from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.random_calls import Call, random_call
 from plugrad.tests.conformance.spoiling import ARGUMENTS, Dice, spoil, spoiled
 from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, close, epsilon, finfo
-from plugrad.tests.records import RECORDS
+from plugrad.tests.records import RECORDS, double
 
 Array = Any
 
@@ -172,11 +172,11 @@ def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
                 same("a parameter of what was refused", np.array(subject.numpy(p)), held)
         return
     for i, p in enumerate(params):
-        exact = formula(oracles.double(before[i]), [oracles.double(step[i]) for step in trace[:done]], **options)
-        largest = max([1.0, *(abs(oracles.double(x)).max(initial=0.0) for x in (before[i], exact))])
+        exact = formula(double(before[i]), [double(step[i]) for step in trace[:done]], **options)
+        largest = max([1.0, *(abs(double(x)).max(initial=0.0) for x in (before[i], exact))])
         if largest > float(finfo(p.dtype).max):  # it may have been infinite on the way
             continue
-        got, off = oracles.double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
+        got, off = double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
         close(f"parameter {i}", got, np.asarray(exact), 0.0, off)
 
 
@@ -196,21 +196,21 @@ def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
         array[place] = spoiled(subject, name, array[place])
         about.append(f"{'parameter' if array is params else 'gradient'} {place}: {name}")
     before = [
-        oracles.double(subject.numpy(g)) if subject.backend.owns(type(g)) and g.dtype in DTYPES else g for g in grads
+        double(subject.numpy(g)) if subject.backend.owns(type(g)) and g.dtype in DTYPES else g for g in grads
     ]
     total, _ = outcome(lambda: optim.l2_penalty(params, factor, grads=grads), "l2_penalty")
     if total is None:
         return
-    plain = [oracles.double(subject.numpy(p)) for p in params]
+    plain = [double(subject.numpy(p)) for p in params]
     total = np.asarray(subject.numpy(total))
     exact = float(factor) * sum(float((p * p).sum()) for p in plain)
-    close("penalty", oracles.double(total), cases.overflowed(exact, total.dtype), 4 * epsilon(total.dtype), 0.0)
+    close("penalty", double(total), cases.overflowed(exact, total.dtype), 4 * epsilon(total.dtype), 0.0)
     for p, g, held in zip(plain, grads, before, strict=True):
         slope = held + 2 * float(factor) * p
         size = float(np.nan_to_num(abs(held) + 2 * float(factor) * abs(p), posinf=0.0).max(initial=0.0))
         close(
             "gradient",
-            oracles.double(subject.numpy(g)),
+            double(subject.numpy(g)),
             cases.overflowed(slope, g.dtype),
             0.0,
             4 * epsilon(g.dtype) * size,
@@ -286,12 +286,12 @@ def jacobian(dice: Dice, subject: Subject, about: list[str]) -> None:
     assert after == before, "an argument was written to"
     if got is None:
         return
-    plain = [oracles.double(subject.numpy(x)) for x in given]
+    plain = [double(subject.numpy(x)) for x in given]
     if all(np.isfinite(x).all() for x in plain):
         for i, (value, exact) in enumerate(zip(got, oracles.jacobian(name, *plain), strict=True)):
             exact = cases.overflowed(exact, value.dtype)
             assert value.shape == exact.shape, f"expected shape {exact.shape}, got {value.shape}"
-            close(f"result {i}", oracles.double(subject.numpy(value)), exact, 4 * epsilon(value.dtype), 0.0)
+            close(f"result {i}", double(subject.numpy(value)), exact, 4 * epsilon(value.dtype), 0.0)
 
 
 # What to call, by the name that it has in the fuzzer's report.

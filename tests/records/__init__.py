@@ -6,9 +6,9 @@ Each file defines ``RECORDS``. Users of the library import none of this; the ben
 import importlib
 import pkgutil
 
-from plugrad.tests.records._record import Budget, Mistake, Record
+from plugrad.tests.records._record import Budget, Mistake, Record, double
 
-__all__ = ["RECORDS", "Budget", "Mistake", "Record"]
+__all__ = ["RECORDS", "Budget", "Mistake", "Record", "double"]
 
 RECORDS: dict[str, Record] = {
     record.name: record

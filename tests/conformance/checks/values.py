@@ -72,7 +72,7 @@ def leading_axes(subject: Subject, kernel: Record, dtype: DType) -> None:
 
 @check(lambda kernel: "b" in kernel.arguments)
 def without_biases(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """No biases are biases of 0."""
+    """Without biases the results are those of biases of 0, the gradient of the biases included."""
     for lead, classes in (((), 5), ((1,), 1), ((2, 3), 5), ((300,), 30)):
         case = reshaped(sample(kernel, int(np.prod(lead)), classes, dtype), lead)
         without = Case(kernel, {n: x for n, x in case.inputs.items() if n != "b"}, about=f"{case.about}, b=None")
@@ -97,6 +97,21 @@ def some_gradients_only(subject: Subject, kernel: Record, dtype: DType) -> None:
                 for name, one, other in zip(kernel.results, got, full, strict=True):
                     if name in needs or name not in gradients:
                         same(subject, kernel, name, one, other)
+
+
+@check(lambda kernel: cases.has_axis(kernel) and not cases.is_loss(kernel), dtypes=(FLOAT32,))
+def no_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Rows without classes give an empty array, along any axis, in a new array and in `out`."""
+    for shape, axis in (((3, 0), -1), ((0,), 0), ((2, 0, 4), 1), ((0, 0), -1)):
+        inputs = {name: np.empty(shape, dtype) for name in kernel.arguments}
+        case = Case(kernel, inputs, {"axis": axis}, about=f"shape {shape}, axis {axis}")
+        with told(subject, case):
+            for out in (None, subject.empty(shape, dtype)):
+                (got,) = subject.call(case, out=out)
+                assert (got.shape, got.dtype) == (shape, dtype), (
+                    f"expected {shape} {dtype}, got {got.shape} {got.dtype}"
+                )
+                assert out is None or got is out, "the array given as out is not the one that came back"
 
 
 @check()
@@ -129,18 +144,37 @@ def mixed_dtypes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Results have the dtype that NumPy's promotion gives; float16 with bfloat16 gives float32."""
     for first in DTYPES:
         for second in DTYPES:
-            case = sample(kernel, 6, 5, first)
-            names = [name for name in kernel.arguments if name in case.inputs]
-            inputs = {**case.inputs, names[1]: case.inputs[names[1]].astype(second)}
             wanted = (
                 FLOAT32
                 if {first.itemsize, second.itemsize} == {2} and first != second
                 else max(first, second, key=lambda d: d.itemsize)
             )
-            wide = {n: inputs[n] if n == "t" else inputs[n].astype(wanted) for n in names}
-            promoted = Case(kernel, wide, about=f"{first} with {second}")
-            got = subject.call(Case(kernel, inputs, about=promoted.about))
-            subject.compare(promoted, got)
+            _promoted(subject, kernel, first, second, wanted)
+
+
+@check(
+    lambda kernel: len(kernel.arguments) > 1 and (cases.is_product(kernel) or not cases.is_loss(kernel)),
+    dtypes=(FLOAT32,),
+)
+def integers_with_floats(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Integers and booleans are promoted with floating arrays as NumPy's ``@`` and ``+`` promote them."""
+    for first, second in itertools.product(("float16", "float32", "float64"), ("bool", "uint8", "int16", "int64")):
+        _promoted(subject, kernel, np.dtype(first), np.dtype(second), np.result_type(first, second))
+
+
+def _promoted(subject: Subject, kernel: Record, first: DType, second: DType, wanted: DType) -> None:
+    """Compare a call with arguments of two dtypes with the oracle's results for the promoted arguments."""
+    case = sample(kernel, 6, 5, first)
+    names = [name for name in kernel.arguments if name in case.inputs]
+    for position in (0, 1):
+        given = (
+            abs(case.inputs[names[position]]).astype(second) if second.kind in "iub" else case.inputs[names[position]]
+        )
+        inputs = {**case.inputs, names[position]: given.astype(second)}
+        wide = {n: inputs[n] if n == "t" else inputs[n].astype(wanted) for n in names}
+        promoted = Case(kernel, wide, about=f"{first} with {second} as {names[position]}")
+        got = subject.call(Case(kernel, inputs, about=promoted.about))
+        subject.compare(promoted, got)
 
 
 def _loss_options(form: str) -> Any:
