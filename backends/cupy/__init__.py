@@ -17,28 +17,10 @@ import numpy as np
 ARRAYS = "cupy"
 NATIVE = None  # every array is asked which device it is on
 
-_KERNELS = (
-    "affine",
-    "affine_backward",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "linear_cross_entropy",
-    "linear_cross_entropy_value_and_grad",
-    "log_softmax",
-    "log_softmax_backward",
-    "relu",
-    "relu_backward",
-    "sigmoid",
-    "sigmoid_backward",
-    "softmax",
-    "softmax_backward",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_backward",
-    "softmax_cross_entropy_value_and_grad",
-)
 _HOOKS = ("asarray", "empty", "overlap", "take", "to_numpy")
 
-__all__ = [*_HOOKS, *_KERNELS]
+# The modules that define the kernels, imported when one is asked for.
+_MODULES = ("elementwise", "kernels", "products", "last_layer")
 
 INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of CUDA 12)"
 
@@ -46,12 +28,11 @@ INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of
 def __getattr__(name: str) -> Any:
     if name in _HOOKS:
         return getattr(importlib.import_module("plugrad.backends.cupy.arrays"), name)
-    if name.startswith("affine"):
-        return getattr(importlib.import_module("plugrad.backends.cupy.products"), name)
-    if name.startswith("linear"):
-        return getattr(importlib.import_module("plugrad.backends.cupy.last_layer"), name)
-    if name in _KERNELS:
-        return getattr(importlib.import_module("plugrad.backends.cupy.kernels"), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:  # else a module of ours is being imported
+        for module in _MODULES:
+            function = getattr(importlib.import_module(f"plugrad.backends.cupy.{module}"), name, None)
+            if getattr(function, "__module__", "").startswith(__name__):  # not what the module imports from elsewhere
+                return function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,24 +1,49 @@
-"""Kernels that compute each element by itself."""
+"""Kernels that compute each element by itself.
+
+The source, elementwise.cu, lists them: a line ``MAP(relu, Relu)`` or ``MAP_OF_TWO(relu_backward, ReluBackward)`` makes
+the kernel and, here, the function of the backend with its name.
+"""
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from plugrad.backends.contract import Elementwise, ElementwiseBackward
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, written
 
 THREADS = 256  # as the kernels are declared
-NAMES = ("relu", "relu_backward", "sigmoid", "sigmoid_backward")
+SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
+NAMES = tuple(re.findall(r"^MAP(?:_OF_TWO)?\((\w+), ", SOURCE, re.MULTILINE))
 
 
-def over_elements(name: str, *arrays: Array) -> None:
-    """Run a kernel on arrays of one shape and dtype, the last one for the result."""
-    *reads, out = arrays
-    reads = [contiguous(x) for x in reads]
-    written(out, lambda target: _run(name, *reads, target))
+def __getattr__(name: str) -> Callable[..., None]:
+    if name not in NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return backward(name) if f"MAP_OF_TWO({name}, " in SOURCE else forward(name)
+
+
+def forward(name: str) -> Elementwise:
+    """The function of the backend for a kernel with one argument."""
+
+    def function(x: Array, out: Array) -> None:
+        written(out, functools.partial(_run, name, contiguous(x)))
+
+    return function
+
+
+def backward(name: str) -> ElementwiseBackward:
+    """The function of the backend for a kernel with two arguments."""
+
+    def function(dy: Array, y: Array, out: Array) -> None:
+        written(out, functools.partial(_run, name, contiguous(dy), contiguous(y)))
+
+    return function
 
 
 def _run(name: str, *arrays: Array) -> None:

@@ -1,4 +1,4 @@
-"""The functions of the room."""
+"""Kernels over rows of classes: softmax, log-softmax and the losses."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -9,7 +9,6 @@ import numpy as np
 from plugrad.backends.cupy import elementwise, labels, products, rows
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.elementwise import over_elements
 from plugrad.backends.cupy.labels import Labels
 from plugrad.backends.cupy.rows import (
     MOST_BLOCKS,
@@ -33,26 +32,6 @@ LOSS_OF_TARGETS = Operation("loss_of_targets", inputs=2, sums=4)
 CROSS_ENTROPY_OF_TARGETS = Operation("cross_entropy_of_targets", inputs=2, sums=1)
 GRADIENT_OF_SOFTMAX = Operation("gradient_of_softmax", inputs=2, sums=1)
 GRADIENT_OF_PROBABILITIES = Operation("gradient_of_probabilities", inputs=2, sums=0)
-
-
-def relu(x: Array, out: Array) -> None:
-    """``out = max(x, 0)``."""
-    over_elements("relu", x, out)
-
-
-def relu_backward(dy: Array, y: Array, out: Array) -> None:
-    """``out = dy where y > 0, else 0``."""
-    over_elements("relu_backward", dy, y, out)
-
-
-def sigmoid(x: Array, out: Array) -> None:
-    """``out = 1 / (1 + exp(-x))``."""
-    over_elements("sigmoid", x, out)
-
-
-def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
-    """``out = dy y (1 - y)``."""
-    over_elements("sigmoid_backward", dy, y, out)
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
