@@ -1,10 +1,8 @@
-"""Explicit Jacobians of the kernels, to teach and to check with: backward kernels never make them.
+"""Explicit Jacobians of the kernels, for teaching and checking; backward kernels never build them.
 
-All are those of a row, as the kernels compute row by row: ``jacobian[..., i, j]`` is the derivative of element i of a
-row of results with respect to element j of the same row of arguments; rows do not depend on each other.
+Rows do not depend on each other, so each has a Jacobian of its own: ``jacobian[..., i, j]`` is the derivative of
+element i of a row of results with respect to element j of the same row of arguments.
 """
-
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from plugrad.kernels._arguments import Array, floating, promoted
 __all__ = ["affine_jacobian", "relu_jacobian", "sigmoid_jacobian", "softmax_jacobian"]
 
 
-def softmax_jacobian(y: Any) -> Array:
+def softmax_jacobian(y: Array) -> Array:
     """Jacobian of softmax, ``dy_i / dx_j = y_i (1 - y_i)`` for i = j, else ``-y_i y_j``.
 
     Parameters
@@ -33,7 +31,7 @@ def softmax_jacobian(y: Any) -> Array:
     Raises
     ------
     TypeError
-        If `y` is complex, text or objects, or lies on another device than the backend computes on.
+        If `y` is complex, text or objects, or lies on another device than that of the backend.
     ValueError
         If `y` is a single number.
 
@@ -52,18 +50,18 @@ def softmax_jacobian(y: Any) -> Array:
         return (column * (_identity(backend, work) - row)).astype(y.dtype, copy=False)
 
 
-def relu_jacobian(y: Any) -> Array:
+def relu_jacobian(y: Array) -> Array:
     """Jacobian of ReLU: 1 on the diagonal where ``y > 0``, else 0.
 
     Parameters
     ----------
     y : array_like
-        The result of `relu` or its argument, only the sign counts; shape ``(..., n)``.
+        The result of `relu`, or its argument, as only the sign counts; shape ``(..., n)``.
 
     Returns
     -------
     jacobian : array
-        Shape ``(..., n, n)``, dtype of `y`. At 0, where there is no derivative, it is 0.
+        Shape ``(..., n, n)``, dtype of `y`. At 0, where the derivative does not exist, it is 0.
 
     Raises
     ------
@@ -78,10 +76,10 @@ def relu_jacobian(y: Any) -> Array:
            [0., 0.]])
     """
     backend, y = _rows("relu_jacobian", "y", y)
-    return _identity(backend, y) * (y[..., None, :] > 0)
+    return diagonal(backend, (y > 0).astype(y.dtype))
 
 
-def sigmoid_jacobian(y: Any) -> Array:
+def sigmoid_jacobian(y: Array) -> Array:
     """Jacobian of the logistic sigmoid: ``y (1 - y)`` on the diagonal.
 
     Parameters
@@ -107,12 +105,12 @@ def sigmoid_jacobian(y: Any) -> Array:
            [0.  , 0.  ]])
     """
     backend, y = _rows("sigmoid_jacobian", "y", y)
-    work = y.astype(COMPUTE[y.dtype], copy=False)[..., None, :]
+    work = y.astype(COMPUTE[y.dtype], copy=False)
     with np.errstate(all="ignore"):
-        return (_identity(backend, y) * (work * (1 - work))).astype(y.dtype, copy=False)
+        return diagonal(backend, work * (1 - work)).astype(y.dtype, copy=False)
 
 
-def affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
+def affine_jacobian(x: Array, w: Array) -> tuple[Array, Array, Array]:
     """Jacobians of ``y = x w + b`` with respect to `x`, `w` and `b`.
 
     ``dy_j / dx_i = w_ij``; ``dy_j / dw_ik = x_i`` for j = k, else 0; ``dy_j / db_k = 1`` for j = k, else 0.
@@ -128,7 +126,7 @@ def affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
     -------
     dy_dx, dy_dw, dy_db : arrays
         Shapes ``(..., out, in)``, ``(..., out, in, out)`` and ``(..., out, out)``, in the promoted dtype of the
-        arguments. Of a batch, each row's own: what they give for `w` and `b` is to be added up over the rows.
+        arguments. The gradients of `w` and `b` are sums over the rows.
 
     Raises
     ------
@@ -165,8 +163,8 @@ def affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
     return dy_dx, dy_dw, dy_db
 
 
-def _rows(kernel: str, name: str, y: Any) -> tuple[Backend, Array]:
-    """The backend, and `y` as its array with at least one axis."""
+def _rows(kernel: str, name: str, y: Array) -> tuple[Backend, Array]:
+    """Return the backend, and `y` as its array of at least one dimension."""
     backend = backend_for(y)
     y = floating(kernel, name, y, backend)
     if not y.ndim:
@@ -174,6 +172,11 @@ def _rows(kernel: str, name: str, y: Any) -> tuple[Backend, Array]:
     return backend, y
 
 
+def diagonal(backend: Backend, slopes: Array) -> Array:
+    """Return the Jacobian of an elementwise function for each row of slopes: a matrix with the row as its diagonal."""
+    return _identity(backend, slopes) * slopes[..., None, :]
+
+
 def _identity(backend: Backend, like: Array) -> Array:
-    """The identity matrix of the size of the last axis of an array, in its dtype."""
+    """Return the identity matrix of the size of the last axis of an array, in its dtype."""
     return backend.asarray(np.eye(like.shape[-1], dtype=like.dtype))

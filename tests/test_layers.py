@@ -20,6 +20,7 @@ import pytest
 from plugrad import backends, kernels as K
 from plugrad.kernels import layers, optim
 from plugrad.kernels.gradcheck import check
+from plugrad.kernels.layers._activations import Activation
 
 RNG = np.random.default_rng(0)
 LOGITS = np.array([[1.0, 0.0, 3.0], [0.0, 2.0, 1.0], [-1.0, 0.5, 0.25]])
@@ -610,7 +611,7 @@ def test_whatever_reading_a_damaged_file_comes_to_is_told_with_its_name(
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_backward_before_forward(name: str) -> None:
-    with pytest.raises(RuntimeError, match=r"^\w+: backward: call forward first"):
+    with pytest.raises(RuntimeError, match=r"^\w+: backward: call forward first$"):
         LAYERS[name]().backward(np.ones((3, 3)))
 
 
@@ -648,30 +649,30 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: layers.Affine.init(2, 3).forward(np.ones((4, 3))),
         ValueError,
-        r"affine: x: expected 2 inputs along the last axis.*; if w is \(out, in\), pass w.T",
+        r"^Affine: affine: x: expected 2 inputs along the last axis.*; if w is \(out, in\), pass w.T",
     ),
     (lambda: layers.Softmax(axis=None), TypeError, "Softmax: axis: expected one integer, got None"),
     (
         lambda: _after_forward(layers.Affine.init(3, 2)).backward(np.ones(2), use_jacobian=True),
         ValueError,
-        r"use_jacobian: dy: expected shape \(3, 2\), got \(2,\)",
+        r"^Affine: use_jacobian: dy: expected shape \(3, 2\), got \(2,\)",
     ),
     (
         lambda: _after_forward(layers.Softmax()).backward(np.ones(3), use_jacobian=True),
         ValueError,
         r"use_jacobian: dy: expected shape \(3, 3\), got \(3,\)",
     ),
-    (lambda: _nested(), ValueError, r"expected each layer once, also inside of others, got Relu\(\) twice"),
+    (lambda: _nested(), ValueError, r"expected each layer once, nested ones included, got Relu\(\) twice"),
     (lambda: layers.Sequential(K.relu), TypeError, "Sequential: layer 0: expected a Layer, got function"),
     (
         lambda: layers.Sequential(layers.Relu(), layers.SoftmaxWithLoss()),
         TypeError,
-        r"Sequential: layer 1: SoftmaxWithLoss\(\) needs labels as well; keep it beside the network",
+        r"Sequential: layer 1: expected a layer without labels, got SoftmaxWithLoss\(\); call the loss with the result",
     ),
     (
         lambda: layers.Sequential(*[layers.Relu()] * 2),
         ValueError,
-        r"Sequential: expected each layer once, also inside of others, got Relu\(\) twice",
+        r"Sequential: expected each layer once, nested ones included, got Relu\(\) twice",
     ),
     (
         lambda: _after_forward(layers.Relu()).backward(np.ones((2, 3)), use_jacobian=True),
@@ -681,7 +682,7 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: _after_forward(layers.Relu()).backward(np.ones((2, 3))),
         ValueError,
-        "relu_backward: y: expected the shape",
+        "^Relu: relu_backward: y: expected the shape",
     ),
 ]
 
@@ -702,8 +703,156 @@ def test_mistakes(call: Any, error: type[Exception], message: str) -> None:
         call()
 
 
+def test_errors_name_the_layer_and_its_position() -> None:
+    net = layers.Sequential(layers.Affine.init(4, 6, rng=0), layers.Relu(), layers.MatMul.init(5, 3, rng=1))
+    x = np.ones((2, 4), np.float32)
+    with pytest.raises(
+        ValueError, match=r"^Sequential: layer 2 \(MatMul\): affine: x: expected 5 inputs along the last"
+    ):
+        net.forward(x)
+    nested = layers.Sequential(layers.Sigmoid(), net)
+    with pytest.raises(
+        ValueError, match=r"^Sequential: layer 1 \(Sequential\): layer 2 \(MatMul\): affine: x: expected"
+    ):
+        nested.forward(x)
+    with pytest.raises(TypeError, match=r"^Sequential: layer 0 \(Affine\): affine: x: expected .* got dtype complex64"):
+        net.forward(x * 1j)
+    net = layers.Sequential(layers.Affine.init(4, 6, rng=0), layers.Relu(), layers.MatMul.init(6, 3, rng=1))
+    net.forward(x)
+    for options in ({}, {"needs_dx": False}):
+        with pytest.raises(ValueError, match=r"^Sequential: layer 2 \(MatMul\): affine_backward: dy: expected shape"):
+            net.backward(np.ones((2, 4)), **options)
+    with pytest.raises(ValueError, match=r"^Sequential: layer 2 \(MatMul\): use_jacobian: dy: expected shape"):
+        net.backward(np.ones((2, 4)), use_jacobian=True)
+    with pytest.raises(TypeError, match=r"^Sequential.astype: dtype: expected a floating dtype, got int64"):
+        net.astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: layers.Sigmoid().forward([1j]), "Sigmoid: sigmoid: x: expected .*, got dtype complex128"),
+        (lambda: layers.Softmax(axis=2).forward(LOGITS), "Softmax: softmax: axis: expected an axis in"),
+        (
+            lambda: layers.CrossEntropy().forward(ONE_HOT, [0, 1, 7]),
+            "CrossEntropy: cross_entropy: t: expected labels in",
+        ),
+        (
+            lambda: layers.SoftmaxWithLoss().forward(LOGITS, [0, 1]),
+            "SoftmaxWithLoss: softmax_cross_entropy_value_and_grad: t: expected class indices",
+        ),
+        (
+            lambda: layers.SoftmaxWithLoss(weight=[1.0]).forward(LOGITS, INDICES),
+            "SoftmaxWithLoss: softmax_cross_entropy_value_and_grad: weight: expected one weight per class",
+        ),
+        (lambda: _after_forward(layers.Sigmoid()).backward("x"), "Sigmoid: sigmoid_backward: dy: expected"),
+    ],
+)
+def test_errors_of_kernels_begin_with_the_layer(call: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        call()
+
+
+def test_errors_of_classes_of_their_own_stay_as_they_are() -> None:
+    class OwnError(ValueError):
+        def __init__(self, row: int, column: int) -> None:
+            super().__init__(row, column)
+
+    class Failing(layers.Layer):
+        def forward(self, x: Any) -> Any:
+            raise OwnError(1, 2) if x is None else ValueError("too large")
+
+        def backward(self, dy: Any) -> Any:
+            raise TypeError
+
+    net = layers.Sequential(Failing())
+    with pytest.raises(OwnError) as caught:
+        net.forward(None)
+    assert caught.value.args == (1, 2)
+    with pytest.raises(ValueError, match=r"^Sequential: layer 0 \(Failing\): too large$"):
+        net.forward(1.0)
+    with pytest.raises(TypeError, match=r"^Sequential: layer 0 \(Failing\): $"):
+        net.backward(1.0)
+
+
+def test_options_are_keyword_only() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        layers.Softmax(0)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional argument"):
+        layers.SoftmaxWithLoss(-1)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional argument"):
+        layers.Affine.init(2, 3, 0)  # type: ignore[misc]
+
+
+# Layers without biases
+
+
+@pytest.mark.parametrize(
+    "made", [lambda w: layers.Affine(w), lambda w: layers.Affine(w, None), lambda w: layers.MatMul(w)]
+)
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_layer_without_biases(made: Any, suffix: str, tmp_path: Path) -> None:
+    w, x, dy = RNG.normal(size=(4, 3)), RNG.normal(size=(5, 4)), RNG.normal(size=(5, 3))
+    layer = made(w)
+    assert layer.b is None
+    assert layer.db is None
+    assert [name for name, _ in layer.named_params()] == ["w"]
+    np.testing.assert_allclose(layer.forward(x), x @ w, rtol=1e-14)
+    np.testing.assert_allclose(layer.backward(dy), dy @ w.T, rtol=1e-14)
+    (dw,) = layer.grads
+    np.testing.assert_allclose(dw, x.T @ dy, rtol=1e-14)
+    np.testing.assert_allclose(layer.backward(dy, use_jacobian=True), dy @ w.T, rtol=1e-12)
+    np.testing.assert_allclose(dw, x.T @ dy, rtol=1e-12)
+    assert layer.backward(dy, needs_dx=False) is None
+    assert layer.astype(np.float32).params[0].dtype == np.float32
+    assert pickle.loads(pickle.dumps(layer)).names == ("w",)
+    layer.save(tmp_path / f"w{suffix}")
+    other = made(np.zeros((4, 3)))
+    other.load(tmp_path / f"w{suffix}")
+    assert (other.w == w).all()
+    with pytest.raises(ValueError, match="Affine.load_state_dict: missing: b"):
+        layers.Affine(w, np.zeros(3)).load(tmp_path / f"w{suffix}")
+    with pytest.raises(ValueError, match="load_state_dict: unknown: b; expected w"):
+        layer.load_state_dict({"w": w, "b": np.zeros(3)})
+    report = check(layer, x)
+    assert report, report
+    assert [found.name for found in report.gradients] == ["dx", "dw"]
+
+
+# Layers of one's own
+
+
+class OfKernel(Activation):
+    """The layer of a kernel by its name alone, with the Jacobian of any elementwise kernel."""
+
+    kernel = "sigmoid"
+
+
+def test_a_layer_of_an_elementwise_kernel_needs_its_name_only() -> None:
+    layer, sigmoid, x, dy = OfKernel(), layers.Sigmoid(), RNG.normal(size=(2, 3)), RNG.normal(size=(2, 3))
+    assert repr(layer) == "OfKernel()"
+    assert (layer.forward(x) == sigmoid.forward(x)).all()
+    assert (layer.backward(dy) == sigmoid.backward(dy)).all()
+    np.testing.assert_allclose(layer.backward(dy, use_jacobian=True), sigmoid.backward(dy), rtol=1e-12)
+    with pytest.raises(ValueError, match="^OfKernel: sigmoid_backward: y: expected the shape of dy"):
+        layer.backward(np.ones(3))
+    layer.forward(1.0)
+    with pytest.raises(ValueError, match="^OfKernel: use_jacobian: expected an array of at least one dimension"):
+        layer.backward(1.0, use_jacobian=True)
+
+
+def test_pickles_name_the_public_module() -> None:
+    for name in layers.__all__:
+        assert getattr(layers, name).__module__ == "plugrad.kernels.layers"
+    net = network()
+    net.forward(RNG.normal(size=(3, 4)))
+    stored = pickle.dumps(net)
+    assert b"plugrad.kernels.layers" in stored
+    assert b"plugrad.kernels.layers." not in stored
+
+
 class Tanh(layers.Layer):
-    """As somebody would write it who has read the docstring."""
+    """A layer as the docstring of `Layer` describes it."""
 
     def forward(self, x: Any) -> Any:
         return self.keep(np.tanh(x))
@@ -793,9 +942,11 @@ def test_copies_are_networks_of_their_own(copied: Any) -> None:
     assert (net.backward(SOFT) == dx).all()
 
 
-def test_they_say_what_they_are() -> None:
+def test_representations() -> None:
     assert repr(network()) == ("Sequential(Affine(4, 6), Relu(), Affine(6, 5), Sigmoid(), MatMul(5, 3), Softmax())")
     assert repr(layers.Affine(np.ones((2, 3)))) == "Affine(2, 3, no bias)"
+    assert repr(layers.Softmax()) == "Softmax()"
+    assert repr(layers.Softmax(axis=0)) == "Softmax(axis=0)"
     assert repr(layers.SoftmaxWithLoss(reduction="sum")) == "SoftmaxWithLoss(reduction='sum')"
     net = network()
     assert len(net) == 6

@@ -82,7 +82,7 @@ def test_arrays_of_any_strides(kind: Any, formula: Any, options: dict[str, Any])
             np.testing.assert_allclose(target, formula(start, [gradient_.astype(float)], **options), atol=1e-6)
         if view.base is whole:
             view[...] = before
-            assert (whole == outside).all(), "written beside a parameter"
+            assert (whole == outside).all(), "written outside the parameter"
 
 
 def test_states_of_16_bit_parameters_are_kept_in_float32() -> None:
@@ -169,7 +169,11 @@ def test_mistakes() -> None:
             ValueError,
             "cosine: lr: expected a finite number of at least 0, got -1.0",
         ),
-        (lambda: optim.cosine(1.0, steps=5, warmup=6), ValueError, "warmup: expected at most as many .* 5, got 6"),
+        (
+            lambda: optim.cosine(1.0, steps=5, warmup=6),
+            ValueError,
+            "warmup: expected at most the number of .* 5, got 6",
+        ),
         (lambda: optim.l2_penalty([p], -1.0), ValueError, "l2_penalty: factor: expected a finite number of at least 0"),
         (lambda: optim.l2_penalty([p], 1.0, grads=[]), ValueError, "l2_penalty: grads: expected 1, one for each"),
         (lambda: optim.l2_penalty([["a"]], 1.0), TypeError, "l2_penalty: params: expected "),

@@ -1,4 +1,4 @@
-"""Memory for the results of layers, used again as soon as nobody holds what was computed in it."""
+"""Memory for the results of layers, reused as soon as nobody refers to them."""
 
 import math
 import sys
@@ -14,14 +14,15 @@ def _references(arrays: list[Any], position: int) -> int:
     return sys.getrefcount(arrays[position])
 
 
-ALONE = _references([object()], 0)  # the references there are to what a list alone holds; this varies among Pythons
+# The number of references to an object that only a list holds; it differs between versions of Python.
+UNSHARED = _references([object()], 0)
 
 
-class Buffers:
-    """Arrays to compute results in, one after another.
+class ResultMemory:
+    """Arrays for successive results of one layer.
 
-    An array is handed out again only if no one else refers to it or to a view of it: a result that the caller keeps
-    stays what it is. In a loop that keeps none, or the last one, there are two arrays at the most.
+    An array is reused only if nobody else refers to it or to a view of it: a result that the caller keeps never
+    changes. A loop that keeps no result, or only the last one, needs two arrays at most.
     """
 
     MOST = 2
@@ -29,17 +30,13 @@ class Buffers:
     def __init__(self) -> None:
         self._kept: list[Array] = []
 
-    def __reduce__(self) -> tuple[type["Buffers"], tuple[()]]:
-        """A copy, and what is read from a pickle, begins without memory."""
-        return Buffers, ()
-
     def take(self, backend: Backend, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A C-contiguous array whose values are yet undefined; a smaller one lies in the memory of a larger one."""
-        if backend.arrays != "numpy":  # CuPy and its like use memory again by themselves
+        """Return a C-contiguous array with undefined values, in the memory of an unused one that is large enough."""
+        if backend.arrays != "numpy":  # CuPy and its like reuse memory by themselves
             return backend.empty(shape, dtype)
         free = None
         for position in range(len(self._kept)):
-            if _references(self._kept, position) > ALONE:
+            if _references(self._kept, position) > UNSHARED:
                 continue
             array = self._kept[position]
             if array.dtype == dtype:
@@ -51,10 +48,10 @@ class Buffers:
             free = position
             del array
         if free is None and len(self._kept) == self.MOST:
-            free = 0  # whoever holds it has it alone from now on
+            free = 0  # the caller keeps it: from now on the caller alone
         if free is not None:
             del self._kept[free]
         array = backend.empty(shape, dtype)
-        if not isinstance(array.base, np.ndarray):  # else its views would refer to that, and not to it
+        if not isinstance(array.base, np.ndarray):  # views of a view refer to its base, so its uses cannot be counted
             self._kept.append(array)
         return array

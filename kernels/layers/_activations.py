@@ -1,0 +1,162 @@
+"""Activations: layers without parameters whose backward pass needs the result of the forward pass."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from plugrad.backends.selection import backend_for
+from plugrad.kernels import KERNELS
+from plugrad.kernels._arguments import Array, floating, integer
+from plugrad.kernels.jacobians import diagonal, relu_jacobian, sigmoid_jacobian, softmax_jacobian
+from plugrad.kernels.layers._errors import errors_name_layer
+from plugrad.kernels.layers._explicit import gradient_along
+from plugrad.kernels.layers._layer import ComputingLayer
+
+
+class Activation(ComputingLayer):
+    """A layer of the kernel named `kernel`, whose gradient is ``{kernel}_backward(dy, y)``.
+
+    The layer of another elementwise kernel is a class with a docstring and the name of its kernel; list it in
+    ``layers/__init__.py``.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel of the forward pass.
+    options : dict
+        Options of both kernels.
+    """
+
+    kernel: ClassVar[str]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+    @errors_name_layer
+    def forward(self, x: Array) -> Array:
+        """Compute the result for inputs `x`."""
+        return _protected(self.forward_unprotected(x))
+
+    def forward_unprotected(self, x: Array) -> Array:
+        """Return the result itself, for callers that do not write to it."""
+        self._saved = None  # first, so that its memory can be reused
+        backend = backend_for(x)
+        x = floating(self.kernel, "x", x, backend)
+        self._saved = KERNELS[self.kernel].function(
+            x, out=self._results.take(backend, x.shape, x.dtype), **self.options
+        )
+        return self._saved
+
+    def forward_in_place(self, x: Array) -> Array:
+        """Overwrite the inputs, an array of the backend, with the result."""
+        self._saved = KERNELS[self.kernel].function(x, out=x, **self.options)
+        return self._saved
+
+    @errors_name_layer
+    def backward(self, dy: Array, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient of the inputs."""
+        y, kernel = self.saved(), f"{self.kernel}_backward"
+        backend = backend_for(y)
+        dy = floating(kernel, "dy", dy, backend)
+        if use_jacobian:
+            return gradient_along(self.options.get("axis", -1), dy, y, self._jacobian)
+        out = self._gradients.take(backend, y.shape, y.dtype) if dy.dtype == y.dtype else None
+        return KERNELS[kernel].function(dy, y, out=out, **self.options)
+
+    def backward_in_place(self, dy: Array) -> Array:
+        """Overwrite the gradient of the result with that of the inputs, if its dtype allows it."""
+        y, kernel = self.saved(), f"{self.kernel}_backward"
+        dy = floating(kernel, "dy", dy, backend_for(y))
+        return KERNELS[kernel].function(dy, y, out=dy if dy.dtype == y.dtype else None, **self.options)
+
+    def _jacobian(self, y: Array) -> Array:
+        """Compute the Jacobian of each row: that of an elementwise kernel, unless overridden."""
+        backend = backend_for(y)
+        ones = backend.asarray(np.ones(y.shape, y.dtype))
+        return diagonal(backend, KERNELS[f"{self.kernel}_backward"].function(ones, y, **self.options))
+
+
+class Relu(Activation):
+    """Rectified linear unit, ``y = max(x, 0)``; ``dx = dy`` where ``y > 0``, else 0.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Relu()
+    >>> layer.forward([-1.0, 2.0])
+    array([0., 2.])
+    >>> layer.backward([5.0, 5.0])
+    array([0., 5.])
+    """
+
+    kernel = "relu"
+
+    def _jacobian(self, y: Array) -> Array:
+        return relu_jacobian(y)
+
+
+class Sigmoid(Activation):
+    """Logistic sigmoid, ``y = 1 / (1 + exp(-x))``; ``dx = dy y (1 - y)``.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Sigmoid()
+    >>> layer.forward([0.0])
+    array([0.5])
+    >>> layer.backward([4.0])
+    array([1.])
+    """
+
+    kernel = "sigmoid"
+
+    def _jacobian(self, y: Array) -> Array:
+        return sigmoid_jacobian(y)
+
+
+class Softmax(Activation):
+    """Softmax, ``y_j = exp(x_j) / sum(exp(x_k))``; ``dx_j = y_j (dy_j - sum(dy_k y_k))``.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the classes.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Softmax()
+    >>> layer.forward([[0.0, 0.0]])
+    array([[0.5, 0.5]])
+    >>> layer.backward([[1.0, 0.0]])
+    array([[ 0.25, -0.25]])
+    """
+
+    kernel = "softmax"
+
+    def __init__(self, *, axis: int = -1) -> None:
+        super().__init__(axis=integer("Softmax", "axis", axis, "one integer"))
+
+    @property
+    def axis(self) -> int:
+        """The axis of the classes."""
+        return int(self.options["axis"])
+
+    def __repr__(self) -> str:
+        return "Softmax()" if self.axis == -1 else super().__repr__()
+
+    def _jacobian(self, y: Array) -> Array:
+        return softmax_jacobian(y)
+
+
+def _protected(y: Array) -> Array:
+    """Return a read-only view; on a GPU, where arrays cannot be read-only, a copy."""
+    if not isinstance(y, np.ndarray):
+        return y.copy()
+    view = y.view()
+    view.flags.writeable = False
+    return view

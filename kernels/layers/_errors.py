@@ -1,0 +1,33 @@
+"""Errors of kernels, prefixed with the layer that called the kernel."""
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+LayerT = TypeVar("LayerT")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def errors_name_layer(method: Callable[Concatenate[LayerT, P], R]) -> Callable[Concatenate[LayerT, P], R]:
+    """Decorate a method of a layer: its errors begin with the name of the layer's class."""
+
+    @functools.wraps(method)
+    def call(self: LayerT, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except (TypeError, ValueError) as error:
+            name_place(error, type(self).__name__, type(self).__name__)
+            raise
+
+    return call
+
+
+def name_place(error: Exception, place: str, layer: str) -> None:
+    """Prefix the message of an error with a place, which replaces the bare name of the layer's class.
+
+    Errors of classes derived from `TypeError` and `ValueError` stay as they are, as their arguments may not be a
+    message.
+    """
+    if type(error) in (TypeError, ValueError):
+        error.args = (f"{place}: {str(error).removeprefix(f'{layer}: ')}",)

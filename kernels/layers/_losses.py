@@ -1,0 +1,182 @@
+"""Losses: layers at the end of a network, which also take labels."""
+
+import inspect
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.options import COMPUTE
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._arguments import REDUCTIONS, Array, floating, loss_options, upstream
+from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
+from plugrad.kernels._softmax import softmax
+from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy_value_and_grad
+from plugrad.kernels.jacobians import softmax_jacobian
+from plugrad.kernels.layers._errors import errors_name_layer
+from plugrad.kernels.layers._explicit import gradient_along
+from plugrad.kernels.layers._layer import ComputingLayer
+
+
+class Loss(ComputingLayer):
+    """The base class of losses: layers that also take labels.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the classes.
+    weight : array_like, optional
+        One weight per class.
+    ignore_index : int, optional
+        The label of rows that do not count.
+    label_smoothing : float
+        The share in [0, 1] of each label that is spread over all classes.
+    reduction : {"mean", "sum", "none"}
+        How the losses of the rows are combined.
+    """
+
+    def __init__(
+        self,
+        *,
+        axis: int = -1,
+        weight: Array | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            expected = ", ".join(REDUCTIONS)
+            raise ValueError(f"{type(self).__name__}: reduction: expected one of {expected}; got {reduction!r}")
+        self.options: dict[str, Any] = {
+            "axis": axis,
+            "weight": weight,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "reduction": reduction,
+        }
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(Loss).parameters
+        given = (f"{key}={value!r}" for key, value in self.options.items() if value is not parameters[key].default)
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    @abstractmethod
+    def forward(self, x: Array, t: Array = None) -> Array:
+        """Compute the loss of `x` for labels `t`."""
+
+    @abstractmethod
+    def backward(self, dloss: Array | float = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient of `x`, given that of the loss."""
+
+    def _upstream(self, dloss: Array | float, x: Array, loss: Array) -> Any:
+        """Check the gradient of the loss; the number 1 stands for an array of ones."""
+        backend = backend_for(x)
+        if self.options["reduction"] == "none" and _is_one(dloss):
+            return backend.asarray(np.ones(loss.shape, COMPUTE[x.dtype]))
+        name = type(self).__name__
+        return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **self.options), backend)
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy of probabilities; the options are those of `plugrad.kernels.cross_entropy`.
+
+    Parameters
+    ----------
+    axis, weight, ignore_index, label_smoothing, reduction
+        As for `plugrad.kernels.cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.CrossEntropy()
+    >>> loss = layer.forward([[0.5, 0.5]], [1])
+    >>> layer.backward()
+    array([[ 0., -2.]])
+    """
+
+    @errors_name_layer
+    def forward(self, x: Array, t: Array = None) -> Array:
+        """Compute the loss of probabilities `x` for labels `t`: indices, one-hot or probabilities."""
+        self.forget()
+        p = floating("cross_entropy", "p", x, backend_for(x))
+        loss = cross_entropy(p, t, **self.options)
+        self._saved = p, t, loss
+        return loss
+
+    @errors_name_layer
+    def backward(self, dloss: Array | float = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient of the probabilities, which is also the Jacobian of a loss."""
+        p, t, loss = self.saved()
+        dloss = self._upstream(dloss, p, loss)
+        if use_jacobian:
+            return cross_entropy_backward(dloss, p, t, **self.options)
+        out = self._gradients.take(backend_for(p), p.shape, p.dtype)
+        return cross_entropy_backward(dloss, p, t, out=out, **self.options)
+
+
+class SoftmaxWithLoss(Loss):
+    """Softmax and cross-entropy in one, for logits; the gradient is ``y - t``.
+
+    Parameters
+    ----------
+    axis, weight, ignore_index, label_smoothing, reduction
+        As for `plugrad.kernels.softmax_cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.SoftmaxWithLoss()
+    >>> loss = layer.forward([[0.0, 0.0]], [1])
+    >>> layer.backward()
+    array([[ 0.5, -0.5]])
+    """
+
+    @errors_name_layer
+    def forward(self, x: Array, t: Array = None) -> Array:
+        """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient."""
+        self.forget()
+        backend = backend_for(x)
+        x = floating("softmax_cross_entropy_value_and_grad", "x", x, backend)
+        dx = self._gradients.take(backend, x.shape, x.dtype)
+        loss, dx = softmax_cross_entropy_value_and_grad(x, t, out=dx, **self.options)
+        self._saved = x, t, loss, dx
+        return loss
+
+    @errors_name_layer
+    def backward(self, dloss: Array | float = 1.0, *, use_jacobian: bool = False) -> Array:
+        """Compute the gradient of the logits; `forward` has computed it already for the default, 1."""
+        x, t, loss, dx = self.saved()
+        if use_jacobian:
+            return self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t)
+        if _is_one(dloss) and dx is not None:
+            self._saved = x, t, loss, None  # from now on dx belongs to the caller, who may write to it
+            return dx
+        # In 16 bits the gradient may have underflowed, which no factor can undo.
+        wide = x.astype(COMPUTE[x.dtype], copy=False)
+        _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
+        with np.errstate(all="ignore"):
+            dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
+            return dx.astype(x.dtype, copy=False)
+
+    def _factors(self, dloss: Any, x: Array, t: Array) -> Any:
+        """Return the upstream gradient in a form that broadcasts to the gradients of all rows."""
+        axis, ignore, backend = self.options["axis"] % x.ndim, self.options["ignore_index"], backend_for(x)
+        rows = x.shape[:axis] + x.shape[axis + 1 :]
+        if ignore is not None:  # rows that do not count get 0 even where the upstream gradient is infinite
+            each = backend.empty(rows, COMPUTE[x.dtype])
+            each[...] = dloss
+            each[backend.take("t", t) == ignore] = 0
+            dloss = each
+        return dloss.reshape((*rows[:axis], 1, *rows[axis:])) if getattr(dloss, "ndim", 0) else dloss
+
+    def _backward_by_jacobian(self, dloss: Any, x: Array, t: Array) -> Array:
+        wide = x.astype(COMPUTE[x.dtype], copy=False)
+        y = softmax(wide, axis=self.options["axis"])
+        dy = cross_entropy_backward(dloss, y, t, **self.options)
+        return gradient_along(self.options["axis"], dy, y, softmax_jacobian).astype(x.dtype, copy=False)
+
+
+def _is_one(dloss: Any) -> bool:
+    """Return whether an upstream gradient is the number 1; arrays, which may lie on a GPU, are not read."""
+    return isinstance(dloss, float | int) and dloss == 1

@@ -1,0 +1,191 @@
+"""Layers in sequence."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeGuard
+
+from plugrad.kernels._arguments import Array
+from plugrad.kernels.layers._activations import Activation, Relu
+from plugrad.kernels.layers._affine import Affine
+from plugrad.kernels.layers._errors import name_place
+from plugrad.kernels.layers._layer import Layer, floating_dtype
+from plugrad.kernels.layers._losses import Loss
+
+
+class Sequential(Layer):
+    """Layers in sequence.
+
+    Parameters
+    ----------
+    *layers : Layer
+        The layers, in the order of the forward pass.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        The layers.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a layer, or is a loss, which also takes labels.
+    ValueError
+        If a layer occurs twice.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> net = layers.Sequential(layers.Affine.init(2, 8, rng=0), layers.Relu(), layers.Affine.init(8, 3, rng=1))
+    >>> net.forward([[1.0, 2.0]]).shape
+    (1, 3)
+    >>> [p.shape for p in net.params]
+    [(2, 8), (8,), (8, 3), (3,)]
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        name = type(self).__name__
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"{name}: layer {position}: expected a Layer, got {type(layer).__qualname__}")
+            if isinstance(layer, Loss):
+                raise TypeError(
+                    f"{name}: layer {position}: expected a layer without labels, got {layer!r}; "
+                    f"call the loss with the result of the network"
+                )
+        seen: set[int] = set()
+        for layer in _all_layers(layers):
+            if id(layer) in seen:
+                raise ValueError(f"{name}: expected each layer once, nested ones included, got {layer!r} twice")
+            seen.add(id(layer))
+        self._arrange(layers)
+
+    def _arrange(self, layers: tuple[Layer, ...]) -> None:
+        """Choose the method that each layer computes by."""
+        self.layers = layers
+        self._forwards = [_forward_of(layers, position) for position in range(len(layers))]
+        self._backwards = [_backward_of(layers, position) for position in range(len(layers))]
+        self._first_with_params = next((i for i, layer in enumerate(layers) if layer.params), len(layers))
+        first = layers[self._first_with_params : self._first_with_params + 1]
+        self._first_takes_needs_dx = any("needs_dx" in inspect.signature(layer.backward).parameters for layer in first)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the methods of layers out of copies and pickles."""
+        return {name: value for name, value in vars(self).items() if name not in ("_forwards", "_backwards")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Choose the methods of the layers anew."""
+        vars(self).update(state)
+        self._arrange(self.layers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, position: int) -> Layer:
+        return self.layers[position]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @property
+    def params(self) -> tuple[Array, ...]:
+        """The parameters of all layers."""
+        return tuple([parameter for layer in self.layers for parameter in layer.params])
+
+    @property
+    def grads(self) -> tuple[Array, ...]:
+        """The gradients of the parameters, in the same order."""
+        return tuple([gradient for layer in self.layers[self._first_with_params :] for gradient in layer.grads])
+
+    def named_params(self) -> Iterator[tuple[str, Array]]:
+        """Iterate over the parameters with their names, such as ``0.w``: the layer's position and the name there."""
+        for position, layer in enumerate(self.layers):
+            for name, parameter in layer.named_params():
+                yield f"{position}.{name}", parameter
+
+    def forget(self) -> None:
+        """Release everything that the forward pass has kept."""
+        for layer in self.layers:
+            layer.forget()
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy of the network whose parameters have another dtype."""
+        dtype = floating_dtype(f"{type(self).__name__}.astype", dtype)
+        other = copy.copy(self)
+        other._arrange(tuple(layer.astype(dtype) for layer in self.layers))
+        return other
+
+    def forward(self, x: Array) -> Array:
+        """Compute the result of the last layer."""
+        self.forget()  # so that no layer keeps a result that another layer is about to overwrite
+        for position, forward in enumerate(self._forwards):
+            try:
+                x = forward(x)
+            except (TypeError, ValueError) as error:
+                self._name_place(error, position)
+                raise
+        return x
+
+    def backward(self, dy: Array, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
+        """Compute all gradients, and return that of the inputs; None, with less work, if it is not needed."""
+        options = {"use_jacobian": True} if use_jacobian else {}
+        backwards = [layer.backward for layer in self.layers] if use_jacobian else self._backwards
+        first = 0 if needs_dx else self._first_with_params
+        for position in reversed(range(first, len(backwards))):
+            if position == first and not needs_dx and self._first_takes_needs_dx:
+                options["needs_dx"] = False
+            try:
+                dy = backwards[position](dy, **options)
+            except (TypeError, ValueError) as error:
+                self._name_place(error, position)
+                raise
+        return dy if needs_dx else None
+
+    def _name_place(self, error: Exception, position: int) -> None:
+        layer = type(self.layers[position]).__name__
+        name_place(error, f"{type(self).__name__}: layer {position} ({layer})", layer)
+
+
+def _all_layers(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """Iterate over layers and those nested in them."""
+    for layer in layers:
+        yield layer
+        if isinstance(layer, Sequential):
+            yield from _all_layers(layer.layers)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory: between two layers of this package nobody else sees a result, which then needs no protection from writing.
+# Next to a matrix product, ReLU also overwrites its inputs and the gradient that it gets. Other activations do not:
+# some backends would allocate memory for the copy that they need.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _forward_of(layers: tuple[Layer, ...], position: int) -> Callable[[Array], Array]:
+    layer = layers[position]
+    following = layers[position + 1 : position + 2]
+    if not _is_activation(layer) or not any(_is_activation(other) or _is_affine(other) for other in following):
+        return layer.forward
+    is_behind_affine = position > 0 and _is_affine(layers[position - 1])
+    return layer.forward_in_place if is_behind_affine and isinstance(layer, Relu) else layer.forward_unprotected
+
+
+def _backward_of(layers: tuple[Layer, ...], position: int) -> Callable[..., Array]:
+    layer = layers[position]
+    is_before_affine = any(map(_is_affine, layers[position + 1 : position + 2]))
+    if is_before_affine and _is_activation(layer) and isinstance(layer, Relu):
+        return layer.backward_in_place
+    return layer.backward
+
+
+def _is_activation(layer: Layer) -> TypeGuard[Activation]:
+    """Return whether a layer runs the methods of `Activation`, not those of a class that overrides them."""
+    return type(layer).forward is Activation.forward and type(layer).backward is Activation.backward
+
+
+def _is_affine(layer: Layer) -> bool:
+    """Return whether a layer runs the methods of `Affine`, not those of a class that overrides them."""
+    return type(layer).forward is Affine.forward and type(layer).backward is Affine.backward

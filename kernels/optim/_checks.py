@@ -1,0 +1,62 @@
+"""Checks of the arguments of optimizers, schedules and the penalty."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._arguments import Array
+
+
+def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) -> tuple[Array, ...]:
+    """Return the gradients, if there is one for each parameter, of its shape and dtype."""
+    grads = tuple(grads)
+    if len(grads) != len(params):
+        raise ValueError(f"{name}: grads: expected {len(params)}, one for each parameter, got {len(grads)}")
+    for position, (parameter, gradient) in enumerate(zip(params, grads, strict=True)):
+        backend = backend_for(parameter)
+        if not backend.owns(type(gradient)) or gradient.dtype != parameter.dtype:
+            kind = getattr(gradient, "dtype", type(gradient).__qualname__)
+            raise TypeError(f"{name}: grads: {position}: expected an array of {parameter.dtype}, got {kind}")
+        if gradient.shape != parameter.shape:
+            raise ValueError(f"{name}: grads: {position}: expected shape {parameter.shape}, got {gradient.shape}")
+        if backend.overlap(parameter, gradient) == "partial":
+            raise ValueError(f"{name}: grads: {position}: shares part of its memory with the parameter; pass a copy")
+    return grads
+
+
+def check_writeable(name: str, array: Array) -> None:
+    """Raise a ValueError if an array is read-only."""
+    if not getattr(array.flags, "writeable", True):
+        raise ValueError(f"{name}: expected an array that can be written, got a read-only one")
+
+
+def at_least_0(name: str, argument: str, value: Any) -> float:
+    """Return a finite number of at least 0 as a float."""
+    if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
+        raise TypeError(f"{name}: {argument}: expected a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:  # a huge integer
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: {argument}: expected a finite number of at least 0, got {value}")
+    return number
+
+
+def step_count(name: str, argument: str, value: Any, least: int) -> int:
+    """Return a number of steps as an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: {argument}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: {argument}: expected an integer of at least {least}, got {value}")
+    return int(value)
+
+
+def share_below_1(name: str, argument: str, value: Any) -> float:
+    """Return a number in [0, 1) as a float."""
+    if not (number := at_least_0(name, argument, value)) < 1:
+        raise ValueError(f"{name}: {argument}: expected a number in [0, 1), got {value}")
+    return number

@@ -1,0 +1,212 @@
+"""Optimizers."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from plugrad.backends.options import COMPUTE, is_supported
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._arguments import Array, overlaps_itself
+from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads, share_below_1
+from plugrad.kernels.optim._schedules import Schedule
+
+
+class Optimizer(ABC):
+    """The base class of optimizers.
+
+    Attributes
+    ----------
+    params : tuple of arrays
+        The parameters.
+    lr : float or callable
+        The learning rate, or a schedule; may be set between steps.
+    weight_decay : float
+        The factor of the parameter that is added to its gradient: twice the factor of an L2 penalty.
+    steps : int
+        The number of steps done.
+    """
+
+    def __init__(self, params: Iterable[Array], lr: float | Schedule, *, weight_decay: float) -> None:
+        name = type(self).__name__
+        if hasattr(params, "dtype"):
+            raise TypeError(f"{name}: params: expected a sequence of arrays, got one array; pass (array,)")
+        self.params = tuple(params)
+        for position, parameter in enumerate(self.params):
+            _check_parameter(f"{name}: params: {position}", parameter, self.params[:position])
+        self.lr = lr if callable(lr) else at_least_0(name, "lr", lr)
+        self.weight_decay = at_least_0(name, "weight_decay", weight_decay)
+        self.steps = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.params)} parameters, lr={self.lr}, {self.steps} steps done)"
+
+    def step(self, grads: Iterable[Array]) -> None:
+        """Update the parameters in place, given their gradients.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
+        """
+        name, grads = type(self).__name__, checked_grads(f"{type(self).__name__}.step", self.params, grads)
+        for position, parameter in enumerate(self.params):
+            check_writeable(f"{name}: params: {position}", parameter)
+        self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
+        lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
+        self.steps += 1
+        for position, (parameter, gradient) in enumerate(zip(self.params, grads, strict=True)):
+            self._update(position, parameter, gradient, lr)
+
+    @abstractmethod
+    def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
+        """Update one parameter."""
+
+    def _states(self) -> tuple[Array, ...]:
+        """Return zeros for each parameter, in the dtype of its computations."""
+        states = tuple(backend_for(p).empty(p.shape, COMPUTE[p.dtype]) for p in self.params)
+        for state in states:
+            state[...] = 0
+        return states
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent.
+
+    ``d = g + weight_decay p``, ``v = momentum v + d``, ``p -= lr v``; with `nesterov`, ``p -= lr (d + momentum v)``.
+
+    Parameters
+    ----------
+    params : iterable of arrays
+        The parameters, float16, bfloat16, float32 or float64. They are updated in place.
+    lr : float or callable
+        The learning rate, or a schedule.
+    momentum : float
+        The share of the velocity that a step keeps, in [0, 1).
+    nesterov : bool
+        Use Nesterov's momentum: the gradient a step ahead.
+    weight_decay : float
+        The factor of the parameter that is added to its gradient, as by an L2 penalty of ``weight_decay / 2`` times
+        the sum of squares.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is not a writeable floating array, or a number is out of its range.
+
+    Notes
+    -----
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013. As in PyTorch the rate
+    multiplies the velocity instead of the gradient, which differs where the rate changes. The velocity of 16-bit
+    parameters is kept in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import optim
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = optim.SGD([w], lr=0.1, momentum=0.9)
+    >>> optimizer.step([np.array([1.0, 1.0])])
+    >>> w
+    array([0.9, 1.9])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Array],
+        lr: float | Schedule = 0.01,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, weight_decay=weight_decay)
+        self._momentum = share_below_1("SGD", "momentum", momentum)
+        if nesterov and not momentum:
+            raise ValueError("SGD: nesterov: expected a momentum greater than 0 with it, got 0")
+        self.nesterov = bool(nesterov)
+        self.velocities = self._states() if momentum else (None,) * len(self.params)
+
+    @property
+    def momentum(self) -> float:
+        """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
+        return self._momentum
+
+    def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
+        options = lr, self.momentum, self.nesterov, self.weight_decay
+        backend_for(parameter).functions["sgd"](parameter, gradient, self.velocities[position], *options)
+
+
+class Adam(Optimizer):
+    """Adam: steps whose size is about the learning rate, whatever the size of the gradient.
+
+    ``d = g + weight_decay p``, ``m = beta1 m + (1 - beta1) d``, ``v = beta2 v + (1 - beta2) d^2``,
+    ``p -= lr m' / (sqrt(v') + eps)`` with ``m' = m / (1 - beta1^t)`` and ``v' = v / (1 - beta2^t)`` at step t, from 1.
+
+    Parameters
+    ----------
+    params : iterable of arrays
+        The parameters, float16, bfloat16, float32 or float64. They are updated in place.
+    lr : float or callable
+        The learning rate, or a schedule.
+    betas : tuple of float
+        The shares of the mean gradient and of the mean squared gradient that a step keeps, in [0, 1).
+    eps : float
+        A number added to the root, against division by 0.
+    weight_decay : float
+        As for `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `SGD`.
+
+    Notes
+    -----
+    Kingma and Ba, "Adam: a method for stochastic optimization", 2015, with the constants that they recommend. The means
+    of 16-bit parameters are kept in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import optim
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = optim.Adam([w], lr=0.1)
+    >>> optimizer.step([np.array([1e-3, -1e3])])
+    >>> w.round(5)
+    array([0.9, 2.1])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Array],
+        lr: float | Schedule = 0.001,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, weight_decay=weight_decay)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"Adam: betas: expected two numbers, got {betas!r}")
+        self.betas = share_below_1("Adam", "betas", betas[0]), share_below_1("Adam", "betas", betas[1])
+        self.eps = at_least_0("Adam", "eps", eps)
+        self.means, self.squares = self._states(), self._states()
+
+    def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
+        beta1, beta2 = self.betas
+        step, root = lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
+        arrays = parameter, gradient, self.means[position], self.squares[position]
+        backend_for(parameter).functions["adam"](*arrays, step, root, beta1, beta2, self.eps, self.weight_decay)
+
+
+def _check_parameter(place: str, parameter: Array, others: tuple[Array, ...]) -> None:
+    """Refuse a parameter that cannot be updated in place, or that shares memory with another one."""
+    backend = backend_for(parameter)
+    if not backend.owns(type(parameter)) or not is_supported(parameter.dtype):
+        kind = getattr(parameter, "dtype", type(parameter).__qualname__)
+        raise TypeError(f"{place}: expected a floating array to be updated, got {kind}")
+    check_writeable(place, parameter)
+    if overlaps_itself(parameter):
+        raise ValueError(f"{place}: expected an array without repeated elements, got strides {parameter.strides}")
+    if any(type(other) is type(parameter) and backend.overlap(parameter, other) != "none" for other in others):
+        raise ValueError(f"{place}: shares memory with another parameter; pass each once")
