@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.registry import Backend
+from plugrad.backends import Backend
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, floating, given_results, promoted, result
 from plugrad.kernels._kernel import Inputs, Kernel, Mistake

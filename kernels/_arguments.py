@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, is_supported
-from plugrad.backends.registry import Backend
 
 # An array of whichever backend is selected: a NumPy array, a CuPy array, or what a plug-in computes on.
 Array: TypeAlias = Any

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
-from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import fit
 from plugrad.kernels._arguments import Array, floating, promoted
