@@ -1,20 +1,37 @@
-"""Arrays in host memory: how a backend that computes on NumPy arrays takes them in and gives them back.
+"""The default hooks of a backend (see `plugrad.backends.contract.Hooks`): those of NumPy arrays in host memory.
 
-Every function here is one of the optional hooks of a backend (see `registry.Backend`) and the default for it,
-so that a backend over NumPy arrays needs nothing but its kernels.
+With them a backend that computes on NumPy arrays needs nothing but its kernels.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-CPU_DLPACK_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost (pinned): the DLPack device types that the host can read
-OVERLAP_SEARCH: Any = 10_000  # candidate solutions that numpy.shares_memory may try before an overlap is assumed
+from plugrad.backends.contract import Overlap
+
+ARRAYS = "numpy"
+NATIVE: type | None = np.ndarray
+OPTIONS: Mapping[str, Any] = {"check": False}
+STAND_INS: Mapping[str, str] = {}
+
+CPU_DLPACK_DEVICES = (1, 3)  # the DLPack device types that the host can read: kDLCPU, and kDLCUDAHost (pinned memory)
+OVERLAP_SEARCH: Any = 10_000  # candidate solutions that numpy.shares_memory tries before an overlap is assumed
+
+
+def probe() -> str | None:
+    """None: the backend can run here."""
+    return None
+
+
+def describe() -> Mapping[str, str]:
+    """Nothing."""
+    return {}
 
 
 def take(what: str, x: Any) -> npt.NDArray[Any]:
-    """The argument `x`, called `what` in messages, as a plain NumPy array, without moving data between devices."""
+    """The argument `x`, called `what` in messages, as a plain NumPy array; no data moves between memories."""
     kind = type(x)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{what}: expected an array without a mask, got a masked array; call its .filled(value) first")
@@ -32,7 +49,7 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
 
 
 def asarray(x: Any) -> npt.NDArray[Any]:
-    """`x` as a NumPy array: no copy where `x` is one already or lends its host memory."""
+    """`x` as a NumPy array, without a copy if `x` is an array in host memory."""
     return np.asarray(x)
 
 
@@ -42,25 +59,27 @@ def to_numpy(x: Any) -> npt.NDArray[Any]:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A new C-contiguous array whose values are yet undefined."""
+    """A new C-contiguous array with undefined contents."""
     return np.empty(shape, dtype)
 
 
 def warmup(kernels: list[str], dtypes: list[np.dtype[Any]]) -> None:
-    """Nothing: NumPy is compiled already."""
+    """Nothing: there is nothing to compile."""
 
 
 def on_device(x: Any) -> bool:
-    """Whether `x` says by the DLPack protocol that its memory is not the host's."""
+    """Whether the memory of `x` is not the host's, according to the DLPack protocol."""
     device = getattr(x, "__dlpack_device__", None)
     return device is not None and device()[0] not in CPU_DLPACK_DEVICES
 
 
-def overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> str:
-    """How the memory of two arrays relates: "none", "same" (the very same elements) or "partial"."""
+def overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Overlap:
+    """Compare the memory of two arrays: "none", "same" (equal elements at equal places) or "partial"."""
     if a is b:
         return "same"
-    if (a.base is None and b.base is None) or not np.may_share_memory(a, b):  # the first is cheap: each has its own
+    if (a.base is None and b.base is None) or not np.may_share_memory(
+        a, b
+    ):  # the first test is cheap: each array owns its memory
         return "none"
     if (
         a.shape == b.shape

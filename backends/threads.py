@@ -1,4 +1,8 @@
-"""How many threads the CPU backends use: ``PLUGRAD_NUM_THREADS``, else one per processor of this process."""
+"""The number of threads of the CPU backends: ``PLUGRAD_NUM_THREADS``, else one for each processor of this process.
+
+NumPy's BLAS is bounded by its own functions. threadpoolctl knows more libraries, but a bare install requires NumPy
+alone, and the bound must not depend on another package.
+"""
 
 import ctypes
 import functools
@@ -10,7 +14,7 @@ import numpy as np
 
 VARIABLE = "PLUGRAD_NUM_THREADS"
 
-# The names under which a BLAS exports its thread control, first those of the OpenBLAS in NumPy's wheels.
+# The functions by which a BLAS sets and returns its number of threads; those of the OpenBLAS in NumPy's wheels first.
 BLAS_THREADS = (
     ("scipy_openblas_set_num_threads64_", "scipy_openblas_get_num_threads64_"),
     ("scipy_openblas_set_num_threads", "scipy_openblas_get_num_threads"),
@@ -21,7 +25,7 @@ BLAS_THREADS = (
 
 
 def requested() -> int | None:
-    """What ``PLUGRAD_NUM_THREADS`` asks for; None if it is not set."""
+    """The number that ``PLUGRAD_NUM_THREADS`` gives; None if it is not set."""
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return None
@@ -32,7 +36,7 @@ def requested() -> int | None:
 
 @functools.cache
 def count() -> int:
-    """The number of threads to use, fixed when it is first asked for."""
+    """The number of threads to use, fixed at the first call."""
     if wanted := requested():
         return wanted
     if hasattr(os, "sched_getaffinity"):
@@ -42,13 +46,13 @@ def count() -> int:
 
 @functools.cache
 def blas_library() -> ctypes.CDLL:
-    """NumPy's extension module, in which the symbols of the libraries that it was linked with are found, too."""
+    """NumPy's extension module, through which the symbols of the libraries that it is linked with are found."""
     return ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _blas() -> tuple[Callable[[int], None], Callable[[], int]] | None:
-    """The functions that set and get the number of threads of NumPy's BLAS; None if it has none that we know."""
+    """The functions that set and get the number of threads of NumPy's BLAS; None if the BLAS is not known."""
     library = blas_library()
     for setter, getter in BLAS_THREADS:
         if hasattr(library, setter) and hasattr(library, getter):
@@ -57,13 +61,13 @@ def _blas() -> tuple[Callable[[int], None], Callable[[], int]] | None:
 
 
 def blas_threads() -> int | None:
-    """How many threads NumPy's matrix products use; None if that cannot be told."""
+    """The number of threads of NumPy's matrix products; None if the BLAS is not known."""
     blas = _blas()
     return None if blas is None else blas[1]()
 
 
 def bound_blas() -> None:
-    """Keep NumPy's matrix products, in the whole process, to ``PLUGRAD_NUM_THREADS`` if that is set."""
+    """Bound the threads of NumPy's matrix products, in the whole process, by ``PLUGRAD_NUM_THREADS`` if it is set."""
     limit = requested()
     if limit is None:
         return

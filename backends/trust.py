@@ -1,4 +1,4 @@
-"""Whether another user could have put a file where it is: code that is kept on disk is run only if none could."""
+"""Protection against code that another user placed on disk: it is run only if no other user could have placed it."""
 
 import functools
 import os
@@ -7,27 +7,30 @@ from pathlib import Path
 
 
 @functools.cache
-def stranger_on_the_way(folder: str) -> str | None:
-    """What another user could change, or put another in the place of, on the way to a folder; None if there is nothing.
+def untrusted_part(folder: str) -> str | None:
+    """The first component of the path to `folder` that another user could modify or replace, as a sentence, or None.
 
-    The folder is given without links (`os.path.realpath`). Whoever can change plugrad's source is trusted with what
-    comes of it: the way to that is not looked at.
+    `folder` contains no links (`os.path.realpath`). The path to plugrad's own source is not checked: a user who can
+    change that source is trusted.
     """
     path, package = Path(folder), Path(__file__).resolve().parents[1]
-    around = [step for step in path.parents if package not in (step, *step.parents) and step not in package.parents]
-    found = [stranger_at(path), *(stranger_at(step, is_passed=True) for step in around)]
+    parents = [step for step in path.parents if package not in (step, *step.parents) and step not in package.parents]
+    found = [untrusted(path), *(untrusted(step, is_parent=True) for step in parents)]
     return next(filter(None, found), None)
 
 
-def stranger_at(path: str | Path, is_passed: bool = False) -> str | None:
-    """Why a file, or a folder, which may be one that is passed on the way to it, is not this user's alone."""
+def untrusted(path: str | Path, is_parent: bool = False) -> str | None:
+    """Why a file or directory is not exclusively ours, or None.
+
+    Of a parent of the path that matters, only the entry on that path must be safe from replacement.
+    """
     if not hasattr(os, "getuid"):
         return None
     about = os.lstat(path)
     if about.st_uid not in (0, os.getuid(), os.stat(__file__).st_uid):
         return f"{path} belongs to another user"
-    if is_passed and about.st_mode & stat.S_ISVTX:
-        return None  # a folder for temporary files: what is in it, only its owner can move
+    if is_parent and about.st_mode & stat.S_ISVTX:
+        return None  # a directory for temporary files: only the owner of an entry can replace it
     if about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and about.st_gid != about.st_uid):
         return f"{path} can be written to by other users"
     return None

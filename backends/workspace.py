@@ -1,23 +1,23 @@
-"""The memory that a kernel may work in: how much, and who uses it."""
+"""The memory that a kernel may work in, its bound, and the thread that it belongs to."""
 
 import operator
 import re
 import threading
 from collections.abc import Callable, Hashable
-from fractions import Fraction
 from typing import Any
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
+_TEXT = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 
 
 def bytes_of(what: str, size: Any) -> int:
-    """A size in bytes, given as an integer or as text, such as ``"64MB"``; `what` it is called in messages."""
+    """A size in bytes, given as an integer or as text such as ``"64MB"``; messages call it `what`."""
     if isinstance(size, str):
         found = _TEXT.fullmatch(size)
         if found is None:
             raise ValueError(f"{what}: expected a size such as 64MB or 1GiB, got {size!r}")
-        count = int(Fraction(found[1]) * UNITS[(found[2] or "").lower()])
+        whole, decimals, unit = found[1], found[2] or "", (found[3] or "").lower()
+        count = int(whole + decimals) * UNITS[unit] // int("1" + "0" * len(decimals))
     else:
         number: Any = None if isinstance(size, bool) else size
         try:
@@ -35,15 +35,15 @@ def bytes_of(what: str, size: Any) -> int:
 class Workspace:
     """Memory for kernels to work in, kept from call to call, so that a training loop allocates nothing for it.
 
-    It belongs to the thread that uses it first, as long as that lives: a kernel that another thread calls with it is
-    refused, since one would write over the work of the other. Threads of a pool need one each, as in a
-    `threading.local`.
+    A workspace belongs to the first thread that uses it, as long as that thread lives: a call with it from another
+    thread is a `ValueError`, since the two would overwrite each other's work. The threads of a pool need one each, for
+    instance in a `threading.local`.
 
     Parameters
     ----------
     size : int or str
-        How much it may be at the most: bytes, or text such as ``"64MB"`` (of 1000 x 1000 bytes) or ``"1GiB"`` (of
-        1024 x 1024 x 1024). Memory is taken when a kernel first needs it, and then only as much.
+        The upper bound: bytes, or text such as ``"64MB"`` (of 1000 x 1000 bytes) or ``"1GiB"`` (of 1024 x 1024 x
+        1024). Memory is allocated when a kernel first needs it, and only as much as it needs.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Workspace:
     Raises
     ------
     TypeError, ValueError
-        If `size` is no size.
+        If `size` is not a size.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Workspace:
         return f"Workspace({self.size})"
 
     def claim(self, what: str) -> None:
-        """Make it this thread's; an error where it is another's. `what` it is called in messages."""
+        """Make it this thread's, or raise an error if it is another's; messages call it `what`."""
         thread = threading.current_thread()
         with self._claiming:
             owner = self._owner
@@ -88,9 +88,9 @@ class Workspace:
             self._owner = thread
 
     def memory(self, place: Hashable, count: int, empty: Callable[[int], Any]) -> Any:
-        """So many bytes at a place, such as a device: what was used there before, or what `empty` makes."""
+        """`count` bytes or more at a place, such as a device: the memory used there before, or that of `empty`."""
         found = self._memory.get(place)
         if found is None or len(found) < count:
-            self._memory[place] = None  # given back first, so that both never exist at once
+            self._memory[place] = None  # freed first, so that both never exist at once
             found = self._memory[place] = empty(count)
         return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plugrad.backends import BackendUnavailableError, available, get, profile
-from plugrad.backends.selection import AUTO_ORDER
+from plugrad.backends.choice import AUTO_ORDER
 from plugrad.bench import growth, running
 from plugrad.bench.cases import DTYPES, QUICK, SIZES, STEP, Case, as_dtype
 from plugrad.bench.report import Results, change, replace
@@ -284,7 +284,7 @@ def keep(chosen: argparse.Namespace, results: Results) -> int:
 
 def write_profile(path: Any, results: Results) -> None:
     """Write the profile, with what an earlier one says of other kernels on this machine, and tell what is in it."""
-    kernels = profile.told(path, results.machine)
+    kernels = profile.recorded(path, results.machine)
     for kernel, dtypes in growth.tuned(results.curves).items():
         kernels.setdefault(kernel, {}).update(dtypes)
     machine = {key: results.machine[key] for key in ("processor", "threads", "versions")}

@@ -17,8 +17,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.kernels import layers, optim
 
 HIDDEN, CLASSES, BATCH, RATE, MOMENTUM = 128, 10, 64, 0.1, 0.9

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.kernels import layers, optim
 
 ARMS, POINTS, NOISE, HIDDEN, RATE = 3, 150, 0.25, 32, 0.01

@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from plugrad import backends
-from plugrad import kernels as K
+from plugrad import backends, kernels as K
 from plugrad.bench.memory import watched
 from plugrad.kernels import optim
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from plugrad.backends import contract
-from plugrad.backends.registry import Backend
+from plugrad.backends import Backend, contract
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, ArrayLike, Out, given_back, given_results, promoted, real, result
 from plugrad.kernels._kernel import kernel

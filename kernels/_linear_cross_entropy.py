@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plugrad.backends import contract
+from plugrad.backends import Backend, contract
 from plugrad.backends.options import COMPUTE, LossOptions
-from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded

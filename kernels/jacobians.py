@@ -6,8 +6,8 @@ element i of a row of results with respect to element j of the same row of argum
 
 import numpy as np
 
+from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
-from plugrad.backends.registry import Backend
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import fit
 from plugrad.kernels._arguments import Array, floating, promoted

@@ -53,7 +53,7 @@ MUTANTS: list[Mutant] = []
 
 def sound_room() -> Room:
     """A room with every function of the numpy backend, by ways of its own."""
-    numpy_room = backends.get("numpy").room
+    numpy_room = backends.get("numpy").module
 
     def own(name: str) -> Callable[..., None]:
         function = getattr(numpy_room, name)

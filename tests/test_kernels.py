@@ -29,7 +29,7 @@ def differing(name: str) -> str | None:
 
 
 def test_every_kernel_has_its_pieces() -> None:
-    room = backends.get("numpy").room
+    room = backends.get("numpy").module
     assert set(KERNELS) == set(room.__all__), "backends/numpy has not the kernels of the table"
     assert set(KERNELS) == set(ORACLES), "tests/oracles.py has not the kernels of the table"
     assert set(TERMS) <= set(ORACLES)

@@ -703,13 +703,13 @@ def test_nor_is_code_in_a_folder_that_another_user_could_have_moved_there(
 def test_what_another_user_owns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.touch()
-    assert trust.stranger_at(path) is None
+    assert trust.untrusted(path) is None
     if os.getuid() == 0:
         os.chown(path, 65534, 65534)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 1)
     monkeypatch.setattr(trust, "__file__", "/")  # which is root's
-    assert trust.stranger_at(path) == f"{path} belongs to another user"
+    assert trust.untrusted(path) == f"{path} belongs to another user"
 
 
 def test_what_a_group_can_write_to_is_told(tmp_path: Path) -> None:
@@ -718,10 +718,10 @@ def test_what_a_group_can_write_to_is_told(tmp_path: Path) -> None:
     path.chmod(0o664)
     about = path.stat()
     own = about.st_gid == about.st_uid  # a group of this user alone
-    assert (trust.stranger_at(path) is None) == own
+    assert (trust.untrusted(path) is None) == own
     if os.getuid() == 0:
         os.chown(path, 0, 65534)
-        assert trust.stranger_at(path) == f"{path} can be written to by other users"
+        assert trust.untrusted(path) == f"{path} can be written to by other users"
 
 
 def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -827,7 +827,7 @@ print(backends.available()["numba"], "numba" in sys.modules)
 
 
 def test_without_numba_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = backends.get("numba").room
+    room = backends.get("numba").module
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     assert "pip install 'plugrad[numba]'" in room.probe()
     with pytest.raises(AttributeError):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels as K
-from plugrad.backends import profile, registry, threads
-from plugrad.backends.selection import AUTO_ORDER
+from plugrad.backends import profile, registry, selection, threads
+from plugrad.backends.backend import Unavailable
+from plugrad.backends.choice import AUTO_ORDER
 from plugrad.bench import growth
 from plugrad.bench.growth import Curve, steps_of
 
@@ -113,7 +114,7 @@ def test_other_machines_do_not_count(written: Writer) -> None:
         assert told.backend == "numba"
         measured = f"{other['processor']} with {other['threads']} threads"
         assert told.origin.endswith(f"the profile {path} is not used: it was measured on {measured}")
-        backends.selection._default = None
+        selection._default = None
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_file_that_is_no_json_or_not_there(written: Writer) -> None:
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
     path.unlink()
     profile.read.cache_clear()
-    backends.selection._default = None
+    selection._default = None
     with pytest.warns(RuntimeWarning, match="is not used: FileNotFoundError"):
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
 
@@ -162,7 +163,7 @@ def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, t
         monkeypatch.delenv(profile.VARIABLE, raising=False)
         monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
         profile.read.cache_clear()
-        backends.selection._default = None
+        selection._default = None
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
         assert backends.explain(K.relu).origin == "PLUGRAD_BACKEND=auto"
     deep = written()
@@ -173,18 +174,18 @@ def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, t
     for endless in (tmp_path / "pipe", Path("/dev/zero")):
         monkeypatch.setenv(profile.VARIABLE, str(endless))
         profile.read.cache_clear()
-        with pytest.warns(RuntimeWarning, match=f"{endless} is not used: .*it is no file"):
+        with pytest.warns(RuntimeWarning, match=f"{endless} is not used: .*it is not a regular file"):
             profile.read(AUTO_ORDER["numpy"])
 
 
 def test_without_a_profile_nothing_more_is_asked(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = backends.selection.chosen()
+    choice = selection.chosen()
     K.relu(np.ones(3, np.float32))
     assert choice.by_type[np.ndarray] is backends.get("numba")
     written({"relu": {"float32": [[0, "numba"]]}})  # as it is without
-    backends.selection._default = None
+    selection._default = None
     K.relu(np.ones(3, np.float32))
-    assert np.ndarray in backends.selection.chosen().by_type
+    assert np.ndarray in selection.chosen().by_type
 
 
 def test_backends_are_looked_for_once(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_backends_are_looked_for_once(written: Writer, monkeypatch: pytest.Monke
 
     def without_numba(name: str) -> Any:
         asked.append(name)
-        return registry.Unavailable(registry.BackendUnavailableError("gone")) if name == "numba" else usable(name)
+        return Unavailable("gone") if name == "numba" else usable(name)
 
     monkeypatch.setattr(registry, "usable", without_numba)
     assert runs_on(K.relu, np.ones(3, np.float32)) == "numpy"
@@ -203,7 +204,7 @@ def test_backends_are_looked_for_once(written: Writer, monkeypatch: pytest.Monke
         assert K.relu(np.ones(size, np.float32)).size == size
         assert K.softmax(np.ones((size, 2))).size == 2 * size
     assert asked == []
-    assert str(path) in backends.selection.chosen().description
+    assert str(path) in selection.chosen().description
 
 
 def test_a_scope_keeps_what_it_has_found(written: Writer) -> None:

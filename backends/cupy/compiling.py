@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import cupy
 
-from plugrad.backends.trust import stranger_at, stranger_on_the_way
+from plugrad.backends.trust import untrusted, untrusted_part
 
 SOURCES = Path(__file__).parent / "cuda"
 OPTIONS = ("-std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
@@ -118,7 +118,7 @@ def _folder() -> Path:
         folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
-        if stranger_on_the_way(str(folder)) is None and os.access(folder, os.W_OK):
+        if untrusted_part(str(folder)) is None and os.access(folder, os.W_OK):
             return folder
     except (OSError, RuntimeError):
         pass
@@ -130,7 +130,7 @@ def _folder() -> Path:
 def _kept(key: str) -> Path | None:
     """The file with machine code that is kept under `key`; its name tells the hash of what is in it."""
     for path in _folder().glob(f"plugrad_{key}_*.bin"):
-        if stranger_at(path) is None and path.name == _name(key, path.read_bytes()):
+        if untrusted(path) is None and path.name == _name(key, path.read_bytes()):
             return path
     return None
 

@@ -22,7 +22,6 @@ import numpy as np
 
 from plugrad.backends import threads
 from plugrad.backends.numba.recycling import empty
-from plugrad.backends.registry import is_for_caller
 
 __all__ = [
     "affine",
@@ -77,9 +76,9 @@ def _import_error() -> str | None:
             from plugrad.backends.numba import compiling, kernels, updates  # noqa: F401
 
             compiling.load_compiler()
-    except (Exception, SystemExit) as error:  # a library that cannot be loaded is an OSError
-        if is_for_caller(error):
-            raise
+    except (MemoryError, RecursionError):  # unrelated to numba
+        raise
+    except Exception as error:  # a library that cannot be loaded is an OSError
         told = f"{type(error).__name__}: {error}"
         if not getattr(getattr(sys.modules.get("numba"), "__spec__", None), "_initializing", False):
             _failed.append(told)  # else this is called in the middle of another's import

@@ -23,7 +23,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from plugrad.backends.trust import stranger_at, stranger_on_the_way
+from plugrad.backends.trust import untrusted, untrusted_part
 
 # Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
 # assumes nothing of NaN and infinities. Functions with this flag do nothing but sum: in others it could undo what
@@ -83,8 +83,8 @@ class _Cache(FunctionCache):
 
     def _guarded(self, access: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            if stranger := self._stranger():
-                _warn_once(f"the compiled code in {self.cache_path} is not used: {stranger}")
+            if reason := self._untrusted():
+                _warn_once(f"the compiled code in {self.cache_path} is not used: {reason}")
                 return None
             return access(*arguments)
         except Exception as error:  # whatever can be wrong with a file
@@ -93,10 +93,10 @@ class _Cache(FunctionCache):
                 self.flush()  # or every process would find it anew
             return None
 
-    def _stranger(self) -> str | None:
-        """What another user could have put code in, or put something else in the place of."""
+    def _untrusted(self) -> str | None:
+        """Why another user could have placed the compiled code, or None."""
         files = glob.glob(glob.escape(os.path.splitext(self._cache_file._index_path)[0]) + ".*")
-        return stranger_on_the_way(self._cache_path) or next(filter(None, map(stranger_at, files)), None)
+        return untrusted_part(self._cache_path) or next(filter(None, map(untrusted, files)), None)
 
 
 _told: set[str] = set()  # what has been said, once in a process

@@ -8,8 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plugrad.backends.numba import elementwise, team
-from plugrad.backends.numba import lanes as lanes_
+from plugrad.backends.numba import elementwise, lanes as lanes_, team
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -20,8 +20,7 @@ from plugrad.backends.numpy.softmax_cross_entropy import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_value_and_grad,
 )
-from plugrad.backends.numpy.updates import adam as adam
-from plugrad.backends.numpy.updates import sgd as sgd
+from plugrad.backends.numpy.updates import adam as adam, sgd as sgd
 
 __all__ = [
     "affine",

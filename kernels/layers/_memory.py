@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.registry import Backend
+from plugrad.backends import Backend
 from plugrad.kernels._arguments import Array
 
 

@@ -195,9 +195,7 @@ def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
         place = dice.integer(0, len(params) - 1)
         array[place] = spoiled(subject, name, array[place])
         about.append(f"{'parameter' if array is params else 'gradient'} {place}: {name}")
-    before = [
-        double(subject.numpy(g)) if subject.backend.owns(type(g)) and g.dtype in DTYPES else g for g in grads
-    ]
+    before = [double(subject.numpy(g)) if subject.backend.owns(type(g)) and g.dtype in DTYPES else g for g in grads]
     total, _ = outcome(lambda: optim.l2_penalty(params, factor, grads=grads), "l2_penalty")
     if total is None:
         return

@@ -13,8 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from plugrad import backends
-from plugrad.backends import registry
-from plugrad.backends.registry import Backend
+from plugrad.backends import Backend, registry
 from plugrad.tests.records import RECORDS, Record
 
 DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
@@ -108,7 +107,7 @@ class Subject:
 
     def has(self, kernel: str) -> bool:
         """Whether the backend has a function for `kernel` itself."""
-        return hasattr(self.backend.room, kernel)
+        return hasattr(self.backend.module, kernel)
 
     def stand_in(self, kernel: str) -> str | None:
         """The backend that is declared to compute `kernel` instead."""
@@ -311,14 +310,14 @@ def _refuse(*arguments: Any, **named: Any) -> None:
 
 def _functions_of_others(subject: Subject) -> dict[FunctionType | None, str]:
     """The functions of the kernels of other backends, as far as they are Python's, and their names."""
-    own = {_python(getattr(subject.backend.room, name, None)) for name in RECORDS}
+    own = {_python(getattr(subject.backend.module, name, None)) for name in RECORDS}
     found: dict[FunctionType | None, str] = {}
     for other in dict.fromkeys((*registry.BUILTIN, *registry._loaded)):
         backend = registry.usable(other)
         if other == subject.name or not isinstance(backend, Backend):
             continue
         for name in RECORDS:
-            function = _python(getattr(backend.room, name, None))
+            function = _python(getattr(backend.module, name, None))
             # Which of two plug-ins has a function from the other is not to be told.
             if function is not None and (function not in own or _is_from(other, function)):
                 found.setdefault(function, f"{other}.{name}")

@@ -1,0 +1,26 @@
+"""Python code in a new process, whose choice of a backend the test makes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+# Computes, and prints the backend that did it.
+SHOW = "from plugrad import backends, kernels as K; K.relu([1.0]); print(backends.current())"
+
+
+def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new process with these environment variables and no others of plugrad."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PLUGRAD_")}
+    clean.update(environment)
+    if path:
+        clean["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
