@@ -10,7 +10,7 @@ from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import fit
-from plugrad.kernels._arguments import Array, floating, promoted
+from plugrad.kernels._arguments import Array, floating, promoted, real
 
 __all__ = ["affine_jacobian", "relu_jacobian", "sigmoid_jacobian", "softmax_jacobian"]
 
@@ -149,9 +149,9 @@ def affine_jacobian(x: Array, w: Array) -> tuple[Array, Array, Array]:
     """
     kernel = "affine_jacobian"
     backend = backend_for(x)
-    x, w = floating(kernel, "x", x, backend), floating(kernel, "w", w, backend)
+    x, w = real(kernel, "x", x, backend), real(kernel, "w", w, backend)
     fit(kernel, x, w)
-    x, w = promoted((x, w))
+    x, w = promoted(x, w)
     rows, (inputs, outputs) = x.shape[:-1], w.shape
     dy_dx, dy_dw, dy_db = (
         backend.empty((*rows, *shape), x.dtype)

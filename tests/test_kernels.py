@@ -1,20 +1,24 @@
-"""The way in to every kernel, whatever the backend: its record, its `out`, what it accepts and what it refuses.
+"""The front of every kernel, on any backend: its pieces, its `out`, and the arguments it accepts and refuses.
 
-What kernels compute is for the conformance suite to check.
+The conformance suite checks the values.
 """
 
+import importlib
 import inspect
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from plugrad import backends, kernels, kernels as K
+from plugrad.backends import contract, registry
 from plugrad.kernels import KERNELS, Kernel
-from plugrad.tests.oracles import ORACLES, TERMS
+from plugrad.tests.records import RECORDS
 
-RECORDS = [pytest.param(kernel, id=name) for name, kernel in KERNELS.items()]
+BUILTIN = ("numpy", "numba", "cupy")
 
 
 @pytest.fixture(autouse=True)
@@ -23,30 +27,89 @@ def _on_numpy() -> Iterator[None]:
         yield
 
 
-def differing(name: str) -> str | None:
-    """The argument that a gradient named like this is taken for."""
-    return name[1:] if name.startswith("d") else None
+def function_of(backend: str, kernel: str) -> Any:
+    """The function of a built-in backend, which need not be able to run here."""
+    return getattr(importlib.import_module(registry.BUILTIN[backend]), kernel, None)
 
 
-def test_every_kernel_has_its_pieces() -> None:
-    room = backends.get("numpy").module
-    assert set(KERNELS) == set(room.__all__), "backends/numpy has not the kernels of the table"
-    assert set(KERNELS) == set(ORACLES), "tests/oracles.py has not the kernels of the table"
-    assert set(TERMS) <= set(ORACLES)
-    assert set(KERNELS) == {name for name in kernels.__all__ if name.islower()}, "kernels/__init__.py exports others"
+def test_every_kernel_is_exported() -> None:
+    folder = Path(kernels.__file__).parent
+    defined = {
+        name
+        for file in folder.glob("_*.py")
+        for name in re.findall(r"^@kernel\((?:.|\n)*?^def (\w+)\(", file.read_text(), re.MULTILINE)
+    }
+    missing = {name for name in defined if name not in vars(kernels)}
+    assert not missing, f"kernels/__init__.py does not import {', '.join(sorted(missing))}"
+    assert defined == set(KERNELS)
 
 
-@pytest.mark.parametrize("kernel", RECORDS)
-def test_the_record_fits_the_function(kernel: Kernel) -> None:
-    parameters = inspect.signature(kernel.function).parameters
-    assert tuple(parameters)[: len(kernel.arguments)] == kernel.arguments
-    by_keyword = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert tuple(name for name in by_keyword if name != "out") == kernel.options
-    if kernel.backward:
-        backward = KERNELS[kernel.backward]
-        assert {differing(name) for name in backward.results} <= {*kernel.arguments}
-        assert backward.arguments[0] in {f"d{name}" for name in kernel.results}
-        assert set(backward.arguments[1:]) <= {*kernel.arguments, *kernel.results}
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_kernel_has_a_record(kernel: str) -> None:
+    assert kernel in RECORDS, f"tests/records has no record of {kernel}"
+    assert set(RECORDS) <= set(KERNELS), "a record belongs to no kernel"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("backend", BUILTIN)
+def test_the_backend_has_the_kernel_in_its_form(backend: str, kernel: str) -> None:
+    function, form = function_of(backend, kernel), KERNELS[kernel].form
+    assert function is not None, f"backends/{backend} has no function {kernel}"
+    given, expected = (list(inspect.signature(f).parameters) for f in (function, form.__call__))
+    assert len(given) == len(expected) - 1, f"{backend}.{kernel}{given} has not the form {form.__name__}{expected[1:]}"
+    assert form in contract.FORMS
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_names_connect_forward_and_backward(kernel: str) -> None:
+    forward = KERNELS[kernel]
+    parameters = inspect.signature(forward.function).parameters
+    assert tuple(parameters)[: len(forward.arguments)] == forward.arguments
+    assert {*forward.options, "out"} == {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    if forward.backward:
+        backward = KERNELS[forward.backward]
+        assert {name.removeprefix("d") for name in backward.results} <= {*forward.arguments}
+        assert backward.arguments[0] in {f"d{name}" for name in forward.results}
+        assert set(backward.arguments[1:]) <= {*forward.arguments, *forward.results}
+
+
+def test_a_kernel_needs_a_docstring() -> None:
+    def nameless(x: Any, *, out: Any = None) -> Any: ...
+
+    with pytest.raises(ValueError, match="kernel nameless: expected its function to have a docstring"):
+        Kernel(nameless, contract.Elementwise, "y = x", ("y",))
+
+
+def test_dir_shows_the_modules_too() -> None:
+    assert {"layers", "optim", "jacobians", "gradcheck", "softmax", "KERNELS"} <= set(dir(kernels))
+    assert set(kernels.__all__) == set(dir(kernels))
+
+
+def test_losses_can_be_written_to_out() -> None:
+    p, t = np.full((3, 2), 0.5, np.float32), np.array([0, 1, 0])
+    loss = np.empty((), np.float32)
+    assert K.cross_entropy(p, t, out=loss) is loss
+    assert loss == pytest.approx(np.log(2))
+    rows = np.empty(3, np.float32)
+    assert K.linear_cross_entropy(p, np.zeros((2, 4), np.float32), None, t, reduction="none", out=rows) is rows
+    np.testing.assert_allclose(rows, np.log(4), rtol=1e-6)
+
+
+def test_the_gradient_of_biases_does_not_need_biases() -> None:
+    x, w, t = np.ones((3, 2)), np.zeros((2, 4)), np.array([0, 1, 0])
+    without = K.linear_cross_entropy_value_and_grad(x, w, None, t)
+    for got, expected in zip(without, K.linear_cross_entropy_value_and_grad(x, w, np.zeros(4), t), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    db = np.empty(4)
+    assert K.linear_cross_entropy_value_and_grad(x, w, None, t, out=(None, None, None, db))[3] is db
+
+
+def test_images_of_integers_take_the_dtype_of_the_weights() -> None:
+    images, w = np.ones((2, 3), np.uint8), np.ones((3, 4), np.float32)
+    assert K.affine(images, w).dtype == np.float32
+    assert K.affine(images.astype(np.int64), w).dtype == np.float64
+    assert K.affine(images.tolist(), w).dtype == np.float64
+    assert K.relu(images).dtype == np.float64
 
 
 def test_results_that_share_memory_are_refused() -> None:

@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:  # else a module of ours is being imported
         for module in _MODULES:
             function = getattr(importlib.import_module(f"plugrad.backends.cupy.{module}"), name, None)
-            if getattr(function, "__module__", "").startswith(__name__):  # not what the module imports from elsewhere
+            if function is not None:
                 return function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -5,9 +5,10 @@ from typing import Any, Self
 import numpy as np
 
 from plugrad import backends
+from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import GRADIENTS, affine, affine_backward, biases
-from plugrad.kernels._arguments import Array, floating, promoted
+from plugrad.kernels._arguments import Array, floating, promoted, real
 from plugrad.kernels.jacobians import affine_jacobian
 from plugrad.kernels.layers._errors import errors_name_layer
 from plugrad.kernels.layers._explicit import gradient_of_rows
@@ -66,7 +67,7 @@ class Affine(ComputingLayer):
         if b is None:
             self.names = ("w",)
         elif b.dtype != w.dtype:
-            w, b = promoted((w, b))
+            w, b = promoted(w, b)
         self.w: Array = w.copy()
         self.b: Array | None = None if b is None else b.copy()
         self.dw: Array = zeros_like(w)
@@ -131,7 +132,9 @@ class Affine(ComputingLayer):
         self._saved = None
         w = self.w
         backend = backend_for(w)
-        x = floating("affine", "x", x, backend)
+        x = real("affine", "x", x, backend)
+        if x.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
+            x = promoted(x, w)[0]
         out = self._results.take(backend, x.shape[:-1] + w.shape[1:], w.dtype) if x.dtype == w.dtype else None
         y = affine(x, w, self.b, out=out)
         self._saved = x
