@@ -67,7 +67,7 @@ def test_jacobians_have_the_shape_of_result_and_argument(shapes: tuple[tuple[int
     np.testing.assert_allclose(found, weights, atol=1e-9)
 
 
-def test_what_is_given_to_the_function_is_its_own() -> None:
+def test_the_function_gets_a_copy_of_its_argument() -> None:
     x = RNG.normal(size=3)
     before = x.copy()
 
@@ -160,7 +160,7 @@ def test_a_wrong_gradient_is_found_and_shown() -> None:
 
 
 @pytest.mark.parametrize("planted", [np.nan, np.inf, 0.0])
-def test_numbers_that_are_no_gradient_at_all(planted: float) -> None:
+def test_entries_that_are_not_finite_or_zero_are_wrong(planted: float) -> None:
     x = np.array([1.0, 2.0, 3.0])
     dx = 2 * x
     dx[1] = planted
@@ -188,7 +188,7 @@ def test_a_layer_with_a_wrong_backward_is_found() -> None:
     assert right == {"dx": False, "d0.w": False, "d0.b": False, "d2.w": True, "d2.b": True}
 
 
-def test_checking_leaves_a_network_as_it_was() -> None:
+def test_checking_does_not_change_a_network() -> None:
     net = layers.Sequential(layers.Affine.init(3, 4, rng=0), layers.Relu(), layers.Affine.init(4, 2, rng=1))
     before = net.state_dict()
     assert check(net, RNG.normal(size=(5, 3)).astype(np.float32), [0, 1, 0, 1, 1], loss=layers.SoftmaxWithLoss())
@@ -197,7 +197,7 @@ def test_checking_leaves_a_network_as_it_was() -> None:
         assert parameter.dtype == np.float32
 
 
-def test_kinks_are_told_and_anything_between_the_slopes_will_do() -> None:
+def test_kinks_are_reported_and_values_between_the_slopes_pass() -> None:
     def f(x: Any) -> Any:
         return np.maximum(x, 0.0).sum() + 0.1 * (x**2).sum()
 
@@ -210,8 +210,8 @@ def test_kinks_are_told_and_anything_between_the_slopes_will_do() -> None:
         if right:
             assert entries[0].slopes == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
             assert "a kink: " in str(report)
-    beside = np.array([1e-6, 2.0, -1e-6])  # nearer than the step, but not at it
-    assert check(f, beside, gradients=np.array([1 + 2e-7, 1.4, -2e-7]))
+    near = np.array([1e-6, 2.0, -1e-6])  # nearer to the kink than the step, but not at it
+    assert check(f, near, gradients=np.array([1 + 2e-7, 1.4, -2e-7]))
     assert check(K.relu, [0.0, 1.0, -1.0])
 
 
@@ -224,7 +224,7 @@ def test_kinks_are_told_and_anything_between_the_slopes_will_do() -> None:
         (lambda x: (1e-3 * np.sin(1e9 * x) + x).sum(), 1.0, 40.0),
     ],
 )
-def test_what_jumps_or_is_rough_has_no_kink(f: Any, x: float, dx: float) -> None:
+def test_jumps_and_noise_are_not_kinks(f: Any, x: float, dx: float) -> None:
     report = check(f, np.array([x]), gradients=np.array([dx]))
     assert not report, report
     assert not report.gradients[0].kinks

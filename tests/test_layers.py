@@ -1,4 +1,4 @@
-"""Layers: their gradients, what they keep and give away, and how they are stored."""
+"""Layers: their gradients, memory, files and errors."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def network(dtype: Any = np.float64) -> layers.Sequential:
-    """One of each kind of layer that has a place in a network."""
+    """Return a network with a layer of each kind but the losses."""
     return layers.Sequential(
         layers.Affine.init(4, 6, rng=0, dtype=dtype),
         layers.Relu(),
@@ -124,7 +124,7 @@ def test_softmax_and_its_loss_are_softmax_with_loss() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_rows_that_are_ignored_stay_so_whatever_arrives(reduction: str) -> None:
+def test_ignored_rows_get_zeros_whatever_the_upstream_gradient(reduction: str) -> None:
     layer = layers.SoftmaxWithLoss(ignore_index=0, reduction=reduction)
     layer.forward(LOGITS, INDICES)
     dloss = np.full(3, np.inf) if reduction == "none" else np.inf
@@ -134,7 +134,7 @@ def test_rows_that_are_ignored_stay_so_whatever_arrives(reduction: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [layers.CrossEntropy, layers.SoftmaxWithLoss])
-def test_what_arrives_at_a_loss_is_a_real_number(kind: Any) -> None:
+def test_the_upstream_gradient_of_a_loss_is_a_real_number(kind: Any) -> None:
     layer = kind()
     layer.forward(K.softmax(LOGITS), INDICES)
     for dloss, error in ((1j, TypeError), ("2", TypeError), (np.array([1.0, 2.0]), ValueError), (10**400, ValueError)):
@@ -149,7 +149,7 @@ def test_a_loss_of_one_row() -> None:
 
 
 def test_ignored_rows_with_a_scaled_loss_in_float16() -> None:
-    """Gradients of a mean underflow in float16: scaled by `backward` they must come from the probabilities anew."""
+    """Gradients of a mean underflow in float16: `backward` must compute scaled ones anew from the logits."""
     x = np.full((4096, 2), [8.0, -8.0], np.float16)
     x[0] = np.nan
     labels = np.zeros(4096, np.int64)
@@ -176,7 +176,7 @@ def test_ignored_rows_with_a_scaled_loss_in_float16() -> None:
             each.backward(dloss)
 
 
-# What a layer keeps, and what it gives away
+# Memory
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -195,7 +195,7 @@ def test_results_that_are_kept_stay_what_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [layers.Relu, layers.Sigmoid, layers.Softmax])
-def test_what_a_layer_still_needs_cannot_be_written_to(kind: Any) -> None:
+def test_results_that_a_layer_still_needs_are_read_only(kind: Any) -> None:
     layer = kind()
     y = layer.forward(LOGITS)
     dx = layer.backward(SOFT).copy()
@@ -218,7 +218,7 @@ def test_gradients_of_a_loss_may_be_written_to() -> None:
         assert (layer.backward() == before).all()
 
 
-def test_nothing_that_is_given_is_written_to() -> None:
+def test_arguments_are_not_written_to() -> None:
     net, loss = network(), layers.CrossEntropy()
     x, labels = RNG.normal(size=(3, 4)), SOFT.copy()
     w = RNG.normal(size=(4, 3))
@@ -251,7 +251,7 @@ def test_batches_of_changing_size_lie_in_the_same_memory() -> None:
     assert len(places) == 1
 
 
-def test_memory_of_a_backend_that_hands_out_views_is_not_used_again() -> None:
+def test_views_that_a_backend_allocates_are_not_reused() -> None:
     class Aligned:
         """A backend whose arrays begin at multiples of 64 bytes, in memory of which they are views."""
 
@@ -274,7 +274,7 @@ def test_memory_of_a_backend_that_hands_out_views_is_not_used_again() -> None:
     assert [float(k[0]) for k in kept] == [1, 2, 3, 4, 5]
 
 
-def test_a_layer_of_ones_own_cannot_write_to_what_the_one_before_it_needs() -> None:
+def test_a_custom_layer_cannot_write_to_results_that_the_previous_layer_needs() -> None:
     class Identity(layers.Layer):
         def forward(self, x: Any) -> Any:
             return self.keep(x)
@@ -299,7 +299,7 @@ def test_a_layer_of_ones_own_cannot_write_to_what_the_one_before_it_needs() -> N
                     y -= 1
 
 
-def test_memory_is_not_kept_for_results_that_others_hold() -> None:
+def test_memory_of_results_that_the_caller_keeps_is_released() -> None:
     layer = layers.Relu()
     held = [layer.forward(np.full(100_000, float(i))) for i in range(10)]
     assert [float(y[0]) for y in held] == list(range(10))
@@ -342,7 +342,7 @@ def test_a_training_loop_allocates_nothing(update: str) -> None:
             step(some)
             _, peak = tracemalloc.get_traced_memory()
             # The logits are 20 kB and the hidden layer 786 kB; the pieces that NumPy's updates work in are 262 kB.
-            assert peak - before < 300_000, "something of the size of the batch or of the parameters was allocated"
+            assert peak - before < 300_000, "an array as large as the batch or the parameters was allocated"
     finally:
         tracemalloc.stop()
     assert float(step(rows)) < first
@@ -405,7 +405,7 @@ def test_sequences_and_integers() -> None:
     assert layers.Relu().forward([[-1, 2]]).tolist() == [[0, 2]]
 
 
-# How they begin, and how they are stored
+# Initial weights and files
 
 
 def test_weights_are_drawn_with_the_variance_that_the_scheme_says() -> None:
@@ -421,7 +421,7 @@ def test_weights_are_drawn_with_the_variance_that_the_scheme_says() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_weights_that_were_replaced_by_others_in_another_order(suffix: str, tmp_path: Path) -> None:
+def test_replaced_weights_in_fortran_order_are_stored(suffix: str, tmp_path: Path) -> None:
     layer, other = layers.MatMul(np.zeros((2, 3))), layers.MatMul(np.zeros((2, 3)))
     layer.w = np.arange(6.0).reshape(3, 2).T
     layer.save(tmp_path / f"w{suffix}")
@@ -449,7 +449,7 @@ def test_parameters_are_stored_and_read(dtype: Any, suffix: str, tmp_path: Path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_cannot_be_loaded_is_told_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     net = network(np.float32)
     before = net.state_dict()
     cases: tuple[tuple[dict[str, Any], str], ...] = (
@@ -503,7 +503,7 @@ def test_what_cannot_be_loaded_is_told_and_changes_nothing(tmp_path: Path) -> No
             net.save(tmp_path / "nowhere" / f"net{suffix}")
 
 
-def test_without_safetensors_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_safetensors_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     for call in (network().save, network().load):
         with pytest.raises(ModuleNotFoundError, match="install it with: python -m pip install safetensors"):
@@ -526,14 +526,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 
 
 def npy(shape: tuple[int, ...], numbers: bytes = b"") -> bytes:
-    """A file of NumPy's that says of itself that it is an array of such a shape, and holds these numbers."""
+    """Return an ``.npy`` file whose header claims this shape, with these bytes as its data."""
     written = io.BytesIO()
     np.lib.format.write_array_header_1_0(written, {"descr": "<f8", "fortran_order": False, "shape": shape})
     return written.getvalue() + numbers
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ([("w.npy", npy((10**15,)))], r"MatMul.load_state_dict: w: expected shape \(2, 3\), got \(1000000000000000,\)"),
         ([("w.npy", npy((10**25,)))], "MatMul.load: .*w.npz: cannot be read as .npz: "),
@@ -544,17 +544,17 @@ def npy(shape: tuple[int, ...], numbers: bytes = b"") -> bytes:
         ([("w.npy", b"\x93NUMPY\x09\x00" + bytes(100))], "MatMul.load: .*w.npz: cannot be read as .npz: "),
     ],
 )
-def test_files_made_to_do_harm_are_refused(members: list[tuple[str, bytes]], told: str, tmp_path: Path) -> None:
+def test_malicious_files_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as file:
         for name, content in members:
             file.writestr(name, content)
     layer = layers.MatMul(np.ones((2, 3)))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         layer.load(tmp_path / "w.npz")
     assert (layer.w == 1).all()
 
 
-def test_what_has_no_place_is_not_unpacked(tmp_path: Path) -> None:
+def test_unknown_arrays_are_not_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as file:
         for name, shape in (("w.npy", (2, 3)), ("c.npy", (2**24,))):
             file.writestr(name, npy(shape, bytes(8 * math.prod(shape))))
@@ -586,18 +586,16 @@ def test_several_threads_may_write_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no mode here")
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_file_has_the_mode_that_others_have(suffix: str, tmp_path: Path) -> None:
+def test_a_file_has_the_usual_mode(suffix: str, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     path = tmp_path / f"w{suffix}"
     layers.MatMul(np.ones((2, 3))).save(path)
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_whatever_reading_a_damaged_file_comes_to_is_told_with_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_error_of_a_damaged_file_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
-        raise OSError("Invalid argument")  # of a seek to where the damaged file points
+        raise OSError("Invalid argument")  # from a seek to an offset in the damaged file
 
     layer = layers.MatMul(np.ones((2, 3)))
     layer.save(tmp_path / "w.npz")
@@ -623,7 +621,7 @@ def test_losses_backward_before_forward(kind: Any) -> None:
     layer.forward(LOGITS, INDICES)
     with pytest.raises(TypeError, match="t: expected class indices or one number per class, got NoneType"):
         layer.forward(LOGITS)
-    with pytest.raises(RuntimeError, match="call forward first"):  # the one that failed does not count
+    with pytest.raises(RuntimeError, match="call forward first"):  # the failed call does not count
         layer.backward()
 
 
@@ -819,7 +817,7 @@ def test_a_layer_without_biases(made: Any, suffix: str, tmp_path: Path) -> None:
     assert [found.name for found in report.gradients] == ["dx", "dw"]
 
 
-# Layers of one's own
+# Custom layers
 
 
 class OfKernel(Activation):
@@ -887,7 +885,7 @@ class Perceptron(layers.Sequential):
         )
 
 
-def test_layers_of_your_own() -> None:
+def test_custom_layers() -> None:
     net = Perceptron(4, 3)
     report = check(net, RNG.normal(size=(5, 4)), [0, 1, 2, 0, 1], loss=layers.SoftmaxWithLoss())
     assert report, report
@@ -934,7 +932,7 @@ def test_copies_are_networks_of_their_own(copied: Any) -> None:
     other = copied(net)
     before = y.copy()
     dx = net.backward(SOFT).copy()
-    assert (other.backward(SOFT) == dx).all(), "it has kept what backward needs"
+    assert (other.backward(SOFT) == dx).all(), "a copy includes the saved results"
     for parameter in other.params:
         parameter += 1
     assert not np.allclose(other.forward(x), before)

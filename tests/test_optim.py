@@ -19,7 +19,7 @@ DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 
 class _Defaults:
-    """A backend that has none of the updates: those of `plugrad.backends.updates` stand in."""
+    """A backend without updates of its own: it uses those of `plugrad.backends.updates`."""
 
 
 @pytest.fixture(params=["numpy", "numba", "defaults"], autouse=True)
@@ -91,7 +91,7 @@ def test_states_of_16_bit_parameters_are_kept_in_float32() -> None:
         assert {v.dtype for v in optim.SGD([p], momentum=0.5).velocities} == {np.dtype(np.float32)}
         adam_ = optim.Adam([p])
         assert {a.dtype for a in (*adam_.means, *adam_.squares)} == {np.dtype(np.float32)}
-    # In bfloat16 a velocity of 256 would not feel a gradient of 0.5.
+    # In bfloat16 a gradient of 0.5 would not change a velocity of 256.
     p, g = np.zeros(1, ml_dtypes.bfloat16), np.ones(1, ml_dtypes.bfloat16)
     optimizer = optim.SGD([p], 1.0, momentum=0.999)
     for _ in range(1000):
@@ -193,7 +193,7 @@ def test_mistakes() -> None:
     other = np.ones(2, np.float32)
     with pytest.raises(ValueError, match="grads: 1: expected shape"):
         optim.SGD([p, other]).step([p, p])
-    assert (p == 1).all(), "the first was updated although the second was refused"
+    assert (p == 1).all(), "the first parameter was updated although the second gradient was refused"
 
 
 # Schedules and the penalty
