@@ -103,7 +103,7 @@ def test_python_may_be_started_in_the_folder_above_a_clone(tmp_path: Path) -> No
 def test_importing_the_kernels_adds_little_to_numpy(tmp_path: Path) -> None:
     code = "import sys, numpy; before = set(sys.modules); import plugrad.kernels; print(*(set(sys.modules) - before))"
     added = {name.partition(".")[0] for name in python(code, tmp_path).split()}
-    slow = {"numba", "cupy", "ml_dtypes", "asyncio", "concurrent", "dataclasses", "decimal", "fractions", "inspect"}
+    slow = {"numba", "cupy", "ml_dtypes", "asyncio", "concurrent", "decimal", "fractions", "inspect"}
     slow |= {"importlib", "json", "logging", "platform", "signal", "subprocess", "tomllib", "unittest", "urllib"}
     assert not added & slow
 
