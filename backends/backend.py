@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from plugrad.backends import host, updates, wrappers
-from plugrad.backends.contract import Hooks
+
+if TYPE_CHECKING:
+    from plugrad.backends.contract import Hooks
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 _Wrapper: TypeAlias = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
-DEFAULTS: Hooks = host  # mypy checks here that the defaults satisfy the contract
+DEFAULTS: "Hooks" = host  # mypy checks here that the defaults satisfy the contract
 
 
 class BackendUnavailableError(RuntimeError):
@@ -47,9 +49,9 @@ class _WithDefaults:
         return getattr(DEFAULTS, name) if own is None else own
 
 
-def hooks_of(module: Any) -> Hooks:
+def hooks_of(module: Any) -> "Hooks":
     """The hooks of a module, each looked up when it is asked for; the module's own, or the default."""
-    return cast(Hooks, _WithDefaults(module))
+    return cast("Hooks", _WithDefaults(module))
 
 
 class _Functions(dict[str, Callable[..., Any]]):

@@ -327,13 +327,18 @@ FORMS: tuple[type, ...] = (
 )
 
 
-def tables() -> str:
-    """The forms of kernels and the hooks of a module, as Markdown."""
+def forms_table() -> str:
+    """The forms of kernels, as a Markdown table."""
     lines = ["| form | arguments | kernel |", "|---|---|---|"]
     for form in FORMS:
         summary = _markdown(form.__doc__ or "").partition(". ")[0].rstrip(".")
         lines.append(f"| `{form.__name__}` | `{_arguments(form.__call__)}` | {summary} |")
-    lines += ["", "| hook | meaning |", "|---|---|"]
+    return "\n".join(lines)
+
+
+def hooks_table() -> str:
+    """The hooks of a module, as a Markdown table."""
+    lines = ["| hook | meaning |", "|---|---|"]
     for name, member in vars(Hooks).items():
         if not name.startswith("_"):
             call = "" if isinstance(member, property) else _arguments(member)
@@ -354,4 +359,4 @@ def _markdown(docstring: str) -> str:
 
 
 if __name__ == "__main__":
-    print(tables())
+    print(forms_table(), hooks_table(), sep="\n\n")

@@ -4,12 +4,13 @@ With them a backend that computes on NumPy arrays needs nothing but its kernels.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from plugrad.backends.contract import Overlap
+if TYPE_CHECKING:
+    from plugrad.backends.contract import Overlap
 
 ARRAYS = "numpy"
 NATIVE: type | None = np.ndarray
@@ -73,7 +74,7 @@ def on_device(x: Any) -> bool:
     return device is not None and device()[0] not in CPU_DLPACK_DEVICES
 
 
-def overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Overlap:
+def overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> "Overlap":
     """Compare the memory of two arrays: "none", "same" (equal elements at equal places) or "partial"."""
     if a is b:
         return "same"

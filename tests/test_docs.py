@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import plugrad
 from plugrad import backends, kernels
+from plugrad.backends import contract
 from plugrad.kernels import KERNELS, gradcheck, jacobians, layers, optim
 from plugrad.kernels.__main__ import table
 
@@ -100,10 +102,19 @@ def test_the_table_of_kernels_is_that_of_the_records() -> None:
     assert printed.stdout.strip() == table()
 
 
+def test_the_tables_of_the_guide_are_those_of_the_contract() -> None:
+    text = (ROOT / "docs/adding-a-backend.md").read_text()
+    for name, expected in (("forms", contract.forms_table()), ("hooks", contract.hooks_table())):
+        shown = re.search(rf"<!-- {name}: .*? -->\n(.*?)\n<!-- /{name} -->", text, re.DOTALL)
+        assert shown
+        assert shown[1] == expected, f"paste the table of {name} that `python -m plugrad.backends.contract` prints"
+    command = [sys.executable, "-m", "plugrad.backends.contract"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == f"{contract.forms_table()}\n\n{contract.hooks_table()}"
+
+
 def test_the_changelog_has_this_version() -> None:
-    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version
-    assert f"\n## {version[1]} " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## {plugrad.__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])

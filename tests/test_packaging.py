@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import plugrad
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels", "backends", "tests", "bench")
 
@@ -32,11 +34,11 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def sources() -> set[str]:
     """The files that have to be installed."""
-    return {
+    return {"__init__.py", "py.typed"} | {
         str(path.relative_to(ROOT))
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".typed", ".ini", ".html", ".cu", ".cuh")
+        if path.suffix in (".py", ".ini", ".html", ".cu", ".cuh")
         and not {"plugin_example", "cuda_on_cpu"} & set(path.parts)
     }
 
@@ -44,10 +46,8 @@ def sources() -> set[str]:
 def test_the_wheel_holds_every_file_and_no_top_level_package_but_plugrad(distributions: dict[str, Path]) -> None:
     with zipfile.ZipFile(distributions["wheel"]) as wheel:
         names = set(wheel.namelist())
-    assert {name.split("/")[0] for name in names} == {"plugrad", "plugrad-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"plugrad", f"plugrad-{plugrad.__version__}.dist-info"}
     assert {name for name in names if name.startswith("plugrad/")} == {f"plugrad/{name}" for name in sources()}
-    for folder in FOLDERS:
-        assert f"plugrad/{folder}/py.typed" in names
 
 
 def test_the_sdist_holds_what_the_tests_need(distributions: dict[str, Path]) -> None:
@@ -57,6 +57,55 @@ def test_the_sdist_holds_what_the_tests_need(distributions: dict[str, Path]) -> 
         "SECURITY.md"
     }
     assert sources() | needed | {"examples/digits.py", "bench/results/numpy.md"} <= names
+
+
+def python(code: str, folder: Path, *options: str) -> str:
+    """What a new process prints that runs in `folder`."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_plugrad_imports_its_subpackages_at_their_first_use(tmp_path: Path) -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import plugrad
+print(sorted(set(sys.modules) - before))
+assert set(dir(plugrad)) >= {"__version__", "backends", "bench", "kernels", "tests"}
+print("numpy" in sys.modules, plugrad.kernels.relu(1.0), plugrad.backends.current.__name__)
+print(plugrad.bench.__name__, plugrad.tests.__name__)
+try:
+    plugrad.nothing
+except AttributeError as error:
+    print(error)
+"""
+    assert python(code, tmp_path).splitlines() == [
+        "['plugrad']",
+        "False 1.0 current",
+        "plugrad.bench plugrad.tests",
+        "module 'plugrad' has no attribute 'nothing'",
+    ]
+
+
+def test_python_may_be_started_in_the_folder_above_a_clone(tmp_path: Path) -> None:
+    clone = tmp_path / "plugrad"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    code = "import plugrad; from plugrad import kernels as K; print(plugrad.__version__, K.relu(1.0), K.__file__)"
+    version, result, _ = python(code, tmp_path).split()
+    assert (version, result) == (plugrad.__version__, "1.0")
+    alone = "import sys; sys.path.insert(0, ''); sys.meta_path[:] = sys.meta_path[:3]; " + code  # nothing installed
+    assert python(alone, tmp_path).split()[2] == str(clone / "kernels" / "__init__.py")
+
+
+def test_importing_the_kernels_adds_little_to_numpy(tmp_path: Path) -> None:
+    code = "import sys, numpy; before = set(sys.modules); import plugrad.kernels; print(*(set(sys.modules) - before))"
+    added = {name.partition(".")[0] for name in python(code, tmp_path).split()}
+    slow = {"numba", "cupy", "ml_dtypes", "asyncio", "concurrent", "decimal", "fractions", "inspect"}
+    slow |= {"importlib", "json", "logging", "platform", "signal", "subprocess", "tomllib", "unittest", "urllib"}
+    assert not added & slow
 
 
 def test_what_ci_installs_is_pinned_with_hashes() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels as K
-from plugrad.backends import BackendUnavailableError
+from plugrad.backends import BackendUnavailableError, host, registry
 from plugrad.tests.fakes import counting_module
 
 
@@ -114,6 +114,36 @@ def test_a_backend_can_be_sent_to_another_process() -> None:
     backend = backends.get("numpy")
     assert pickle.loads(pickle.dumps(backend)) is backend
     assert copy.deepcopy({"backend": backend})["backend"] is backend
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyboardInterrupt])
+def test_errors_that_are_unrelated_to_a_backend_come_through(error: type[BaseException]) -> None:
+    def probe() -> None:
+        raise error
+
+    backends.register("unlucky", counting_module(probe=probe))
+    with pytest.raises(error):
+        backends.get("unlucky")
+
+
+def test_system_exit_comes_through_a_built_in_backend_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe() -> None:
+        raise SystemExit
+
+    backends.register("exiting", counting_module(probe=probe))
+    assert backends.available()["exiting"] == "backend 'exiting' failed in its probe: SystemExit: "
+    monkeypatch.setattr(backends.get("numpy").module, "probe", probe)
+    monkeypatch.delitem(registry._loaded, "numpy")
+    with pytest.raises(SystemExit):
+        backends.get("numpy")
+
+
+def test_a_module_gets_the_default_hooks_that_it_lacks() -> None:
+    backends.register("mine", counting_module(OPTIONS={"fast": True}, ARRAYS="boxes", empty=None))
+    mine = backends.get("mine")
+    assert (mine.arrays, mine.native, mine.options) == ("boxes", None, {"check": False, "fast": True})
+    assert mine.empty is host.empty
+    assert (mine.describe(), mine.stand_ins) == ({}, {})
 
 
 # The command
