@@ -1,6 +1,6 @@
 """Which backend is the fastest here, as far as that was measured: ``auto`` goes by it where there is such a profile.
 
-``python -m plugrad.bench --tune`` measures and writes it, to where ``PLUGRAD_PROFILE`` says, or else to
+``python -m plugrad.bench tune`` measures and writes it, to where ``PLUGRAD_PROFILE`` says, or else to
 ``profile.json`` in the user's configuration folder; ``PLUGRAD_PROFILE=off`` has none read. It is data, JSON, and can do
 no more than choose among the backends that ``auto`` tries. One that was measured on another processor, or with another
 number of threads, is not used.
@@ -99,7 +99,7 @@ def _warn(path: Path, error: Exception) -> None:
     """Tell why a file is not used."""
     warnings.warn(
         f"the profile {path} is not used: {type(error).__name__}: {error}; write it anew with "
-        f"python -m plugrad.bench --tune, or set {VARIABLE}={OFF}",
+        f"python -m plugrad.bench tune, or set {VARIABLE}={OFF}",
         RuntimeWarning,
         stacklevel=3,
     )

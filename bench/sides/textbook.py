@@ -1,11 +1,15 @@
-"""NumPy by the formulas of a textbook, as people write them: ``e = np.exp(x - x.max(1, keepdims=True))`` and so on."""
+"""NumPy with the formulas of textbooks, as commonly written: ``e = np.exp(x - x.max(1, keepdims=True))`` and so on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from plugrad.bench.cases import STEP, Case, network
+from plugrad.bench.cases import Case, network
+from plugrad.bench.sizes import STEP
+
+to_numpy = np.asarray
 
 
 def softmax(x: Any) -> Any:
@@ -86,12 +90,36 @@ def softmax_cross_entropy_value_and_grad(x: Any, t: Any) -> Any:
     return loss, softmax_cross_entropy_backward(1.0, y, t)
 
 
+FORMULAS: dict[str, Callable[..., Any]] = {
+    formula.__name__: formula
+    for formula in (
+        softmax,
+        softmax_backward,
+        log_softmax,
+        log_softmax_backward,
+        relu,
+        relu_backward,
+        sigmoid,
+        sigmoid_backward,
+        affine,
+        affine_backward,
+        linear_cross_entropy,
+        linear_cross_entropy_value_and_grad,
+        cross_entropy,
+        cross_entropy_backward,
+        softmax_cross_entropy,
+        softmax_cross_entropy_backward,
+        softmax_cross_entropy_value_and_grad,
+    )
+}
+NAMES: Collection[str] = (*FORMULAS, STEP)
+
+
 def prepare(case: Case) -> Callable[[], Any]:
-    """The case, computed by the formulas above."""
+    """Return the case computed by the formulas above."""
     if case.name == STEP:
         return _step(case)
-    formula, arguments = globals()[case.name], case.arguments()
-    return lambda: formula(*arguments)
+    return partial(FORMULAS[case.name], *case.arguments())
 
 
 def _step(case: Case) -> Callable[[], Any]:
