@@ -332,7 +332,7 @@ def test_what_is_no_profile_is_not_overwritten(tmp_path: Path, monkeypatch: pyte
         (["affine"], "here.json", "kernel: expected one of softmax, .*; got 'affine'"),
         (["--dtypes", "bfloat16"], "here.json", "--dtypes: expected one of float16, .*; got 'bfloat16'"),
         ([], "off", "expected PLUGRAD_PROFILE to name a file"),
-        (["--peers", "torch", "--sizes", "8x5"], "here.json", "unrecognized arguments: --peers torch --sizes 8x5"),
+        (["relu", "--peers=torch", "--sizes=8x5"], "here.json", "unrecognized arguments: --peers=torch --sizes=8x5"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(
