@@ -12,7 +12,7 @@ from plugrad.bench.sides import Side, ours
 from plugrad.bench.sizes import STEP
 from plugrad.kernels import KERNELS
 
-# The largest relative difference at which a case is timed. It tells a wrong formula from rounding.
+# The largest relative difference at which a case is timed. It separates wrong formulas from rounding.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4, "float16": 1e-2, "bfloat16": 0.1}
 
 # Larger cases, by elements of the result or by multiplications of a matrix product, are not computed in float64.
