@@ -1,6 +1,6 @@
 """The profile: which backend is the fastest for which arrays on this machine, as measured; ``auto`` follows it.
 
-``python -m plugrad.bench --tune`` measures and writes the profile, to the file that ``PLUGRAD_PROFILE`` names, or else
+``python -m plugrad.bench tune`` measures and writes the profile, to the file that ``PLUGRAD_PROFILE`` names, or else
 to ``profile.json`` in the user's configuration folder. With ``PLUGRAD_PROFILE=off`` none is read. The file is data,
 JSON, and can only choose among the backends that ``auto`` tries. A profile that was measured on another processor, or
 with another number of threads, is ignored.
@@ -110,7 +110,7 @@ def _warn(path: Path, error: Exception) -> None:
     """Warn that a file is not used, and why."""
     warnings.warn(
         f"the profile {path} is not used: {type(error).__name__}: {error}; write it anew with "
-        f"python -m plugrad.bench --tune, or set {VARIABLE}={OFF}",
+        f"python -m plugrad.bench tune, or set {VARIABLE}={OFF}",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -1,1 +1,1 @@
-"""Throughput benchmarks."""
+"""Benchmarks: ``python -m plugrad.bench`` and ``pytest bench``."""

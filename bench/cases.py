@@ -1,4 +1,4 @@
-"""What is measured: a kernel on arrays of one shape, or one step of training."""
+"""A case of a benchmark: a kernel on arrays of one shape and dtype, or one step of training."""
 
 import itertools
 import math
@@ -7,60 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels import KERNELS
+from plugrad.bench.sizes import NAMES, STEP, Sizes, sizes_of
+from plugrad.tests.records import RECORDS
 
-STEP = "step"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-# The distance from 1 to the next number, the bytes of one, and the smallest normal one.
+# The distance from 1 to the next number, the bytes of a number, and the smallest normal one.
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 
-# The sizes that are measured where none are named: small and large, few classes and many, images and vocabularies.
-_ELEMENTWISE = ("256x10", "1024x1024", "4096x1024", "512x50257")
-_ROWS = ("256x10", "1024x1024", "4096x1024", "512x50257", "4x256000", "65536x10", "8x21x256x256")
-_AFFINE = ("64x784x128", "256x1024x1024")
-_LAST_LAYER = ("1024x768x50257", "4096x512x32000")
-SIZES = {
-    name: _LAST_LAYER
-    if "max_workspace" in kernel.options
-    else _AFFINE
-    if "w" in kernel.arguments
-    else _ROWS
-    if "axis" in kernel.options
-    else _ELEMENTWISE
-    for name, kernel in KERNELS.items()
-} | {STEP: ("64-784-128-10", "256-784-512-10", "1024-784-1024-10")}
-
-QUICK = {  # a small and a large size, for a run of a minute or two
-    name: ("256x64x10000",)
-    if "max_workspace" in kernel.options
-    else ("64x784x128",)
-    if "w" in kernel.arguments
-    else ("256x10", "1024x1024")
-    for name, kernel in KERNELS.items()
-} | {STEP: ("64-784-128-10",)}
-
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """A case.
 
     Attributes
     ----------
     name : str
-        A kernel, or ``"step"``: forward, backward and update of a network with one hidden layer.
+        A kernel, or ``"step"``: forward pass, backward pass and update of a network with one hidden layer.
     size : str
-        ``rows x classes``, such as ``4096x1024``, or with more dimensions, such as ``8x21x256x256``, with the classes
-        along axis 1, as for images. For the affine layer also ``rows x inputs x outputs``; for a step
-        ``rows-inputs-hidden-classes``.
+        ``rows x classes``, such as ``4096x1024``. With more dimensions, such as ``8x21x256x256``, the classes lie along
+        axis 1, as for images. Layers also take ``rows x inputs x outputs``, steps ``rows-inputs-hidden-classes``.
     dtype : str
-        Of the arrays.
+        The dtype of the arrays.
     new : bool
-        Whether results go to new arrays, rather than to ``out=``.
+        Whether results go to new arrays rather than to ``out=``.
     rate : float
-        How far a step of training goes: little, so that thousands of them change nothing about the time of one.
+        The learning rate of a step of training. It is small, so that thousands of steps do not change how long one
+        takes.
     """
 
     name: str
@@ -70,28 +45,28 @@ class Case:
     rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.name != STEP and self.name not in KERNELS:
-            raise ValueError(f"kernel: expected one of {', '.join([*KERNELS, STEP])}; got {self.name!r}")
+        if self.name not in NAMES:
+            raise ValueError(f"kernel: expected one of {', '.join(NAMES)}; got {self.name!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
         dimensions = len(self.shape)
         fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_product else dimensions >= 2
         if not fits or min(self.shape) < 1:
-            raise ValueError(f"size: expected {self.form} for {self.name}, got {self.size!r}")
+            raise ValueError(self._expected_size)
 
     @property
-    def form(self) -> str:
-        """What a size looks like."""
-        if self.name == STEP:
-            return "rows-inputs-hidden-classes, such as 64-784-128-10,"
-        return (
-            "rows x inputs x outputs, such as 64x784x128," if self.is_product else "rows x classes, such as 4096x1024,"
-        )
+    def sizes(self) -> Sizes:
+        """The sizes of the kernel."""
+        return sizes_of(self.name)
+
+    @property
+    def _expected_size(self) -> str:
+        return f"size: expected {self.sizes.form} for {self.name}, got {self.size!r}"
 
     @property
     def is_product(self) -> bool:
         """Whether the arguments are matrices to multiply."""
-        return self.name != STEP and "w" in KERNELS[self.name].arguments
+        return self.name != STEP and "w" in RECORDS[self.name].arguments
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,35 +74,42 @@ class Case:
         try:
             return tuple(int(number) for number in self.size.split("-" if self.name == STEP else "x"))
         except ValueError:
-            raise ValueError(f"size: expected {self.form} for {self.name}, got {self.size!r}") from None
+            raise ValueError(self._expected_size) from None
 
     @property
     def axis(self) -> int:
         """The axis of the classes."""
         return -1 if len(self.shape) == 2 else 1
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the kernel's call."""
+        return {"axis": self.axis} if "axis" in RECORDS[self.name].options else {}
+
     def arguments(self) -> list[Any]:
-        """The arrays the kernel is called with, from the samples in its record."""
-        kernel, rng, dtype = KERNELS[self.name], np.random.default_rng(0), as_dtype(self.dtype)
-        shape = self.shape
-        if self.is_product and len(shape) == 3:
-            rows, inputs, outputs = shape
-            made = {"x": (rows, inputs), "w": (inputs, outputs), "b": (outputs,), "dy": (rows, outputs)}
-            return [
-                rng.integers(0, outputs, rows)
-                if name == "t"
-                else (rng.standard_normal(made[name], np.float32) / np.float32(inputs**0.5)).astype(dtype)
-                for name in kernel.arguments
-            ]
-        if len(shape) == 2:
-            sample = kernel.sample(rng, *shape, dtype)
-            return [sample[name] for name in kernel.arguments]
-        batch, classes, *inner = shape
-        sample = kernel.sample(rng, batch * int(np.prod(inner)), classes, dtype)
-        return [self._as_images(sample[name]) for name in kernel.arguments]
+        """Return the arguments of the kernel: random numbers with outliers among them."""
+        if self.is_product and len(self.shape) == 3:
+            return self._matrices()
+        batch, classes, *inner = self.shape
+        rng = np.random.default_rng(0)
+        sample = RECORDS[self.name].sample(rng, batch * math.prod(inner), classes, as_dtype(self.dtype))
+        arguments = [sample[name] for name in RECORDS[self.name].arguments]
+        return [self._as_images(x) for x in arguments] if inner else arguments
+
+    def _matrices(self) -> list[Any]:
+        """Return arguments of rows x inputs x outputs; a sample of the record has rows and classes only."""
+        rows, inputs, outputs = self.shape
+        rng, dtype = np.random.default_rng(0), as_dtype(self.dtype)
+        shapes = {"x": (rows, inputs), "w": (inputs, outputs), "b": (outputs,), "dy": (rows, outputs)}
+        return [
+            rng.integers(0, outputs, rows)
+            if name == "t"
+            else (rng.standard_normal(shapes[name], np.float32) / np.float32(inputs**0.5)).astype(dtype)
+            for name in RECORDS[self.name].arguments
+        ]
 
     def _as_images(self, x: Any) -> Any:
-        """An array of one row per pixel, or of one number, as one of images."""
+        """Reshape an array with one row, or one number, per pixel to images."""
         batch, classes, *inner = self.shape
         if not isinstance(x, np.ndarray) or not x.ndim:
             return x
@@ -137,42 +119,42 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """How many rows of classes there are."""
+        """The number of rows of classes."""
         batch, _, *inner = self.shape
         return batch if self.name == STEP or self.is_product else batch * math.prod(inner)
 
     @property
     def wanted_products(self) -> tuple[bool, bool, bool]:
-        """Which matrix products a layer needs: of inputs and weights, and for the gradient of each."""
-        results = KERNELS[self.name].results if self.is_product else ()
+        """Which matrix products a layer needs: ``x w``, and those for the gradients of ``x`` and of ``w``."""
+        results = RECORDS[self.name].results if self.is_product else ()
         return "y" in results or "loss" in results, "dx" in results, "dw" in results
 
     @property
     def products(self) -> int:
-        """How many of them, where these take most of the time."""
+        """The number of matrix products, where these take most of the time."""
         return sum(self.wanted_products)
 
     @property
     def has_exact_elements(self) -> bool:
-        """Whether each element of the results is held to an error of its own, however small it is beside others."""
+        """Whether errors are relative to each element rather than to the largest one."""
         if self.name == STEP:
             return False
-        kernel = KERNELS[self.name]
+        kernel = RECORDS[self.name]
         return kernel.tolerance == 0 or (kernel.budget is not None and kernel.budget.of != "logits")
 
     @property
     def operations(self) -> float:
-        """How many floating-point operations there are: of the formula, or of the matrix products; 0 if unknown."""
+        """The number of floating-point operations, of the formula or of the matrix products; 0 if unknown."""
         if self.name == STEP:
             rows, inputs, hidden, classes = self.shape
             return 2.0 * rows * (2 * inputs * hidden + 3 * hidden * classes)
         if self.is_product:
             return 2.0 * math.prod(self.shape) * self.products if len(self.shape) == 3 else 0.0
-        return KERNELS[self.name].operations * math.prod(self.shape)
+        return RECORDS[self.name].operations * math.prod(self.shape)
 
     @property
     def elements(self) -> int:
-        """How many numbers the result has, or the logits or the hidden and last layers between the arguments and it."""
+        """The number of elements of the result or, for layers and steps, of the logits and the hidden layer."""
         rows, *others = self.shape
         if self.name == STEP:
             return rows * sum(others[1:])
@@ -180,27 +162,33 @@ class Case:
 
     @property
     def least_bytes(self) -> float:
-        """How much memory arguments and results take, each once: of matrix products, or of a step its layers."""
+        """The bytes of arguments and results, each counted once; of a step, those of its layers."""
         rows, *others = self.shape
         if self.name == STEP:
             numbers = rows * sum(others) + sum(a * b for a, b in itertools.pairwise(others))
         else:
             inputs, outputs = others[0], others[-1]
             sizes = {"x": rows * inputs, "w": inputs * outputs, "b": outputs, "y": rows * outputs}
-            names = [*KERNELS[self.name].arguments, *KERNELS[self.name].results]
+            names = [*RECORDS[self.name].arguments, *RECORDS[self.name].results]
             numbers = sum(sizes.get(name.removeprefix("d"), 0) for name in names)
         return float(numbers * ITEMSIZE[self.dtype])
 
     @property
     def bytes(self) -> float | None:
-        """How much memory is moved at the least; None where something else takes the time."""
+        """The least number of bytes to move; None where matrix products take most of the time."""
         if self.name == STEP or self.is_product:
             return None
-        return KERNELS[self.name].passes * math.prod(self.shape) * ITEMSIZE[self.dtype]
+        return RECORDS[self.name].passes * math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 def as_dtype(name: str) -> np.dtype[Any]:
-    """The dtype called so; that of bfloat16 is from ml_dtypes."""
+    """Return the dtype of this name; ``bfloat16`` comes from ml_dtypes.
+
+    Raises
+    ------
+    ValueError
+        If the name is ``bfloat16`` and ml_dtypes is not installed.
+    """
     if name == "bfloat16":
         try:
             import ml_dtypes
@@ -212,7 +200,7 @@ def as_dtype(name: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Network:
-    """Data and parameters of a step of training, and the rate."""
+    """The data, the parameters (w1, b1, w2, b2) and the learning rate of a step of training."""
 
     x: Any
     t: Any
@@ -221,7 +209,7 @@ class Network:
 
 
 def network(case: Case) -> Network:
-    """What a step starts from."""
+    """Return the network and the batch from which a step of training starts."""
     rows, inputs, hidden, classes = case.shape
     rng, dtype = np.random.default_rng(0), as_dtype(case.dtype)
     return Network(

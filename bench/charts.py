@@ -1,6 +1,6 @@
-"""The plots of what was measured, as Vega-Lite specifications.
+"""The plots of the results, as Vega-Lite specifications.
 
-Each has the parameters ``kernel`` and ``dtype``, by which a page shows only one; the empty text stands for all of them.
+Each has the parameters ``kernel`` and ``dtype``, by which a page selects one; empty text selects all of them.
 """
 
 import math
@@ -9,22 +9,22 @@ from typing import Any
 
 import altair as alt
 
-from plugrad.bench.growth import AGAINST
-from plugrad.bench.report import COPY, PRODUCTS, Results
+from plugrad.bench.curves import AGAINST
+from plugrad.bench.measurements import COPY, PRODUCTS, Results
 
-# Colours that people who see fewer of them can tell apart, after Okabe and Ito, "Color universal design", 2008; in
-# tones that can be seen on white and on black.
+# Colours for colour-blind readers, after Okabe and Ito, "Color universal design", 2008, in tones that are legible on
+# white and on black.
 COLOURS = ("#2b83ba", "#e07b2a", "#2a9d6f", "#c45a9a", "#8a7a2c", "#7a74c9")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 _OF_DTYPE = "(dtype == '' || datum.dtype == dtype)"
 _CHOSEN = f"{_OF_DTYPE} && (kernel == '' || datum.kernel == kernel)"
-_ONE = "(kernel == '' ? '{}' : kernel)"  # where all kernels together would be a tangle
+_ONE = "(kernel == '' ? '{}' : kernel)"  # for plots in which all kernels together would be illegible
 
-FEW_DECADES = 5  # in which there is room for three numbers each
-ROOM_FOR_NAME = 20  # pixels, above a row
+FEW_DECADES = 5  # an axis of so many decades has three numbers in each
+NAME_HEIGHT = 20  # of the name above a row, in pixels
 
-# Of a row of a plot, with all that is side by side in it.
+# A step is the height of a row, whatever number of sides it has.
 _FOR_POSITION: Any = {"for": "position"}
 
 Values = list[dict[str, Any]]
@@ -32,17 +32,17 @@ Values = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, its title, what is to be seen in it, and the kernels among which it shows only one at a time."""
+    """A plot, its title, its text, and the kernels of which it shows one at a time."""
 
     name: str
     title: str
     text: str
-    chart: Any  # of Altair
+    chart: Any  # an Altair chart
     kernels: tuple[str, ...] = ()
 
 
 def plots(results: Results) -> list[Plot]:
-    """All plots for which something was measured."""
+    """Return the plots for which there are results."""
     found = [_overview(results), _bars(results), _roofline(results)]
     found += [_growth(results, against) for against in AGAINST]
     found += [_accuracy(results)]
@@ -58,7 +58,7 @@ def _parameters() -> list[alt.Parameter]:
 
 
 def _scales(results: Results, shown: Values) -> tuple[alt.Color, alt.Shape]:
-    """A colour and a shape for each side, the same in all plots, and only those that are there in the legend."""
+    """Return a colour and a shape for each side, the same in all plots; the legend has only the sides of this plot."""
     names = [*results.backends, *results.peers]
     there = [i for i, name in enumerate(names) if any(value["side"] == name for value in shown)]
     domain = [names[i] for i in there]
@@ -70,7 +70,7 @@ def _scales(results: Results, shown: Values) -> tuple[alt.Color, alt.Shape]:
 
 
 def _along(title: str, values: Values, name: str, padding: int = 12) -> dict[str, Any]:
-    """A logarithmic axis with a few round numbers on it, for what the values have under this name."""
+    """Return a logarithmic axis with a few round numbers, for the field `name` of the values."""
     least, most = (f(value[name] for value in values) for f in (min, max))
     low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
     steps = (1, 2, 5) if high - low <= FEW_DECADES else (1,)
@@ -82,15 +82,15 @@ def _along(title: str, values: Values, name: str, padding: int = 12) -> dict[str
 
 
 def _rows(values: Values, name: str, sides: int, height: int) -> tuple[alt.Y, alt.Step]:
-    """Rows with their names above them, which leaves the whole width to what is in them, on a telephone too."""
-    room = sides * height
-    step = room + ROOM_FOR_NAME
+    """Return rows with their names above them, which leaves them the whole width, on a telephone too."""
+    inner = sides * height
+    step = inner + NAME_HEIGHT
     axis = alt.Axis(
-        labelAlign="left", labelBaseline="bottom", labelPadding=-4, labelOffset=-room / 2, labelLimit=1000,
+        labelAlign="left", labelBaseline="bottom", labelPadding=-4, labelOffset=-inner / 2, labelLimit=1000,
         ticks=False, domain=False, title=None, grid=False,
     )  # fmt: skip
-    share = ROOM_FOR_NAME / step
-    order = list(dict.fromkeys(value[name] for value in values))  # whatever is chosen, and was before
+    share = NAME_HEIGHT / step
+    order = list(dict.fromkeys(value[name] for value in values))  # the same for any selection
     y = alt.Y(f"{name}:N", sort=order, axis=axis, scale=alt.Scale(paddingInner=share, paddingOuter=share))
     return y, alt.Step(step, **_FOR_POSITION)
 
@@ -110,9 +110,9 @@ def _ratios(results: Results) -> Values:
     ]
 
 
-def _of_ratio(results: Results, values: Values) -> alt.X:
+def _ratio_axis(results: Results, values: Values) -> alt.X:
     ours = results.backends[0]
-    title = f"times as long as {ours} (right of 1: {ours} is faster)"
+    title = f"time / time of {ours} (right of 1: {ours} is faster)"
     return alt.X("ratio:Q", **_along(title, values, "ratio", padding=40))
 
 
@@ -121,11 +121,11 @@ _TOOLTIP = [alt.Tooltip("kernel:N"), alt.Tooltip("case:N"), alt.Tooltip("side:N"
 
 
 def _one(results: Results, values: Values) -> Any:
-    """A line where both take the same."""
+    """Return a line where both sides are equally fast."""
     return (
         alt.Chart(alt.Data(values=[{"ratio": 1}]))
         .mark_rule(strokeDash=[4, 3], color="#888")
-        .encode(x=_of_ratio(results, values))
+        .encode(x=_ratio_axis(results, values))
     )
 
 
@@ -139,7 +139,7 @@ def _overview(results: Results) -> Plot | None:
         alt.Chart(alt.Data(values=values))
         .mark_point(filled=True, size=55, opacity=0.8)
         .encode(
-            x=_of_ratio(results, values),
+            x=_ratio_axis(results, values),
             y=y,
             yOffset=alt.YOffset("side:N", sort=None),
             color=colour,
@@ -150,7 +150,7 @@ def _overview(results: Results) -> Plot | None:
     )
     chart = alt.layer(_one(results, values), points).properties(height=step).add_params(*_parameters())
     text = "Each point is one size and dtype. Points left of the line are cases in which the other side is faster."
-    return Plot("overview", "Beside everybody else", text, chart)
+    return Plot("overview", "All kernels against each peer", text, chart)
 
 
 def _bars(results: Results) -> Plot | None:
@@ -165,7 +165,7 @@ def _bars(results: Results) -> Plot | None:
     y, step = _rows(values, "case", len(names), 15)
     offset = alt.YOffset("side:N", sort=names)
     bars = base.mark_bar(height=11).encode(
-        x=_of_ratio(results, values),
+        x=_ratio_axis(results, values),
         x2="one:Q",
         y=y,
         yOffset=offset,
@@ -181,19 +181,19 @@ def _bars(results: Results) -> Plot | None:
         .properties(height=step, title=_title(first))
         .add_params(*_parameters())
     )
-    text = "That of the kernel chosen above. Bars to the left: the other side is faster."
+    text = "The kernel selected above. Bars to the left: the other side is faster."
     return Plot("bars", "One kernel against each peer", text, chart, _kernels(values))
 
 
 def _title(first: str) -> alt.TitleParams:
-    """The kernel that is shown."""
+    """Return a title with the name of the shown kernel."""
     return alt.TitleParams(text=alt.ExprRef(_ONE.format(first)), anchor="start", fontSize=13)
 
 
 def _roofs(results: Results) -> dict[str, dict[str, float]]:
-    """The rates of this machine, per dtype: bytes copied and operations of products, in a second.
+    """Return the rates of this machine for each dtype: bytes copied, and operations of products, per second.
 
-    Each is that of the case with the most of them: small copies are those of caches.
+    The largest case sets each rate: smaller copies stay in the caches.
     """
     found: dict[str, dict[str, float]] = {}
     for row in sorted(results.rows, key=lambda row: row.case.bytes or row.case.operations):
@@ -204,7 +204,7 @@ def _roofs(results: Results) -> dict[str, dict[str, float]]:
 
 
 def _lines_of_roof(dtype: str, roof: dict[str, float], low: float, high: float) -> Values:
-    """The roof over what has so many operations for each byte: first as memory allows, then as products do."""
+    """Return the roof from `low` to `high` operations per byte: bounded by memory first, then by products."""
     bandwidth, peak = roof.get(COPY), roof.get(PRODUCTS)
     if bandwidth and peak:
         ridge = peak / bandwidth
@@ -236,8 +236,8 @@ def _roofline(results: Results) -> Plot | None:
     low, high = (f(value["intensity"] for value in values) for f in (min, max))
     lines = [line for dtype, roof in roofs.items() for line in _lines_of_roof(dtype, roof, low, high * 1.01)]
     colour, shape = _scales(results, values)
-    x = alt.X("intensity:Q", **_along("operations for each byte that must be moved", [*values, *lines], "intensity"))
-    y = alt.Y("rate:Q", **_along("billion operations a second", [*values, *lines], "rate"))
+    x = alt.X("intensity:Q", **_along("operations per byte moved at the least", [*values, *lines], "intensity"))
+    y = alt.Y("rate:Q", **_along("billion operations per second", [*values, *lines], "rate"))
     rate = alt.Tooltip("rate:Q", format=".3g")
     points = (
         alt.Chart(alt.Data(values=values))
@@ -257,14 +257,14 @@ def _roofline(results: Results) -> Plot | None:
         .encode(x=x, y=y, text="label:N")
         .transform_filter(_OF_DTYPE)
     )
-    what = {COPY: "copying {:.0f} GB/s", PRODUCTS: "matrix products {:.0f} billion operations a second"}
-    told = "; ".join(
-        f"{dtype}: {', '.join(what[name].format(rate / 1e9) for name, rate in best.items())}"
+    texts = {COPY: "copying {:.0f} GB/s", PRODUCTS: "matrix products {:.0f} billion operations per second"}
+    rates = "; ".join(
+        f"{dtype}: {', '.join(texts[name].format(rate / 1e9) for name, rate in best.items())}"
         for dtype, best in roofs.items()
     )
     text = (
-        f"The grey lines are what this machine did by itself in the same run, with the largest arrays ({told}). Small "
-        f"cases lie far below, where the call takes longer than the work; what fits in a cache may lie above."
+        f"The grey lines are the rates of this machine in the same run, with the largest arrays ({rates}). Small cases "
+        f"lie far below, since the call takes longer than the work; cases that fit in a cache may lie above."
     )
     chart = alt.layer(roof, points, labels).properties(height=380).add_params(*_parameters())
     return Plot("roofline", "Roofline", text, chart)
@@ -282,7 +282,7 @@ def _growth(results: Results, against: str) -> Plot | None:
             "side": curve.side,
             "number": number,
             "us": seconds * 1e6,
-            "exponent": "-" if curve.exponent is None else f"{curve.exponent:.2f}",
+            "exponent": curve.shown_exponent,
         }
         for curve in curves
         for size, number, seconds in zip(curve.sizes, curve.numbers, curve.seconds, strict=True)
@@ -306,8 +306,8 @@ def _growth(results: Results, against: str) -> Plot | None:
         .add_params(*_parameters())
     )
     text = (
-        "That of the kernel chosen above. Both axes are logarithmic: a straight line is a power, whose exponent stands "
-        "in the table below."
+        "The kernel selected above. Both axes are logarithmic: a straight line is a power, whose exponent is in the "
+        "table below."
     )
     return Plot(f"growth-{against}", f"Time against {against}", text, chart, _kernels(values))
 
@@ -337,7 +337,7 @@ def _accuracy(results: Results) -> Plot | None:
         alt.Chart(alt.Data(values=values))
         .mark_point(filled=True, size=55, opacity=0.75)
         .encode(
-            x=alt.X("ns:Q", **_along("time for each element, ns (left: faster)", values, "ns")),
+            x=alt.X("ns:Q", **_along("time per element, ns (left: faster)", values, "ns")),
             y=alt.Y("shown:Q", **_along("largest error, ulp (below: more exact)", values, "shown")),
             color=colour,
             shape=shape,
@@ -348,8 +348,8 @@ def _accuracy(results: Results) -> Plot | None:
         .add_params(*_parameters())
     )  # fmt: skip
     text = (
-        "The largest error in units in the last place, against the same numbers in float64: of each element for "
-        "softmax, ReLU and sigmoid, otherwise of the largest. Errors below 0.1 are shown there, infinite ones at 1e9. "
-        "There is nothing more exact to compare float64 with, and steps of training are not compared."
+        "The largest error in units in the last place, against the same numbers in float64: of each element where the "
+        "kernel promises it, otherwise of the largest. Errors below 0.1 are drawn at 0.1, infinite ones at 1e9. Of "
+        "float64 there is no more exact result, and steps of training are not compared."
     )
-    return Plot("accuracy", "Accuracy beside speed", text, chart)
+    return Plot("accuracy", "Accuracy and speed", text, chart)

@@ -1,4 +1,4 @@
-"""How calls are timed: by the clock of the host, or on a GPU by its own events."""
+"""The time of a call: by the clock of the host, or on a GPU by its events."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 from plugrad import backends
 
-# More than the second-level cache of any GPU: written before each call, so that nothing of the last one is left there.
-# It takes the GPU longer than the host takes to launch a call, whose time then has no gaps in it.
+# More bytes than the second-level cache of any GPU holds. They are written before each call, so that no array of the
+# last call is left there, and so that the GPU is busy until the host has launched the call.
 FLUSHED = 2**28
 
-LEAST = 5  # calls
+LEAST = 5  # the least number of calls
 
 
 def is_on_gpu() -> bool:
@@ -19,7 +19,7 @@ def is_on_gpu() -> bool:
 
 
 def times(step: Callable[[], Any], seconds: float, least: int = LEAST) -> list[float]:
-    """The time of each call, in seconds, of as many as fit, and at least so many."""
+    """Return the time of each call, in seconds: of the calls that fit into `seconds`, and at least `least`."""
     return (_times_on_gpu if is_on_gpu() else _times_on_host)(step, seconds, least)
 
 
@@ -51,7 +51,7 @@ def _times_on_gpu(step: Callable[[], Any], seconds: float, least: int) -> list[f
 
 
 def host_time(step: Callable[[], Any]) -> float:
-    """The time that a call takes on the host, in seconds, which does not wait for the GPU; the least of some rounds."""
+    """Return the time until a call returns, in seconds, without waiting for the GPU: the least of ten averages."""
     rounds, calls = 10, 50
     found = []
     for _ in range(rounds):

@@ -1,10 +1,10 @@
-"""Where the time of a small call goes: ``python -m plugrad.bench.dispatch --backend numpy,numba``.
+"""The parts of the time of a small call: ``python -m plugrad.bench.dispatch --backend numpy,numba``.
 
-A call chooses a backend, checks its arguments and brings them to canonical form, and has the backend's bare function
-compute. `compute` is that function by itself, on the very arguments that a call leads to; `checks` is a call whose
-function does nothing, less the choice of the backend. `overhead` is what a call takes beyond `compute`: a little more
-than the sum of the parts, as each of them finds the caches of the processor as the other has left them. All is timed in
-turn in this process, many times, and the least of each is told, in microseconds.
+A call selects a backend, checks its arguments and brings them to canonical form, and calls the backend's function.
+`compute` is the time of that function alone, with the arguments that it gets in a call; `checks` is the time of a call
+whose function does nothing, less that of `selection`. `overhead` is the time of a call beyond `compute`: slightly more
+than the sum of the parts, since each evicts data of the others from the processor's caches. The parts are timed in turn
+in this process, many times; the table has the least time of each, in microseconds.
 """
 
 import argparse
@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 
 from plugrad import backends
 from plugrad.backends.selection import backend_for
+from plugrad.bench import arguments as types
 from plugrad.bench.cases import Case
 from plugrad.bench.sides import ours
+from plugrad.bench.sizes import LAST_LAYER, sizes_of
 from plugrad.kernels import KERNELS
 
-SIZE, LAYER = "32x10", "32x16x10"
 CALLS = 2000
 
 
 class Parts(NamedTuple):
-    """The time of a call, in seconds, and of what is in it."""
+    """The time of a call, and of its parts, in seconds."""
 
     call: float
     compute: float
@@ -33,21 +34,20 @@ class Parts(NamedTuple):
 
     @property
     def overhead(self) -> float:
-        """What the call takes beside computing."""
+        """The time of the call beyond the backend's function."""
         return self.call - self.compute
 
     @property
     def checks(self) -> float:
-        """Checks, and the canonical form of the arguments."""
+        """The time to check the arguments and bring them to canonical form."""
         return self.empty - self.selection
 
 
 def measured(name: str, rounds: int) -> Parts:
-    """The parts of a call of a kernel with ``out=``, on the backend in force."""
-    kernel = KERNELS[name]
-    call = ours.prepare(Case(name, LAYER if "w" in kernel.arguments else SIZE))
+    """Time the parts of a call of a kernel with ``out=`` on the selected backend."""
+    call = ours.prepare(Case(name, sizes_of(name).smallest))
     seen: list[tuple[Any, ...]] = []
-    with _computing(name, lambda *given: seen.append(given)):
+    with _replaced(name, lambda *given: seen.append(given)):
         call()
     (given,) = seen
     function, first = backends.current().functions[name], next(x for x in given if hasattr(x, "dtype"))
@@ -55,15 +55,15 @@ def measured(name: str, rounds: int) -> Parts:
     for _ in range(rounds):
         parts: list[Callable[[], Any]] = [call, lambda: function(*given), lambda: backend_for(first)]
         times = [timeit.timeit(part, number=CALLS) / CALLS for part in parts]
-        with _computing(name, lambda *given: None):
+        with _replaced(name, lambda *given: None):
             times.append(timeit.timeit(call, number=CALLS) / CALLS)
         least = [min(pair) for pair in zip(least, times, strict=True)]
     return Parts(*least)
 
 
 @contextlib.contextmanager
-def _computing(name: str, other: Callable[..., None]) -> Iterator[None]:
-    """Have another function in the place of the backend's."""
+def _replaced(name: str, other: Callable[..., None]) -> Iterator[None]:
+    """Replace the backend's function."""
     functions = backends.current().functions
     function = functions[name]
     functions[name] = other
@@ -76,27 +76,30 @@ def _computing(name: str, other: Callable[..., None]) -> Iterator[None]:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m plugrad.bench.dispatch", description=__doc__, allow_abbrev=False)
-    parser.add_argument("kernel", nargs="*", help="kernels; all but those of the last layer by default")
-    parser.add_argument("--backend", default="numpy,numba", help="our backends, with commas between them")
-    parser.add_argument("--rounds", type=int, default=20)
-    chosen = parser.parse_args()
-    names = chosen.kernel or [name for name in KERNELS if not name.startswith("linear")]
-    for name in names:
-        if name not in KERNELS:
-            parser.error(f"kernel: expected some of {', '.join(KERNELS)}; got {name!r}")
+    parser.add_argument(
+        "kernel",
+        nargs="*",
+        type=types.one_of(KERNELS),
+        help="kernels; by default all but those of the last layer with its loss",
+    )
+    parser.add_argument(
+        "--backend",
+        type=types.comma_separated(types.backend),
+        default="numpy,numba",
+        help="our backends, with commas between them",
+    )
+    parser.add_argument("--rounds", type=types.rounds, default=20, help="20 by default")
+    given = parser.parse_args()
     print(
         f"{'kernel':37} {'backend':>8} {'call':>8} {'compute':>8} {'selection':>10} {'checks':>8} {'overhead':>9}  us"
     )
-    try:
-        for name in names:
-            for backend in chosen.backend.split(","):
-                with backends.use(backend):
-                    parts = measured(name, chosen.rounds)
-                cells = parts.call, parts.compute, parts.selection, parts.checks, parts.overhead
-                widths = zip(cells, (8, 8, 10, 8, 9), strict=True)
-                print(f"{name:37} {backend:>8}", *(f"{cell * 1e6:{width}.2f}" for cell, width in widths), flush=True)
-    except (backends.BackendUnavailableError, ValueError) as error:
-        parser.error(str(error))
+    for name in given.kernel or [name for name in KERNELS if sizes_of(name) is not LAST_LAYER]:
+        for backend in given.backend:
+            with backends.use(backend):
+                parts = measured(name, given.rounds)
+            cells = parts.call, parts.compute, parts.selection, parts.checks, parts.overhead
+            widths = zip(cells, (8, 8, 10, 8, 9), strict=True)
+            print(f"{name:37} {backend:>8}", *(f"{cell * 1e6:{width}.2f}" for cell, width in widths), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page and the pictures of what was measured: one file that needs no network, and a PNG for each plot."""
+"""The results as a page, in one file that needs no network, and as a PNG for each plot."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,18 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from plugrad.bench import growth
+from plugrad.bench import curves
 from plugrad.bench.charts import Plot, plots
-from plugrad.bench.growth import Curve
-from plugrad.bench.report import Results, replace
-from plugrad.bench.table import EXPLANATION, GROWTH, Table
+from plugrad.bench.curves import Curve
+from plugrad.bench.measurements import Results, replace
+from plugrad.bench.table import LEGEND, LEGEND_OF_CURVES, Table
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 PNG_WIDTH, PNG_SCALE = 760, 2.0
 
 
 def write(path: Path, results: Results) -> None:
-    """The page, to a file."""
+    """Write the page to a file."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(text.split("_"))
@@ -32,10 +32,10 @@ def write(path: Path, results: Results) -> None:
         specifications=_embedded({plot.name: _specification(plot) for plot in found}),
         columns=["kernel", "size", "dtype", *table.columns],
         rows=[[row.case.name, row.case.size, row.case.dtype, *table.cells(row)] for row in results.rows],
-        curves=_curves(results.curves),
+        curves=[_cells(curve) for curve in results.curves if len(curve.numbers) > 1],
         crossings=_crossings(results),
-        explanation=EXPLANATION,
-        growth=GROWTH,
+        legend=LEGEND,
+        legend_of_curves=LEGEND_OF_CURVES,
         kernels=list(dict.fromkeys([*(r.case.name for r in results.rows), *(c.kernel for c in results.curves)])),
         dtypes=list(dict.fromkeys([*(r.case.dtype for r in results.rows), *(c.dtype for c in results.curves)])),
         bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE).replace(
@@ -46,7 +46,7 @@ def write(path: Path, results: Results) -> None:
 
 
 def write_pictures(folder: Path, results: Results) -> list[Path]:
-    """The plots, to a folder, which is made if need be; where one kernel is shown at a time, a file for each."""
+    """Write the plots to a folder, made if missing; a plot of one kernel at a time becomes a file for each kernel."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for plot in plots(results):
@@ -66,33 +66,29 @@ def _specification(plot: Plot) -> dict[str, Any]:
 
 
 def _embedded(content: Any) -> str:
-    """Data for a script, whose element no text in it can end."""
+    """Return data for a script element, which no text in the data can close."""
     return json.dumps(content).replace("<", "\\u003c")
 
 
-def _curves(curves: list[Curve]) -> list[list[str]]:
-    """A row per curve: what it is of, the least and the largest time, and the exponent."""
+def _cells(curve: Curve) -> list[str]:
+    """Return the row of a curve in the table: the first and the last time, and the exponent."""
     return [
-        [
-            curve.kernel,
-            curve.dtype,
-            curve.side,
-            curve.against,
-            f"{curve.numbers[0]} to {curve.numbers[-1]}",
-            f"{curve.seconds[0] * 1e6:.1f}",
-            f"{curve.seconds[-1] * 1e6:.1f}",
-            "-" if curve.exponent is None else f"{curve.exponent:.2f}",
-        ]
-        for curve in curves
-        if len(curve.numbers) > 1
+        curve.kernel,
+        curve.dtype,
+        curve.side,
+        curve.against,
+        f"{curve.numbers[0]} to {curve.numbers[-1]}",
+        f"{curve.seconds[0] * 1e6:.1f}",
+        f"{curve.seconds[-1] * 1e6:.1f}",
+        curve.shown_exponent,
     ]
 
 
 def _crossings(results: Results) -> list[list[str]]:
-    """A row for each point where one of our backends overtakes another."""
+    """Return a row of the table for each point where one of our backends overtakes another."""
     return [
         [kernel, dtype, name, against, f"{number:.0f}"]
-        for (kernel, dtype, against), sides in growth.groups(results.curves).items()
+        for (kernel, dtype, against), group in curves.groups(results.curves).items()
         if against != "threads"
-        for number, name in growth.overtaking(sides, results.backends)
+        for number, name in curves.overtaking(group, results.backends)
     ]

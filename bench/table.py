@@ -1,16 +1,39 @@
-"""The table of what was measured, in a terminal and in a document."""
+"""The table of results, as text for a terminal and in a Markdown document."""
 
-from plugrad.bench import growth
-from plugrad.bench.report import Results, Row, change
+from plugrad.bench import curves
+from plugrad.bench.comparison import change
+from plugrad.bench.measurements import Results, Row
 
 LEAST_WIDTH = 8
 
+LEGEND = """\
+Each side ran alone in a process of its own, in turn. Times are the least of the medians of these processes. `+- %` is
+half the distance between the 20 % and 80 % quantiles. `x PEER` is the ratio of the peer's time to the first backend's:
+below 1 the peer is faster; `-` where it lacks the kernel. `of bound` is the time to copy as many bytes as the kernel
+moves at the least, or to multiply its matrices, as a share of the kernel's time. `CPUs` is the average number of busy
+processors, waiting threads included. `MB` is the peak of memory beyond arguments and results. `ulp` is the largest
+error in units in the last place: of each element where the kernel promises it, otherwise of the largest element;
+float64 has no more exact result to compare with. `x before` is the ratio to the time in an earlier run, with a star
+beyond the noise. On a GPU, its events time the calls, with no array of theirs in its caches; `host us` is the time
+until a call returns. From `+- %` on, all but the ratios to peers describe the first backend."""
+
+LEGEND_OF_CURVES = """\
+Rows have 100 classes, classes belong to 64 rows, threads share 4096 x 1024; layers and steps have the sizes shown.
+The exponent is k of the best fit c + a n^k, where c is the time of the call itself; `-` where time hardly grows or was
+disturbed. For threads c is 0, and -1 is perfect scaling."""
+
 
 class Table:
-    """The columns, and the cells of a row.
+    """The columns of the table, and the cells of its rows.
 
-    `options` are those of the command that add columns: ``memory`` and ``accuracy``. Errors that were told are shown
-    in any case.
+    Parameters
+    ----------
+    results : Results
+        The results; rows may be added later.
+    options : set of str
+        The optional columns: ``"memory"`` and ``"accuracy"``. Errors that were measured are shown in any case.
+    earlier : Results, optional
+        The results to compare with.
     """
 
     def __init__(self, results: Results, options: set[str], earlier: Results | None = None) -> None:
@@ -27,7 +50,7 @@ class Table:
         self.widths = [max(LEAST_WIDTH, len(column)) for column in self.columns]
 
     def cells(self, row: Row) -> list[str]:
-        """What stands in the columns."""
+        """Return the text of each column; ``-`` where there is no value."""
         case, ours = row.case, row.sides[self.backends[0]]
         cells = [f"{row.sides[name].best * 1e6:.1f}" if name in row.sides else "-" for name in self.backends]
         cells += [f"{(ours.host or 0) * 1e6:.1f}"] if self.on_gpu else []
@@ -46,11 +69,11 @@ class Table:
         return cells
 
     def heading(self) -> str:
-        """The names of the columns, in a line."""
+        """Return the names of the columns as a line."""
         return self._line("kernel", "size", "dtype", self.columns)
 
     def line(self, row: Row) -> str:
-        """A row, in a line."""
+        """Return a row as a line."""
         return self._line(row.case.name, row.case.size, row.case.dtype, self.cells(row))
 
     def _line(self, kernel: str, size: str, dtype: str, cells: list[str]) -> str:
@@ -59,7 +82,7 @@ class Table:
 
 
 def document(results: Results) -> str:
-    """All that was measured, in Markdown."""
+    """Return all results in Markdown."""
     table = Table(results, set())
     head = ["kernel", "size", "dtype", *table.columns]
     lines = [f"| {' | '.join(head)} |", f"|---|---|---|{'---:|' * len(table.columns)}"]
@@ -74,27 +97,12 @@ def document(results: Results) -> str:
         f"$ {results.shell_command}",
         "```",
         "",
-        *([] if results.is_whole else ["**The run was interrupted: what is here is whole, the rest is missing.**", ""]),
-        EXPLANATION,
+        *([] if results.is_whole else ["**The run was interrupted: the rest of the results is missing.**", ""]),
+        LEGEND,
         "",
         *lines,
     ]
     if results.curves:
-        text += ["", "## How time grows", "", GROWTH, "", "```text"]
-        text += [*growth.lines(results.curves, results.backends)[1:], "```"]
+        text += ["", "## Growth of time", "", LEGEND_OF_CURVES, "", "```text"]
+        text += [*curves.lines(results.curves, results.backends)[1:], "```"]
     return "\n".join(text) + "\n"
-
-
-EXPLANATION = """\
-Each side ran alone in a process of its own, in turn. Times are the best medians of these processes; `+- %` is half of
-the way from the 20 % to the 80 % quantile; `x PEER` is how many times as long a peer takes as the first backend: below
-1 the peer is faster. `of bound` is how long it takes to copy as many bytes as the kernel moves at the least, or to
-multiply its matrices, as a share of what the kernel takes. `CPUs` is how many processors were busy, waiting threads
-included. `MB` is the most memory beside arguments and results. `ulp` is the largest error in units in the last place,
-of each element for softmax, ReLU and sigmoid, else of the largest element; float64 has nothing to be compared with.
-`+- %` and what follows the peers are those of the first backend."""
-
-GROWTH = """\
-Rows have 100 classes, classes are those of 64 rows, threads share 4096 x 1024; layers have the sizes that are given.
-The exponent is k of the curve c + a n^k that fits best, where c is the time of the call itself, and - if the time
-hardly grows or was disturbed; for threads, without c, -1 is perfect."""

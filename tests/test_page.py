@@ -1,4 +1,4 @@
-"""The page of what was measured, in a browser: it draws, sorts and filters, by keyboard too, and fetches nothing."""
+"""The page of the results, in a browser: it draws, sorts and filters, by keyboard too, and fetches nothing."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from plugrad.bench import page as pages
 from plugrad.bench.cases import Case
 from plugrad.bench.charts import _lines_of_roof, _roofs, plots
-from plugrad.bench.growth import Curve
-from plugrad.bench.report import Results, Row, Side
+from plugrad.bench.curves import Curve
+from plugrad.bench.measurements import Measurement, Results, Row
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -26,13 +26,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def side(seconds: float, ulp: float | None) -> Side:
-    return Side([seconds, seconds * 1.1], [seconds * 0.9, seconds, seconds * 1.2], seconds * 2, 1e6, 1.5, ulp=ulp)
+def side(seconds: float, ulp: float | None) -> Measurement:
+    return Measurement(
+        [seconds, seconds * 1.1], [seconds * 0.9, seconds, seconds * 1.2], seconds * 2, 1e6, 1.5, ulp=ulp
+    )
 
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    """A run in which everything was measured."""
+    """The results of a run with all options."""
     machine = {"processor": "Z80 & co", "threads": 2, "system": "CP/M", "python": "3.11.7", "versions": {"numpy": "2"}}
     found = Results(["--json", HOSTILE], "2026-01-02T03:04:05+00:00", machine, ["numba", "numpy"], ["torch", "scipy"])
     for i, name in enumerate(KERNELS):
@@ -77,7 +79,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser, file: Path) -> Iterator[Page]:
-    """The page as it opens; what goes wrong there fails the test."""
+    """The page as it opens; an error on the page fails the test."""
     yield from _opened(browser, file)
 
 
@@ -271,7 +273,7 @@ def test_the_keyboard_reaches_everything(opened: Page) -> None:
         reached.append(
             opened.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')")
         )
-    assert reached[:4] == ["kernel", "dtype", "scheme", "All that was measured"]
+    assert reached[:4] == ["kernel", "dtype", "scheme", "All results"]
     outline = opened.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline != "none"
     opened.locator("#kernel").focus()
@@ -283,7 +285,7 @@ def test_the_keyboard_reaches_everything(opened: Page) -> None:
 def test_a_quick_change_of_colours_draws_once(opened: Page, results: Results) -> None:
     for _ in range(3):
         opened.evaluate("document.getElementById('scheme').click()")
-    opened.wait_for_timeout(1500)
+    opened.wait_for_function("document.documentElement.dataset.drawn")
     assert opened.evaluate("views.length") == len(plots(results))
     assert opened.locator("#bars svg").count() == 1
 
@@ -308,7 +310,7 @@ def test_the_first_kernel_with_bars_is_shown(results: Results) -> None:
     assert "'softmax'" in bars.chart.to_dict()["title"]["text"]["expr"]
 
 
-def test_a_page_of_little(browser: Browser, tmp_path: Path, results: Results) -> None:
+def test_a_page_of_one_row(browser: Browser, tmp_path: Path, results: Results) -> None:
     rows = [Row(Case("relu", "8x5"), {"numba": side(1e-6, None)})]
     little = Results(["relu"], results.date, results.machine, ["numba"], [], rows)
     path = tmp_path / "little.html"

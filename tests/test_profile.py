@@ -17,8 +17,10 @@ from plugrad import backends, kernels as K
 from plugrad.backends import profile, registry, selection, threads
 from plugrad.backends.backend import Unavailable
 from plugrad.backends.choice import AUTO_ORDER
-from plugrad.bench import growth
-from plugrad.bench.growth import Curve, steps_of
+from plugrad.bench import curves
+from plugrad.bench.__main__ import main
+from plugrad.bench.curves import Curve
+from plugrad.bench.tune import steps_of, steps_of_curves
 
 SMALL_ON_NUMPY = {"relu": {"float32": [[0, "numpy"], [1000, "numba"]], "float64": [[0, "numpy"]]}}
 
@@ -140,7 +142,7 @@ def test_what_is_wrong_with_it_is_told_and_changes_nothing(
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
     assert len(told) == 1
     assert f"the profile {path} is not used" in str(told[0].message)
-    assert "python -m plugrad.bench --tune" in str(told[0].message)
+    assert "python -m plugrad.bench tune" in str(told[0].message)
     assert K.relu(np.ones(1, np.float32)) == 1  # warned of once
 
 
@@ -268,11 +270,11 @@ def test_where_curves_cross_and_how_they_grow() -> None:
         return Curve(kernel, "float32", side, against, [f"{n}x100" for n in numbers], numbers, seconds)
 
     slow_call, slow_work = curve("numba", [5, 6, 10, 60]), curve("numpy", [1, 4, 40, 400])
-    ((at, name),) = growth.crossings(slow_work, slow_call)
+    ((at, name),) = curves.crossings(slow_work, slow_call)
     assert name == "numba"
     assert 100 < at < 1000
-    assert growth.crossings(slow_call, slow_work) == [(pytest.approx(at), "numba")]
-    assert growth.crossings(curve("a", [1, 1.01, 1]), curve("b", [1.01, 1, 1.01])) == []  # noise
+    assert curves.crossings(slow_call, slow_work) == [(pytest.approx(at), "numba")]
+    assert curves.crossings(curve("a", [1, 1.01, 1]), curve("b", [1.01, 1, 1.01])) == []  # noise
     assert curve("a", [1e-6, 1e-5, 1e-4, 1e-3]).exponent == pytest.approx(1)
     for k in (0.5, 1, 2):
         for call in (0.0, 1e-7, 1e-6):  # what a call takes by itself is no part of it
@@ -280,8 +282,8 @@ def test_where_curves_cross_and_how_they_grow() -> None:
             assert curve("a", seconds).exponent == pytest.approx(k, abs=0.01)
     assert curve("a", [1e-6, 1.1e-6, 1.2e-6, 1.3e-6]).exponent is None
     assert curve("a", [4e-6, 2e-6], against="threads").exponent == pytest.approx(-np.log10(2))
-    assert growth.tuned([slow_call, slow_work]) == {"relu": {"float32": [(0, "numpy"), (31623, "numba")]}}
-    text = "\n".join(growth.lines([slow_call, slow_work], ["numba", "numpy"]))
+    assert steps_of_curves([slow_call, slow_work]) == {"relu": {"float32": [(0, "numpy"), (31623, "numba")]}}
+    text = "\n".join(curves.lines([slow_call, slow_work], ["numba", "numpy"]))
     assert f"numba overtakes at {at:,.0f} rows" in text
 
 
@@ -292,9 +294,9 @@ def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.Mon
     here = {"processor": profile.processor(), "threads": threads.count()}
     before = {"softmax": {"float64": [[0, "numpy"]]}, "relu": {"float32": [[0, "numpy"]]}}
     path.write_text(json.dumps({"format": profile.FORMAT, "machine": here, "kernels": before}))
-    options = ["--tune", "--rounds", "1", "--seconds", "0.01", "--dtypes", "float32,float64"]
+    options = ["--rounds", "1", "--seconds", "0.01", "--dtypes", "float32,float64"]
     done = subprocess.run(
-        [sys.executable, "-m", "plugrad.bench", "relu", *options], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "plugrad.bench", "tune", "relu", *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(path.read_text())
@@ -315,14 +317,11 @@ def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_no_profile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from plugrad.bench import __main__ as bench
-
     other = tmp_path / "other.json"
     other.write_text('{"mine": 1}')
     monkeypatch.setenv(profile.VARIABLE, str(other))
-    monkeypatch.setattr(sys, "argv", ["bench", "--tune"])
     with pytest.raises(SystemExit):
-        bench.main()
+        main(["tune"])
     assert "exists, and is no profile" in capsys.readouterr().err
     assert other.read_text() == '{"mine": 1}'
 
@@ -330,19 +329,16 @@ def test_what_is_no_profile_is_not_overwritten(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "variable", "message"),
     [
-        (["affine"], "here.json", "--tune: expected kernels out of softmax, .*; got 'affine'"),
-        (["--dtypes", "bfloat16"], "here.json", "--tune: expected dtypes out of float16, .*; got bfloat16"),
-        ([], "off", "--tune: expected PLUGRAD_PROFILE to name a file"),
-        (["--peers", "torch", "--sizes", "8x5"], "here.json", "--tune: expected no peers, sizes with it"),
+        (["affine"], "here.json", "kernel: expected one of softmax, .*; got 'affine'"),
+        (["--dtypes", "bfloat16"], "here.json", "--dtypes: expected one of float16, .*; got 'bfloat16'"),
+        ([], "off", "expected PLUGRAD_PROFILE to name a file"),
+        (["relu", "--peers=torch", "--sizes=8x5"], "here.json", "unrecognized arguments: --peers=torch --sizes=8x5"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(
     arguments: list[str], variable: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from plugrad.bench import __main__ as bench
-
     monkeypatch.setenv(profile.VARIABLE, variable)
-    monkeypatch.setattr(sys, "argv", ["bench", "--tune", *arguments])
     with pytest.raises(SystemExit):
-        bench.main()
+        main(["tune", *arguments])
     assert re.search(message, capsys.readouterr().err)

@@ -1,5 +1,39 @@
-"""Who is measured: a module each, with ``prepare(case)``, which returns the function to time.
+"""The sides of the benchmarks: plugrad, its peers, and the bounds of a kernel's speed; a module for each.
 
-That function computes the case once and returns what it computed, in the order of the kernel's results; a step of
-training returns the parameters.
+A peer has a table from kernel name to function. A kernel that is missing there is not measured on that side, and the
+table of results shows ``-``.
 """
+
+from collections.abc import Callable, Collection
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol, cast
+
+from plugrad.bench.cases import Case
+
+PEERS = ("textbook", "torch", "jax", "scipy")
+
+
+class Side(Protocol):
+    """The contract of a module in this folder."""
+
+    NAMES: Collection[str]  # the kernels of this side, and "step" if it has steps of training
+
+    def prepare(self, case: Case) -> Callable[[], Any]:
+        """Return the function to time, which computes the case once.
+
+        It returns what the kernel returns, or, of a step of training, the parameters.
+        """
+
+    def to_numpy(self, x: Any, /) -> Any:
+        """Return a result as a NumPy array."""
+
+
+def load(name: str) -> Side:
+    """Import the module of a side."""
+    return cast(Side, import_module(f"plugrad.bench.sides.{name}"))
+
+
+def is_installed(peer: str) -> bool:
+    """Whether the library of a peer is installed; the textbook formulas need NumPy only."""
+    return peer == "textbook" or find_spec(peer) is not None

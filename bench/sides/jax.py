@@ -1,63 +1,74 @@
-"""JAX, compiled by `jax.jit`. It has no ``out=``; a step of training gives its parameters' memory back to it."""
+"""JAX, compiled by `jax.jit`. It has no ``out=``; a step of training donates the memory of its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 
-from plugrad.bench.cases import STEP, Case, network
+from plugrad.bench.cases import Case, network
+from plugrad.bench.sizes import STEP
+
+to_numpy = np.asarray
 
 
 def prepare(case: Case) -> Callable[[], Any]:
-    """The case, computed by JAX."""
+    """Return the case computed by JAX."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     if case.name == STEP:
         return _step(case)
-    call, arguments = jax.jit(_formula(case)), [jnp.asarray(x) for x in case.arguments()]
+    call, arguments = jax.jit(partial(FUNCTIONS[case.name], case.axis)), [jnp.asarray(x) for x in case.arguments()]
     return lambda: jax.block_until_ready(call(*arguments))
 
 
-def _formula(case: Case) -> Callable[..., Any]:
-    axis = case.axis
+def _of_labels(values: Any, t: Any, axis: int) -> Any:
+    """The values of the labelled classes."""
+    return jnp.take_along_axis(values, jnp.expand_dims(t, axis), axis)
 
-    def loss_of(p: Any, t: Any) -> Any:
-        return -jnp.take_along_axis(jnp.log(p), jnp.expand_dims(t, axis), axis).mean()
 
-    def loss_of_logits(x: Any, t: Any) -> Any:
-        return -jnp.take_along_axis(jax.nn.log_softmax(x, axis), jnp.expand_dims(t, axis), axis).mean()
+def _cross_entropy(axis: int, p: Any, t: Any) -> Any:
+    return -_of_labels(jnp.log(p), t, axis).mean()
 
-    def loss_of_layer(x: Any, w: Any, b: Any, t: Any) -> Any:
-        return loss_of_logits(x @ w + b, t)
 
-    def gradients_of_layer(x: Any, w: Any, b: Any, t: Any) -> Any:
-        loss, gradients = jax.value_and_grad(loss_of_layer, (0, 1, 2))(x, w, b, t)
-        return loss, *gradients
+def _softmax_cross_entropy(axis: int, x: Any, t: Any) -> Any:
+    return -_of_labels(jax.nn.log_softmax(x, axis), t, axis).mean()
 
-    forward: dict[str, Callable[..., Any]] = {
-        "softmax": lambda x: jax.nn.softmax(x, axis),
-        "log_softmax": lambda x: jax.nn.log_softmax(x, axis),
-        "relu": jax.nn.relu,
-        "sigmoid": jax.nn.sigmoid,
-        "affine": lambda x, w, b: x @ w + b,
-        "cross_entropy": loss_of,
-        "linear_cross_entropy": loss_of_layer,
-        "softmax_cross_entropy": lambda x, t: (loss_of_logits(x, t), jax.nn.softmax(x, axis)),
-    }
-    backward: dict[str, Callable[..., Any]] = {
-        "softmax_backward": lambda dy, y: y * (dy - (dy * y).sum(axis, keepdims=True)),
-        "log_softmax_backward": lambda dy, y: dy - jnp.exp(y) * dy.sum(axis, keepdims=True),
-        "relu_backward": lambda dy, y: jnp.where(y > 0, dy, 0),
-        "sigmoid_backward": lambda dy, y: dy * y * (1 - y),
-        "affine_backward": lambda dy, x, w: (dy @ w.T, x.T @ dy, dy.sum(0)),
-        "cross_entropy_backward": lambda dloss, p, t: dloss * jax.grad(loss_of)(p, t),
-        "softmax_cross_entropy_backward": lambda dloss, y, t: (
-            (y - jax.nn.one_hot(t, y.shape[axis], axis=axis, dtype=y.dtype)) * (dloss / t.size)
-        ),
-        "linear_cross_entropy_value_and_grad": gradients_of_layer,
-        "softmax_cross_entropy_value_and_grad": jax.value_and_grad(loss_of_logits),
-    }
-    return (forward | backward)[case.name]
+
+def _softmax_cross_entropy_backward(axis: int, dloss: Any, y: Any, t: Any) -> Any:
+    return (y - jax.nn.one_hot(t, y.shape[axis], axis=axis, dtype=y.dtype)) * (dloss / t.size)
+
+
+def _linear_cross_entropy(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
+    return _softmax_cross_entropy(axis, x @ w + b, t)
+
+
+def _linear_cross_entropy_value_and_grad(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
+    loss, gradients = jax.value_and_grad(_linear_cross_entropy, (1, 2, 3))(axis, x, w, b, t)
+    return loss, *gradients
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first argument is the axis of the classes
+    "softmax": lambda axis, x: jax.nn.softmax(x, axis),
+    "softmax_backward": lambda axis, dy, y: y * (dy - (dy * y).sum(axis, keepdims=True)),
+    "log_softmax": lambda axis, x: jax.nn.log_softmax(x, axis),
+    "log_softmax_backward": lambda axis, dy, y: dy - jnp.exp(y) * dy.sum(axis, keepdims=True),
+    "relu": lambda axis, x: jax.nn.relu(x),
+    "relu_backward": lambda axis, dy, y: jnp.where(y > 0, dy, 0),
+    "sigmoid": lambda axis, x: jax.nn.sigmoid(x),
+    "sigmoid_backward": lambda axis, dy, y: dy * y * (1 - y),
+    "affine": lambda axis, x, w, b: x @ w + b,
+    "affine_backward": lambda axis, dy, x, w: (dy @ w.T, x.T @ dy, dy.sum(0)),
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_backward": lambda axis, dloss, p, t: dloss * jax.grad(_cross_entropy, 1)(axis, p, t),
+    "linear_cross_entropy": _linear_cross_entropy,
+    "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
+    "softmax_cross_entropy": lambda axis, x, t: (_softmax_cross_entropy(axis, x, t), jax.nn.softmax(x, axis)),
+    "softmax_cross_entropy_backward": _softmax_cross_entropy_backward,
+    "softmax_cross_entropy_value_and_grad": jax.value_and_grad(_softmax_cross_entropy, 1),
+}
+NAMES: Collection[str] = (*FUNCTIONS, STEP)
 
 
 def _step(case: Case) -> Callable[[], Any]:

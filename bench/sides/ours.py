@@ -1,21 +1,25 @@
 """plugrad, on the backend that ``PLUGRAD_BACKEND`` selects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
 from plugrad import backends, kernels
-from plugrad.bench.cases import STEP, Case, network
+from plugrad.bench.cases import Case, network
+from plugrad.bench.sizes import NAMES as ALL_NAMES, STEP
 from plugrad.kernels import KERNELS
+
+NAMES: Collection[str] = ALL_NAMES
+to_numpy = backends.to_numpy
 
 
 def prepare(case: Case) -> Callable[[], Any]:
-    """The case, computed by plugrad."""
+    """Return the case computed by plugrad."""
     if case.name == STEP:
         return _step(case)
     kernel, arguments = KERNELS[case.name], [_moved(x) for x in case.arguments()]
-    options = {"axis": case.axis} if "axis" in kernel.options else {}
+    options = case.options
     function: Callable[..., Any] = kernel.function
     if case.new or kernel.results == ("loss",):
         return lambda: function(*arguments, **options)
@@ -24,20 +28,19 @@ def prepare(case: Case) -> Callable[[], Any]:
     return lambda: function(*arguments, **options, out=out)
 
 
-to_numpy = backends.to_numpy
-
-
 def _moved(x: Any) -> Any:
-    """An argument on the device of the backend, if it has one."""
+    """Move an argument to the device of the backend, if it has one."""
     return backends.asarray(x) if isinstance(x, np.ndarray) else x
 
 
-def computed(case: Case, exactly: bool) -> Any:
-    """What the kernel computes, of the same numbers in float64 if `exactly`."""
-    kernel, arguments = KERNELS[case.name], case.arguments()
-    if exactly:
-        arguments = [_in_float64(x) for x in arguments]
-    return kernel.function(*arguments, **({"axis": case.axis} if "axis" in kernel.options else {}))
+def computed(case: Case) -> Any:
+    """Return the results of the kernel for the arguments of `case`."""
+    return KERNELS[case.name].function(*case.arguments(), **case.options)
+
+
+def computed_in_float64(case: Case) -> Any:
+    """Return the results of the kernel for the same numbers in float64."""
+    return KERNELS[case.name].function(*map(_in_float64, case.arguments()), **case.options)
 
 
 def _in_float64(x: Any) -> Any:
@@ -58,7 +61,7 @@ def _step(case: Case) -> Callable[[], Any]:
         kernels.relu_backward(da, h, out=da)
         kernels.affine_backward(da, x, w1, needs=("dw", "db"), out=(None, dw1, db1))
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
-            gradient *= rate  # its array is ours, and written anew in the next step
+            gradient *= rate  # the next step overwrites it
             parameter -= gradient
         return w1, b1, w2, b2
 

@@ -1,6 +1,6 @@
-"""The matrix products of a kernel by themselves, in float32 or float64: what its processor and BLAS, or GPU, can do."""
+"""The matrix products of a kernel alone, in float32 or float64: the bound set by the BLAS of the processor or GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,12 @@ from plugrad.bench.cases import Case
 from plugrad.bench.clocks import is_on_gpu
 from plugrad.kernels import KERNELS
 
+NAMES: Collection[str] = KERNELS.keys()
+to_numpy = backends.to_numpy
+
 
 def prepare(case: Case) -> Callable[[], Any]:
-    """The products that `case` cannot do without: of inputs and weights, and those that give their gradients."""
+    """Return the products that `case` needs: of inputs and weights, and for the gradient of each."""
     if not case.products:
         raise ValueError(f"{case.name}: not bound by products")
     given = dict(zip(KERNELS[case.name].arguments, case.arguments(), strict=True))

@@ -1,20 +1,27 @@
-"""SciPy's special functions, as far as it has any of the kernels."""
+"""SciPy: the kernels among its special functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
+import numpy as np
 from scipy import special
 
 from plugrad.bench.cases import Case
 
+to_numpy = np.asarray
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "softmax": special.softmax,
+    "log_softmax": special.log_softmax,
+    "sigmoid": special.expit,
+}
+NAMES: Collection[str] = FUNCTIONS.keys()
+
 
 def prepare(case: Case) -> Callable[[], Any]:
-    """The case, computed by SciPy."""
-    (x,), axis = case.arguments(), case.axis
-    if case.name == "sigmoid":
-        if case.new:
-            return lambda: special.expit(x)
-        out = special.expit(x)
-        return lambda: special.expit(x, out=out)
-    function = {"softmax": special.softmax, "log_softmax": special.log_softmax}[case.name]
-    return lambda: function(x, axis=axis)
+    """Return the case computed by SciPy, with ``out=`` where the function is a ufunc."""
+    call = partial(FUNCTIONS[case.name], *case.arguments(), **case.options)
+    if case.new or not isinstance(FUNCTIONS[case.name], np.ufunc):
+        return call
+    return partial(call, out=call())
