@@ -32,9 +32,8 @@ SPACE = {"RLIMIT_AS": ("address space", 0, 1024), "RLIMIT_DATA": ("data", 5, 768
 
 def __getattr__(name: str) -> Any:
     """A kernel, or an update of optimizers, by name; imports numba."""
-    if (
-        not name.startswith("__") and not (Path(__file__).parent / f"{name}.py").exists()
-    ):  # else a module, to be imported
+    is_module = (Path(__file__).parent / f"{name}.py").exists()  # one that is just being imported
+    if not is_module and not name.startswith("__"):
         from plugrad.backends.numba import compiling, kernels
 
         if name in kernels.FUNCTIONS:

@@ -17,7 +17,7 @@ class _Lent:
 
 
 def contiguous(x: Array) -> Array:
-    """`x`, C-contiguous and aligned; float16 and bfloat16 as the integers of the same bits, as compiled code reads them.
+    """`x`, C-contiguous and aligned; float16 and bfloat16 as integers of the same bits, as compiled code reads them.
 
     A read-only array is presented as writable, though no kernel writes to it: numba would compile again for each
     argument that is read-only.

@@ -1,7 +1,7 @@
 """Labels in compiled code: checks of class indices, and the targets, weights and ignored rows that labels stand for.
 
-Labels `t` are class indices, or numbers for each class in the format that is computed in, in the order of the array that
-they are compared with. The target of a class is its label, smoothed and weighted: ``(t * keep + spread) * weight``.
+Labels `t` are class indices, or numbers for each class in the format that is computed in, in the order of the array
+that they are compared with. A target is a label, smoothed and weighted: ``(t * keep + spread) * weight``.
 """
 
 from typing import Any, NamedTuple

@@ -24,8 +24,8 @@ from numba import types
 from plugrad.backends.numba import thread_count
 from plugrad.backends.numba.compiling import compiled
 
-# Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work where this was tuned,
-# on two cores of a virtual machine.
+# Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work on
+# the virtual machine that it was tuned on.
 WORTH_SHARING = 2**17
 
 # The least work in a piece, in the same unit: 10 us, when handing it out takes 1 to 5.
@@ -189,7 +189,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def share_work(kernel: Callable[..., None], units: int, work: float, *arguments: Any, **named: Any) -> None:
-    """Run ``kernel(start, stop, *arguments, **named)`` over all units, each of the work on `work` elements of softmax."""
+    """Run ``kernel(start, stop, *arguments, **named)`` over all units, each `work` elements of softmax."""
     if units * work < WORTH_SHARING:
         kernel(0, units, *arguments, **named)
         return

@@ -211,11 +211,12 @@ def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
 def _exp_scaling(of: Format) -> Any:
     """The scaling of a row's exponentials, for a row whose largest number is `top`: ``shift, lowest, magic``.
 
-    `shift` is subtracted, differences below `lowest` have the exponential 0, and `magic` rounds to an integer. Textbooks
-    subtract `top`, which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing is rounded.
-    Unless `top` is far from 0, the exponentials are taken of the numbers themselves, and the scale ``2**(scale - K)``,
-    with ``K`` the integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is subtracted, which is
-    exact for all numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials are not 0.
+    `shift` is subtracted, differences below `lowest` have the exponential 0, and `magic` rounds to an integer.
+    Textbooks subtract `top`, which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing
+    is rounded. Unless `top` is far from 0, the exponentials are taken of the numbers themselves, and the scale
+    ``2**(scale - K)``, with ``K`` the integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is
+    subtracted, which is exact for all numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials
+    are not 0.
     """
     float_, log2e = of.float, of.float(1 / math.log(2))
     near, lowest, zero = float_(-2 * of.lowest), float_(of.lowest), float_(0)
