@@ -70,14 +70,14 @@ class LabelArrays:
         if t.dtype == np.uint64:
             check(t, classes, options)  # by NumPy, which compares numbers beyond int64 correctly
             return t.astype(np.int64, order="C") if ignore is None else np.where(t == ignore, -1, t.astype(np.int64))
-        # An index outside the dtype's range cannot occur: treat it as None.
-        is_possible = ignore is not None and INT64.min <= ignore <= INT64.max
+        if ignore is not None and not INT64.min <= ignore <= INT64.max:
+            ignore = None  # a label outside the dtype's range cannot occur
         t = contiguous(t)
-        row = targets.first_wrong(t.reshape(-1), classes, ignore if is_possible else 0)  # 0 is no wrong label anyway
+        row = targets.first_wrong(t.reshape(-1), classes, 0 if ignore is None else ignore)  # 0 is never a wrong label
         if row >= 0:
             place = tuple(map(int, np.unravel_index(row, t.shape)))
             raise bad_label(int(t[place]), place, classes, options)
-        if is_possible:
+        if ignore is not None:
             self.ignore = ignore
         return t
 
@@ -85,9 +85,9 @@ class LabelArrays:
         """The divisor of a mean."""
         options = self.options
         if options.divisor is not None:
-            return options.divisor  # type: ignore[no-any-return]
+            return options.divisor
         if is_index and not (options.weight is None and options.ignore_index is None):
-            return targets.count(self.t, self.weight, self.ignore)  # type: ignore[no-any-return]
+            return targets.count(self.t, self.weight, self.ignore)
         return float(self.rows)
 
     def arguments(self) -> dict[str, Any]:
