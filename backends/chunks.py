@@ -1,10 +1,9 @@
 """The last layer of a classifier and its loss in chunks of rows, so that the logits of one chunk only are held.
 
-For each chunk the logits are computed, turned into their gradient where they are, and multiplied to the gradients of
-the inputs and of the weights. The latter are added up where they are wanted. Where that cannot be - their dtype is not
-the one to compute in, or so many chunks are added up that it would drift - they are added up aside, for as many classes
-at a time as there is room for; the chunks are then gone through once for each of these parts, and their logits computed
-anew.
+The logits of a chunk are computed, overwritten by their gradient, and multiplied to the gradients of the inputs and of
+the weights. The gradient of the weights is summed in the result itself. If its dtype is not the one to compute in, or
+if the sum over so many chunks would drift, it is summed in the workspace, for as many classes at a time as fit; all
+chunks are then computed once for each of these parts of the classes, their logits included.
 """
 
 import math
@@ -20,7 +19,7 @@ from plugrad.backends.workspace import Workspace
 Array: TypeAlias = Any
 
 ALIGNMENT = 64  # bytes, of the arrays in a workspace
-ARRAYS = 6  # of them at the most
+ARRAYS = 6  # the most arrays in a workspace
 
 
 class Layer(NamedTuple):
@@ -59,7 +58,7 @@ class Results(NamedTuple):
 def functions(
     compute: Callable[[Layer, LossOptions, Workspace, Results], None],
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The two functions of a backend that computes so."""
+    """`linear_cross_entropy` and `linear_cross_entropy_value_and_grad` of a backend, by its function `compute`."""
 
     def linear_cross_entropy(
         x: Array, w: Array, b: Array | None, t: Array, options: LossOptions, workspace: Workspace, loss: Array
@@ -82,16 +81,18 @@ def functions(
         """The same, and its gradients ``dx = dz w^T``, ``dw = x^T dz``, ``db = sum of the rows of dz``."""
         compute(Layer(x, w, b, t), options, workspace, Results(loss, dx, dw, db))
 
+    for function in (linear_cross_entropy, linear_cross_entropy_value_and_grad):
+        function.__module__ = compute.__module__  # as if they were written there
     return linear_cross_entropy, linear_cross_entropy_value_and_grad
 
 
 def placed(
     layer: Layer, options: LossOptions, results: Results, empty: Callable[..., Array], is_strided: bool
 ) -> tuple[Results, list[tuple[Array, Array]]]:
-    """Arrays to compute the results in, with rows as their first axis, and which of them are to be copied where.
+    """Arrays to compute the results in, with rows as first axis, and pairs of target and array to copy at the end.
 
-    These are the results' own, or aside, where such an array is an argument that is still read, or cannot be seen so:
-    if it has strides of its own, and more axes than that, or may have none (`is_strided` is false).
+    An array is the result's own, or a new one if the result is an argument that is still read, or has no view of that
+    shape: it is not contiguous and has more axes, or the backend takes contiguous arrays only (`is_strided` is false).
     """
     rows, (inputs, classes) = layer.rows, layer.w.shape
     shapes = (rows,) if options.reduction == "none" else (), (rows, inputs), (inputs, classes), (classes,)
@@ -115,26 +116,26 @@ def placed(
 
 
 class Way(NamedTuple):
-    """A way to add up the gradient of the weights."""
+    """A way to sum the gradient of the weights over the chunks."""
 
-    itemsize: int  # of what it is added up in aside; 0: where it is wanted
-    chunks: float = math.inf  # at the most
-    parts: float = math.inf  # that the classes are cut into, at the most
+    itemsize: int  # of the dtype that it is summed in; 0: it is summed in the result itself
+    chunks: float = math.inf  # the most chunks
+    parts: float = math.inf  # the most parts that the classes are cut into
 
 
-class Plan(NamedTuple):
-    """How the work is cut up.
+class Chunking(NamedTuple):
+    """The sizes of chunks.
 
     Attributes
     ----------
     rows : int
-        Of a chunk.
+        The rows of a chunk.
     columns : int
-        Of the part of the weights that is copied, and of their gradient that is added up aside, at a time.
+        The columns of the weights that are copied at a time, and of their gradient that is summed in the workspace.
     way : int
-        Which of the ways to add it up.
+        The index of the way to sum the gradient of the weights.
     bytes : int
-        Of the workspace.
+        The size of the workspace.
     """
 
     rows: int
@@ -153,15 +154,15 @@ def planned(
     ways: Sequence[Way],
     most: int,
     size: int,
-) -> Plan:
-    """The largest chunks that a workspace of `size` bytes has room for, all about as large.
+) -> Chunking:
+    """The largest chunks that fit a workspace of `size` bytes, all of about the same number of rows.
 
     Parameters
     ----------
     kernel : str
         The kernel's name, for messages.
     rows, classes : int
-        Of all logits.
+        The shape of all logits.
     a_row : int
         Bytes for each row of a chunk.
     a_column : int
@@ -169,9 +170,9 @@ def planned(
     depth : int
         Rows of the weights.
     ways : sequence of Way
-        The ways to add up the gradient of the weights, the first one that will do is taken.
+        The ways to sum the gradient of the weights; the first that fits is taken.
     most : int
-        Rows of a chunk at the most.
+        The most rows of a chunk.
     """
     reserve, least = ALIGNMENT * (ARRAYS + 1), []
     for number, way in enumerate(ways):
@@ -182,18 +183,18 @@ def planned(
         if fewest > most or least[-1] > size:
             continue
         columns = classes
-        if each:  # half of the workspace, but as it must be
+        if each:  # half of the workspace, within the limits above
             columns = min(classes, max(fewest_columns, size // 2 // each), (size - reserve - fewest * a_row) // each)
         chunks = math.ceil(rows / min(most, (size - reserve - columns * each) // a_row))
         even = math.ceil(rows / chunks)
-        return Plan(even, columns, number, even * a_row + columns * each + reserve)
+        return Chunking(even, columns, number, even * a_row + columns * each + reserve)
     raise ValueError(
         f"{kernel}: max_workspace: expected at least {min(least)} bytes, for one row of {classes} classes, got {size}"
     )
 
 
 def carved(memory: Array, address: int) -> Callable[[tuple[int, ...], np.dtype[Any]], Array]:
-    """A function that makes arrays in `memory`, an array of bytes at an address, one behind the other."""
+    """A function that makes arrays, one behind the other, in `memory`, an array of bytes at an address."""
     taken = -address % ALIGNMENT
 
     def take(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -206,30 +207,30 @@ def carved(memory: Array, address: int) -> Callable[[tuple[int, ...], np.dtype[A
 
 
 class Chunks(ABC):
-    """The work of one call; what is done with a chunk is the backend's.
+    """One call, chunk by chunk. A backend implements the work on a chunk.
 
     Parameters
     ----------
     layer : Layer
         The arguments, with two axes.
     results : Results
-        Where to compute the results, with the rows along the first axis.
-    plan : Plan
-        How the rows are cut up.
+        The arrays to compute the results in, with the rows along the first axis.
+    plan : Chunking
+        The sizes of chunks.
     copies_w : bool
-        Whether the weights have to be copied to be multiplied.
+        Whether the weights are copied before they are multiplied.
     sums : array or None
-        Where the gradient of the weights is added up aside.
+        The array in the workspace to sum the gradient of the weights in; None: it is summed in the result itself.
     """
 
-    def __init__(self, layer: Layer, results: Results, plan: Plan, copies_w: bool, sums: Array | None) -> None:
+    def __init__(self, layer: Layer, results: Results, plan: Chunking, copies_w: bool, sums: Array | None) -> None:
         self.x, self.w, self.b, self.t = layer
         self.loss, self.dx, self.dw, self.db = results
         self.rows, self.classes = layer.rows, layer.w.shape[1]
         self.plan, self.copies_w, self.sums = plan, copies_w, sums
 
     def compute(self) -> None:
-        """All chunks, once for each part of the gradient of the weights; other results are written the last time."""
+        """Compute all chunks, once for each part of the gradient of the weights; other results in the last pass."""
         width = self.classes if self.sums is None else self.plan.columns
         for first in range(0, self.classes, width):
             self._once(slice(first, min(self.classes, first + width)), is_last=first + width >= self.classes)
@@ -250,13 +251,13 @@ class Chunks(ABC):
             self.put_weights(self.part_of_sums(part), self.dw[:, part])
 
     def part_of_sums(self, part: slice) -> Array:
-        """Where a part of the gradient of the weights is added up aside."""
+        """The array in the workspace that a part of the gradient of the weights is summed in."""
         assert self.sums is not None  # noqa: S101  (for the checker of types)
         inputs, width = len(self.w), part.stop - part.start
         return self.sums[: inputs * width].reshape(inputs, width)
 
     def parts(self) -> Iterator[slice]:
-        """Parts of the columns of the weights: all of them, unless they have to be copied."""
+        """Parts of the columns of the weights: one part, unless the weights are copied."""
         width = self.plan.columns if self.copies_w else self.classes
         for first in range(0, self.classes, width):
             yield slice(first, min(self.classes, first + width))
@@ -267,20 +268,20 @@ class Chunks(ABC):
 
     @abstractmethod
     def put_loss(self, chunk: slice, logits: Array) -> None:
-        """The loss of a chunk; if a gradient is wanted, that of the logits takes their place."""
+        """Write the loss of a chunk; if a gradient is wanted, overwrite the logits by theirs."""
 
     @abstractmethod
     def add_weights(self, chunk: slice, slopes: Array, target: Array) -> None:
-        """Add what a chunk gives to a part of the gradient of the weights, or put it there if it is the first."""
+        """Add the gradient of a chunk to a part of the gradient of the weights; the first chunk overwrites it."""
 
     @abstractmethod
     def put_weights(self, sums: Array, target: Array) -> None:
-        """The part of the gradient of the weights that was added up aside."""
+        """Copy a part of the gradient of the weights from the workspace to the result."""
 
     @abstractmethod
     def add_biases(self, chunk: slice, slopes: Array, target: Array) -> None:
-        """Add what a chunk gives to the gradient of the biases, and put that where it is wanted if it is the last."""
+        """Add the gradient of a chunk to that of the biases; the last chunk writes the result."""
 
     @abstractmethod
     def put_rows(self, chunk: slice, slopes: Array, target: Array) -> None:
-        """The gradient of the rows of a chunk."""
+        """Write the gradient of the rows of a chunk."""

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels as K
-from plugrad.backends import blas
 from plugrad.backends.chunks import Way, planned
+from plugrad.backends.cpu import blas
 from plugrad.backends.workspace import bytes_of
 from plugrad.tests.records.linear_cross_entropy import value_and_grad as exactly
 
@@ -98,13 +98,14 @@ def test_no_gradient_is_computed_for_the_loss(backend: str, monkeypatch: pytest.
     with backends.use(backend):
         given = arguments(50, 6, 30)
         expected = K.linear_cross_entropy_value_and_grad(*given)[0]
-        chunks = import_module("plugrad.backends.numpy.linear_cross_entropy")
 
         def refused(*_: Any) -> None:
             raise AssertionError("a gradient was computed")
 
-        where = chunks if backend == "numpy" else import_module("plugrad.backends.numba.kernels")
-        monkeypatch.setattr(where, "ROOM", where.ROOM._replace(value_and_grad=refused, column_sums=refused))
+        module = {"numpy": "linear_cross_entropy", "numba": "last_layer"}[backend]
+        where = import_module(f"plugrad.backends.{backend}.{module}")
+        kernels = where.CHUNK_KERNELS._replace(loss_and_gradient=refused, column_sums=refused)
+        monkeypatch.setattr(where, "CHUNK_KERNELS", kernels)
         np.testing.assert_allclose(K.linear_cross_entropy(*given), expected, rtol=1e-6)
         found = K.linear_cross_entropy_value_and_grad(*given, needs=())
         assert found[1:] == (None, None, None)
@@ -152,7 +153,7 @@ def test_chunks_are_about_as_large_as_each_other() -> None:
 )
 def test_how_often_the_logits_are_computed(most: int, size: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 100
-    given, chunks = arguments(rows, 80, 100), import_module("plugrad.backends.numpy.linear_cross_entropy")
+    given, chunks = arguments(rows, 80, 100), import_module("plugrad.backends.cpu.linear_cross_entropy")
     seen: list[int] = []
     logits = chunks._HostChunks.logits
 
@@ -197,9 +198,9 @@ def test_products_are_added(dtype: Any, is_known: bool, monkeypatch: pytest.Monk
                 array[...] = rng.normal(size=array.shape)
                 assert blas.is_matrix(array, dtype)
             expected = out + a.astype(np.float64) @ b
-            blas.product(a, b, out, adds=True)
+            blas.gemm(a, b, out, accumulate=True)
             np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-            blas.product(a, b, out)
+            blas.gemm(a, b, out, accumulate=False)
             np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from plugrad import backends, kernels as K
 from plugrad.backends import trust
-from plugrad.backends.numba import compiling, elementwise, lanes, recycling, rows, team, vector
+from plugrad.backends.numba import compiling, elementwise, recycling, rows, team, tiles, vector
 from plugrad.backends.numba.compiling import inlined
 
 Array = Any
@@ -70,14 +70,14 @@ def test_exponential(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("top", [0.0, 1e-30, 3.3, -70.7, 207.3, -209.1, 999.9, -1500.3, 1e6, -1e9])
-def test_exponential_in_the_frame_of_a_row(dtype: Any, top: float) -> None:
+def test_exponential_with_the_scaling_of_a_row(dtype: Any, top: float) -> None:
     top, span = dtype(top), 103 if dtype == np.float32 else 744
 
     @inlined()
     def scaled(x: Array, top: Any, y: Array) -> None:
-        shift, lowest, magic = vector.frame_of(top)
+        shift, lowest, magic = vector.exp_scaling(top)
         for i in range(x.size):
-            y[i] = vector.exp_in(x[i], shift, lowest, magic)
+            y[i] = vector.scaled_exp(x[i], shift, lowest, magic)
 
     def values(x: Array) -> Array:
         y = np.empty_like(x)
@@ -103,8 +103,8 @@ def test_exponential_in_the_frame_of_a_row(dtype: Any, top: float) -> None:
 def test_no_frame_makes_a_number_of_what_is_none(dtype: Any, top: float) -> None:
     @inlined()
     def scaled(x: Any, top: Any) -> Any:
-        shift, lowest, magic = vector.frame_of(top)
-        return vector.exp_in(x, shift, lowest, magic)
+        shift, lowest, magic = vector.exp_scaling(top)
+        return vector.scaled_exp(x, shift, lowest, magic)
 
     assert np.isnan(scaled(dtype(top), dtype(top)))
 
@@ -175,13 +175,13 @@ def test_16_bit_numbers(dtype: Any, integer: Any, widen: Any, narrow: Any) -> No
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the assembly of x86")
 @pytest.mark.parametrize(
-    "kernel", [rows.softmax, rows.softmax_backward, elementwise.relu, elementwise.sigmoid, lanes.softmax]
+    "kernel", [rows.softmax, rows.softmax_backward, elementwise._relu, elementwise._sigmoid, tiles.softmax]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_numbers_are_read_side_by_side(kernel: Any, dtype: Any) -> None:
     flat = np.ones(4096, dtype)
-    if kernel is lanes.softmax:
-        arguments: tuple[Any, ...] = (0, 1, flat, 4, 1, 256, flat.copy())
+    if kernel is tiles.softmax:
+        arguments: tuple[Any, ...] = (0, 1, flat.reshape(-1, 4, 1), 256, flat.reshape(-1, 4, 1).copy())
     else:
         array = flat.reshape(64, 64) if kernel in (rows.softmax, rows.softmax_backward) else flat
         backward = kernel in (rows.softmax_backward,)
@@ -190,7 +190,7 @@ def test_numbers_are_read_side_by_side(kernel: Any, dtype: Any) -> None:
     anew(*arguments)
     (assembly,) = anew.inspect_asm().values()
     assert "xmm" in assembly
-    assert "gather" not in assembly.replace("lanes6gather", "")
+    assert "gather" not in assembly.replace("tiles6gather", "")
     assert "vpscatter" not in assembly
     assert "vscatter" not in assembly
 
@@ -202,15 +202,15 @@ def test_blocks_are_transposed() -> None:
             x = rng.normal(size=(rows_, classes)).astype(dtype)
 
             @inlined()
-            def there_and_back(x: Array, classes: int, lanes_: int, y: Array) -> Any:
-                flat, tile = lanes.flat_like(x, classes, lanes_), lanes.tile_like(x, classes, lanes_)
-                lanes.gather(x, 0, 1, classes, lanes_, flat, tile)
-                tile *= tile.dtype.type(2)  # what lies beside the tile stays as it was, and must not get into it
-                lanes.scatter(tile, 0, 1, classes, lanes_, flat, y)
+            def there_and_back(x: Array, lanes: int, y: Array) -> Any:
+                place, flat, tile = tiles.place_of(0, x, lanes), tiles.flat_like(x, lanes), tiles.tile_like(x, lanes)
+                tiles.gather(x.reshape(-1), place, flat, tile)
+                tile *= tile.dtype.type(2)  # the padding of the tile stays as it was, and must not get into it
+                tiles.scatter(tile, place, flat, y)
                 return tile.copy()
 
             y = np.empty_like(x.reshape(-1))
-            tile = there_and_back(x.reshape(-1), classes, rows_, y)
+            tile = there_and_back(x.reshape(rows_, classes, 1), rows_, y)
             np.testing.assert_array_equal(tile, 2 * x.T)
             np.testing.assert_array_equal(y, 2 * x.reshape(-1))
 
@@ -336,9 +336,9 @@ def test_an_error_in_a_piece_reaches_the_caller() -> None:
             raise ValueError("in a piece")
 
     with pytest.raises(ValueError, match="in a piece"):
-        team.run(fails, 64, team.WORTH_SHARING)
+        team.share_work(fails, 64, team.WORTH_SHARING)
     done: list[int] = []
-    team.run(lambda start, stop: done.extend(range(start, stop)), 64, team.WORTH_SHARING)
+    team.share_work(lambda start, stop: done.extend(range(start, stop)), 64, team.WORTH_SHARING)
     assert sorted(done) == list(range(64))
 
 
@@ -356,7 +356,7 @@ def test_after_an_interrupt_nobody_computes_any_more(monkeypatch: pytest.MonkeyP
         finished.append(stop)
 
     with pytest.raises(KeyboardInterrupt):
-        team.run(interrupted, 1000, team.WORTH_SHARING)
+        team.share_work(interrupted, 1000, team.WORTH_SHARING)
     before = list(finished)
     assert before  # what had begun was waited for
     time.sleep(0.5)
@@ -376,7 +376,7 @@ def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) ->
         time.sleep(0.3)
         done.append(stop)
 
-    job = team._Job(slow, (np.ones(3),), iter([(0, 1), (1, 2)]))
+    job = team._Job(slow, (np.ones(3),), {}, iter([(0, 1), (1, 2)]))
     wait, interruptions = job.wait, [KeyboardInterrupt(), KeyboardInterrupt()]
 
     def interrupted() -> None:
@@ -388,18 +388,19 @@ def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):
         team._Team().compute(job)
     assert len(done) == 1
-    assert job.arguments == ()
+    assert not job.arguments
+    assert not job.named
 
 
 def test_jobs_do_not_pile_up_while_everyone_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     busy, crew = threading.Event(), team._Team()
     threading.Thread(
-        target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), iter([(0, 1), (1, 2)])),)
+        target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), {}, iter([(0, 1), (1, 2)])),)
     ).start()
     time.sleep(0.2)  # both workers are at it
     for _ in range(50):
-        crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], iter([(0, 1), (1, 2)])))
+        crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], {}, iter([(0, 1), (1, 2)])))
     assert len(crew.jobs) <= 2
     busy.set()
 
@@ -412,7 +413,7 @@ def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None
         time.sleep(0.5)
         done.append(stop)
 
-    job = team._Job(slow, (), iter([(0, 1)]))
+    job = team._Job(slow, (), {}, iter([(0, 1)]))
     threading.Thread(target=job.help).start()
     assert begun.wait(10)
     threading.Timer(0.1, job.help).start()
@@ -433,7 +434,7 @@ def test_helpers_may_come_and_go_while_the_caller_collects_errors() -> None:
         if start:
             raise ValueError("in a piece")
 
-    job = team._Job(fails, (), iter([(0, 1), (1, 2)]))
+    job = team._Job(fails, (), {}, iter([(0, 1), (1, 2)]))
     job.left = Watched()
     job.help()
     with pytest.raises(ValueError, match="in a piece"):
@@ -611,11 +612,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_warming_up_leaves_nothing_to_compile(tmp_path: Path) -> None:
     code = """
-from plugrad.backends.numba import lanes, losses, rows
+from plugrad.backends.numba import fused_losses, rows, targets, tiles
 backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["float32"])
 from plugrad.backends.numba import team
-found = (rows.softmax, lanes.softmax, losses.softmax_loss_of_classes, losses.softmax_loss_of_class_lanes,
-         losses.softmax_loss_of_labels, losses.softmax_loss_of_lanes, losses.first_wrong, losses.count, team.look_out)
+found = (rows.softmax, tiles.softmax, fused_losses.rows_of_class_indices, fused_losses.tiles_of_class_indices,
+         fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.first_wrong, targets.count, team.look_out)
 before = [len(function.signatures) for function in found]
 for classes in (10, 500):
     part = x[:, :classes].copy()

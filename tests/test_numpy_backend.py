@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels
-from plugrad.backends.numpy import blocks
+from plugrad.backends.cpu import blocks
+from plugrad.backends.numpy import pool
 from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
 from plugrad.tests.records import RECORDS, Record
 
@@ -65,7 +66,7 @@ def test_results_do_not_depend_on_the_blocks(
 def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
     kernel: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks.threads, "count", lambda: 1)  # two threads may have their peaks at once, or not
+    monkeypatch.setattr(pool.threads, "count", lambda: 1)  # two threads may have their peaks at once, or not
 
     def peak(rows: int, classes: int, strided: bool) -> int:
         inputs = sample(kernel, rows, classes)
@@ -125,11 +126,11 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
 
 def test_every_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Python has no lock, threads that share an iterator may both be given what it has next."""
-    monkeypatch.setattr(blocks.threads, "count", lambda: 8)
+    monkeypatch.setattr(pool.threads, "count", lambda: 8)
     monkeypatch.setattr(blocks, "BLOCK", 1)
     for _ in range(20):
         computed = np.zeros(20_000, np.float32)
-        blocks.run(lambda scratch, block: np.add(block, 1, out=block), [computed], computed.shape, 1)
+        pool.run_blocks(lambda scratch, block: np.add(block, 1, out=block), [computed], computed.shape, 1)
         assert np.array_equal(np.unique(computed), [1])
 
 
@@ -180,7 +181,7 @@ def test_a_forked_process_computes_on() -> None:
 @pytest.mark.parametrize("broken", [0, 1, 5])
 def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 10)
-    monkeypatch.setattr(blocks.threads, "count", lambda: 3)
+    monkeypatch.setattr(pool.threads, "count", lambda: 3)
     started = []
 
     def task(scratch: Any, block: Any) -> int:
@@ -191,9 +192,11 @@ def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monke
         return int(block[0])
 
     with pytest.raises(KeyboardInterrupt):
-        blocks.run(task, (np.arange(1000),), (1000,), 1)
+        pool.run_blocks(task, (np.arange(1000),), (1000,), 1)
     assert len(started) < 100
-    assert blocks.run(lambda scratch, block: int(block[0]), (np.arange(100),), (100,), 1) == list(range(0, 100, 10))
+    assert pool.run_blocks(lambda scratch, block: int(block[0]), (np.arange(100),), (100,), 1) == list(
+        range(0, 100, 10)
+    )
 
 
 def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +211,14 @@ def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.Mon
             raise RuntimeError("can't start new thread")
         return ThreadPoolExecutor.submit(pool, work)
 
-    monkeypatch.setattr(blocks, "_pool", lambda: types.SimpleNamespace(submit=submit))
+    monkeypatch.setattr(pool, "_pool", lambda: types.SimpleNamespace(submit=submit))
     monkeypatch.setattr(blocks, "BLOCK", 10)
-    monkeypatch.setattr(blocks.threads, "count", lambda: 4)
+    monkeypatch.setattr(pool.threads, "count", lambda: 4)
     for _ in range(20):
         submitted.clear()
-        assert blocks.run(lambda scratch, block: int(block[0]), (np.arange(500),), (500,), 1) == list(range(0, 500, 10))
+        assert pool.run_blocks(lambda scratch, block: int(block[0]), (np.arange(500),), (500,), 1) == list(
+            range(0, 500, 10)
+        )
 
 
 def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> None:

@@ -8,10 +8,10 @@ import cupy
 import numpy as np
 
 from plugrad.backends import selection
+from plugrad.backends.cpu.class_indices import check
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous, macros
-from plugrad.backends.numpy.labels import check
 from plugrad.backends.options import COMPUTE, LossOptions
 
 # As labels.cuh numbers them.

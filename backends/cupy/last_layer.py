@@ -9,7 +9,6 @@ from typing import Any
 import cupy
 import numpy as np
 
-from plugrad.backends.blas import is_row_major
 from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, functions, placed, planned
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import kernel
@@ -17,6 +16,7 @@ from plugrad.backends.cupy.kernels import layer_instance, softmax_cross_entropy,
 from plugrad.backends.cupy.labels import NULL, THREADS, Labels
 from plugrad.backends.cupy.products import SUMMED_ROWS, column_sums, matrix, product
 from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous
+from plugrad.backends.matrix_layout import is_row_major
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions
 from plugrad.backends.workspace import Workspace
 

@@ -11,10 +11,10 @@ from typing import Any
 import cupy
 import numpy as np
 
-from plugrad.backends.blas import is_row_major, layout
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, written
+from plugrad.backends.matrix_layout import is_row_major, layout
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 
 # cudaDataType_t and cublasComputeType_t, by cuBLAS's library_types.h and cublas_api.h.

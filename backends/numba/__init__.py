@@ -1,10 +1,12 @@
 """The Numba backend: loops compiled for this machine, over rows that stay in the first-level cache.
 
-`kernels` has its functions. `layout` brings arrays to the forms that compiled code is made for, `labels` the labels of
-losses, and `team` shares the work among threads; `rows`, `lanes`, `losses` and `elementwise` compute, in terms of the
-functions in `vector`; `biases` does what the affine layer needs beside BLAS, `updates` what optimizers do with a
-parameter, and `memory` says how results are written. `compiling` compiles, `warming` does so ahead, and `recycling`
-makes the arrays for results. But for the last, nothing of this is imported, nor is numba, before the probe.
+Kernels are the public functions of `elementwise`, `rowwise`, `losses`, `products` and `last_layer`; `updates` has the
+updates of optimizers. They bring arrays to the forms that compiled code is made for (`arrays`, `labels`), and share the
+work on compiled loops among threads (`team`). The loops of elementwise kernels are next to them. The others run over
+rows (`rows`) or, for few classes and classes that are not contiguous, over tiles (`tiling`, `tiles`); those of losses
+are in `fused_losses`, `probability_losses` and `loss_gradients`, on top of `targets`. All use the functions in `vector`
+and `memory`. `compiling` compiles, `warming` does so ahead, and `recycling` makes the arrays for results. Only the last
+of these modules is imported before the probe, which imports numba.
 """
 
 import contextlib
@@ -21,42 +23,22 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import threads
-from plugrad.backends.numba.recycling import empty
-
-__all__ = [
-    "affine",
-    "affine_backward",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "empty",
-    "linear_cross_entropy",
-    "linear_cross_entropy_value_and_grad",
-    "log_softmax",
-    "log_softmax_backward",
-    "relu",
-    "relu_backward",
-    "sigmoid",
-    "sigmoid_backward",
-    "softmax",
-    "softmax_backward",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_backward",
-    "softmax_cross_entropy_value_and_grad",
-]
-
-UPDATES = ("adam", "sgd")  # what optimizers do with a parameter
+from plugrad.backends.numba.recycling import empty as empty
 
 # MiB of address space and of data that numba and LLVM may take: 863 and 664 were measured, for all kernels at once.
 SPACE = {"RLIMIT_AS": ("address space", 0, 1024), "RLIMIT_DATA": ("data", 5, 768)}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__ and name not in UPDATES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from plugrad.backends.numba import compiling, kernels, updates
+    """A kernel, or an update of optimizers, by name; imports numba."""
+    is_module = (Path(__file__).parent / f"{name}.py").exists()  # one that is just being imported
+    if not is_module and not name.startswith("__"):
+        from plugrad.backends.numba import compiling, kernels
 
-    compiling.tell_problem()
-    return getattr(updates if name in UPDATES else kernels, name)
+        if name in kernels.FUNCTIONS:
+            compiling.warn_of_problem()
+            return kernels.FUNCTIONS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _importing: set[int] = set()  # the threads that import numba
@@ -64,7 +46,7 @@ _failed: list[str] = []
 
 
 def _import_error() -> str | None:
-    """Why numba cannot be imported; not tried again once it has failed, since what is half done stays so."""
+    """The reason why numba cannot be imported, or None; a failed import is not repeated, since it is left half done."""
     me = threading.get_ident()
     if me in _importing:  # by a handler of signals, or by what numba imports
         return "it is just being imported"
@@ -73,16 +55,16 @@ def _import_error() -> str | None:
     _importing.add(me)
     try:
         with _uninterrupted():
-            from plugrad.backends.numba import compiling, kernels, updates  # noqa: F401
+            from plugrad.backends.numba import compiling, kernels  # noqa: F401
 
             compiling.load_compiler()
     except (MemoryError, RecursionError):  # unrelated to numba
         raise
     except Exception as error:  # a library that cannot be loaded is an OSError
-        told = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         if not getattr(getattr(sys.modules.get("numba"), "__spec__", None), "_initializing", False):
-            _failed.append(told)  # else this is called in the middle of another's import
-        return told
+            _failed.append(reason)  # else another import of numba is under way
+        return reason
     finally:
         _importing.discard(me)
     return None
@@ -90,7 +72,7 @@ def _import_error() -> str | None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of the block."""
+    """Delay Ctrl-C until the end of the block."""
     before, came, process = signal.getsignal(signal.SIGINT), list[Any](), os.getpid()
 
     def wait(*arguments: Any) -> None:
@@ -120,7 +102,7 @@ def thread_count() -> int:
 
 
 def _bound() -> int | None:
-    """The number that ``NUMBA_NUM_THREADS`` says; None if there is none in it."""
+    """The number in ``NUMBA_NUM_THREADS``, or None."""
     text = os.environ.get("NUMBA_NUM_THREADS", "").strip()
     return int(text) if text.removeprefix("-").isdecimal() and len(text) < 10 else None
 
@@ -129,12 +111,12 @@ def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
     """Compile functions for dtypes ahead of their first call."""
     from plugrad.backends.numba import compiling, warming
 
-    compiling.tell_problem()
+    compiling.warn_of_problem()
     warming.warmup(names, dtypes)
 
 
 def probe() -> str | None:
-    """Why it cannot run here; keeps NumPy's matrix products to ``PLUGRAD_NUM_THREADS`` from here on."""
+    """The reason why it cannot run here, or None; bounds the threads of matrix products by ``PLUGRAD_NUM_THREADS``."""
     if find_spec("numba") is None:
         return "numba is not installed; install it with: python -m pip install 'plugrad[numba]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "").strip() not in ("", "0"):
@@ -152,7 +134,7 @@ def probe() -> str | None:
 
 
 def _too_little_space() -> str | None:
-    """What this process is limited to, if the compiler may take more: without memory LLVM ends the process."""
+    """The limit of this process that the compiler may exceed, or None: without memory LLVM ends the process."""
     try:
         import resource
 

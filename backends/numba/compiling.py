@@ -32,13 +32,13 @@ SUM = frozenset({"reassoc"})
 
 
 def compiled() -> Callable[[Callable[..., Any]], Any]:
-    """Have a function compiled when it is first called with arguments of some types; it runs without Python's lock."""
+    """Compile a function when it is first called with arguments of some types; it runs without Python's lock."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = inlined()(function)
         try:
             dispatcher._cache = _Cache(function)
-        except RuntimeError as error:  # there is no folder that can be written to
+        except RuntimeError as error:  # no folder can be written to
             _problem.append(f"compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it ({error})")
         return dispatcher
 
@@ -46,20 +46,20 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
 
 
 def inlined(fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function as part of those that call it."""
+    """Compile a function as a part of the functions that call it."""
     # In Python's error model a division by zero would raise an exception.
     return numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath) or False)
 
 
 def load_compiler() -> None:
-    """Have numba import and register now what it would in its first compilation: half of that done stays half done."""
+    """Import and register now what numba would in its first compilation, which would stay half done if it failed."""
     with global_compiler_lock:
         cpu_target.target_context.refresh()
 
 
 @functools.cache
 def _stamp() -> bytes:
-    """What the sources of this room hash to: a function is compiled anew when one that it calls has changed."""
+    """The hash of the sources of this backend: a function is compiled again when one that it calls has changed."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
 
@@ -69,7 +69,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        # The way to the folder is looked up once, so that it is the one that is judged.
+        # The path is resolved once, so that the folder that is checked is the one that is used.
         self._cache_path = os.path.realpath(self.cache_path)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _stamp())
 
@@ -87,7 +87,7 @@ class _Cache(FunctionCache):
                 _warn_once(f"the compiled code in {self.cache_path} is not used: {reason}")
                 return None
             return access(*arguments)
-        except Exception as error:  # whatever can be wrong with a file
+        except Exception as error:  # a file can be damaged in any way
             _warn_once(f"the compiled code in {self.cache_path} is of no use: {type(error).__name__}: {error}")
             with contextlib.suppress(OSError):
                 self.flush()  # or every process would find it anew
@@ -99,24 +99,24 @@ class _Cache(FunctionCache):
         return untrusted_part(self._cache_path) or next(filter(None, map(untrusted, files)), None)
 
 
-_told: set[str] = set()  # what has been said, once in a process
-_problem: list[str] = []  # what is to be said, though not while this is imported: the warning may be made an error
+_reported: set[str] = set()  # each report is made once in a process
+_problem: list[str] = []  # a warning to give, though not while this is imported: it may be made an error
 
 
 def _warn_once(problem: str) -> None:
-    if "cache" not in _told:
-        _told.add("cache")
+    if "cache" not in _reported:
+        _reported.add("cache")
         warnings.warn(f"plugrad: numba backend: {problem}", RuntimeWarning, stacklevel=3)
 
 
-def tell_problem() -> None:
+def warn_of_problem() -> None:
     """Warn of code that cannot be kept, before there is any."""
     if _problem:
         _warn_once(_problem[0])
 
 
 class _Compiling(event.Listener):
-    """Says that something is being compiled, since the first call then takes seconds, and loses no Ctrl-C meanwhile.
+    """Prints that something is being compiled, since the first call then takes seconds, and keeps Ctrl-C meanwhile.
 
     LLVM calls back into Python, where an exception is printed and then forgotten.
     """
@@ -127,9 +127,9 @@ class _Compiling(event.Listener):
 
     def on_start(self, event: Any) -> None:
         module = event.data["dispatcher"].py_func.__module__ or ""
-        if "compiling" not in _told and module.startswith(f"{__package__}."):
-            _told.add("compiling")
-            kept = "" if "cache" in _told else "; the code is kept for next time"
+        if "compiling" not in _reported and module.startswith(f"{__package__}."):
+            _reported.add("compiling")
+            kept = "" if "cache" in _reported else "; the code is kept for next time"
             print(f"plugrad: compiling kernels for this machine, some seconds for each{kept}", file=sys.stderr)
         if threading.current_thread() is not threading.main_thread():
             return

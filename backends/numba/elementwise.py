@@ -1,83 +1,116 @@
-"""ReLU and sigmoid, over pieces of flat arrays; where the way to the result is direct, over all pieces at once."""
+"""Elementwise kernels, each with its compiled loop, over pieces of flat arrays.
 
+A loop that writes directly to the result takes all pieces at once; else a piece is computed in scratch memory, and
+then stored.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
-from plugrad.backends.numba.compiling import compiled
-from plugrad.backends.numba.memory import scratch, store, target
-from plugrad.backends.numba.vector import exp_in, frame_of, widen
+from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, is_direct, result_array
+from plugrad.backends.numba.compiling import compiled, inlined
+from plugrad.backends.numba.memory import destination, scratch, store
+from plugrad.backends.numba.team import share_work
+from plugrad.backends.numba.vector import exp_scaling, scaled_exp, widen
 
-ELEMENTS = 2048  # in a piece: what is needed for one stays in the first-level cache
+ELEMENTS = 2048  # in a piece: 8 KiB of float32, a few of which stay in the first-level cache
+
+
+def _over_elements(loop: Callable[..., None], work: float, *arrays: Array) -> None:
+    """Run a compiled loop on arrays of one shape, the last one for the result; `work` to that of softmax."""
+    *reads, out = arrays
+    flat = [contiguous(array).reshape(-1) for array in reads]
+    y = result_array(out).reshape(-1)
+    share_work(loop, -(-out.size // ELEMENTS), work * ELEMENTS, *flat, is_direct(out, *reads), y)
+    copy_result(y, out)
+
+
+@inlined()
+def _piece(x: Any, piece: int, step: int) -> Any:
+    """The elements of `step` pieces, from piece `piece` on."""
+    return x[piece * ELEMENTS : (piece + step) * ELEMENTS]
+
+
+@inlined()
+def _finish(values: Any, direct: bool, result: Any) -> None:
+    """Store what was computed in scratch memory."""
+    if not direct:
+        store(values, values.dtype.type(1), result)
+
+
+def relu(x: Array, out: Array) -> None:
+    """``out = max(x, 0)``."""
+    _over_elements(_relu, LIGHT, x, out)
 
 
 @compiled()
-def relu(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
-    """``y = max(x, 0)``."""
-    values = scratch(x, ELEMENTS)
-    zero, one = values.dtype.type(0), values.dtype.type(1)
-    pieces = stop - start if direct else 1
-    for piece in range(start, stop, pieces):
-        a = x[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        result = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        b = target(result, values, direct)
+def _relu(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero = values.dtype.type(0)
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
         for j in range(b.size):
             number = widen(a[j])
             b[j] = zero if number <= zero else number  # so written, NaN stays
-        if not direct:
-            store(b, one, result)
+        _finish(b, direct, result)
+
+
+def relu_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy where y > 0, else 0``."""
+    _over_elements(_relu_backward, LIGHT, dy, y, out)
 
 
 @compiled()
-def relu_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
-    """``dx = dy where y > 0, else 0``."""
-    values = scratch(y, ELEMENTS)
-    zero, one = values.dtype.type(0), values.dtype.type(1)
-    pieces = stop - start if direct else 1
-    for piece in range(start, stop, pieces):
-        upstream = dy[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        a = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        result = dx[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        b = target(result, values, direct)
+def _relu_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
+    values, step = scratch(y, ELEMENTS), stop - start if direct else 1
+    zero = values.dtype.type(0)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(y, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) if widen(a[j]) > zero else zero
-        if not direct:
-            store(b, one, result)
+        _finish(b, direct, result)
+
+
+def sigmoid(x: Array, out: Array) -> None:
+    """``out = 1 / (1 + exp(-x))``."""
+    _over_elements(_sigmoid, 1, x, out)
 
 
 @compiled()
-def sigmoid(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
-    """``y = 1 / (1 + exp(-x))``, as ``exp(x) / (1 + exp(x))`` for negative numbers, so that nothing overflows.
+def _sigmoid(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
+    """As ``exp(x) / (1 + exp(x))`` for negative numbers, so that nothing overflows.
 
-    Both are scaled, so that nothing is lost where the exponential is subnormal.
+    Both exponentials are scaled, so that no digits are lost where they are subnormal.
     """
-    values = scratch(x, ELEMENTS)
-    zero, one = values.dtype.type(0), values.dtype.type(1)
-    shift, lowest, magic = frame_of(zero)
-    unit = exp_in(zero, shift, lowest, magic)
-    pieces = stop - start if direct else 1
-    for piece in range(start, stop, pieces):
-        a = x[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        result = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        b = target(result, values, direct)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero = values.dtype.type(0)
+    shift, lowest, magic = exp_scaling(zero)
+    one = scaled_exp(zero, shift, lowest, magic)
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
         for j in range(b.size):
             number = widen(a[j])
-            e = exp_in(-abs(number), shift, lowest, magic)
-            b[j] = (e if number < zero else unit) / (unit + e)
-        if not direct:
-            store(b, one, result)
+            e = scaled_exp(-abs(number), shift, lowest, magic)
+            b[j] = (e if number < zero else one) / (one + e)
+        _finish(b, direct, result)
+
+
+def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy y (1 - y)``."""
+    _over_elements(_sigmoid_backward, LIGHT, dy, y, out)
 
 
 @compiled()
-def sigmoid_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
-    """``dx = dy y (1 - y)``."""
-    values = scratch(y, ELEMENTS)
+def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
+    values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     one = values.dtype.type(1)
-    pieces = stop - start if direct else 1
-    for piece in range(start, stop, pieces):
-        upstream = dy[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        a = y[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        result = dx[piece * ELEMENTS : (piece + pieces) * ELEMENTS]
-        b = target(result, values, direct)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(y, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) * widen(a[j]) * (one - widen(a[j]))
-        if not direct:
-            store(b, one, result)
+        _finish(b, direct, result)

@@ -1,4 +1,4 @@
-"""Rows in memory: the room to work in, and results in the format they are kept in.
+"""Scratch memory for rows, and the formats that results are stored in.
 
 Loops over part of an array take a slice of it and count from 0: where an index could be negative, as far as the
 compiler can tell, numbers are not read side by side but gathered one by one, which takes several times as long.
@@ -15,7 +15,7 @@ from plugrad.backends.numba.vector import narrow
 
 
 def scratch(x: Any, size: int) -> Any:
-    """Memory to work in, in the format that numbers of `x` are computed in."""
+    """New memory for `size` numbers, in the format that numbers of `x` are computed in."""
     raise NotImplementedError
 
 
@@ -36,17 +36,17 @@ def _real(x: Any, value: float) -> Any:
     return lambda x, value: kind(value)
 
 
-def target(row: Any, values: Any, direct: bool) -> Any:
-    """Where to compute a row of a result: in it, if the way there is `direct`, else in `values`, to be stored then.
+def destination(row: Any, values: Any, direct: bool) -> Any:
+    """The memory to compute a row of a result in: the row itself if `direct`, else `values`, to be stored afterwards.
 
-    Only a row that no argument shares may be computed in directly: the compiler makes a slow version of each loop for
-    memory that is read and written. And only in 32 and 64 bits.
+    A row may be computed in directly if no argument shares its memory, since the compiler makes a slow version of each
+    loop for memory that is read and written, and if it has 32 or 64 bits.
     """
     raise NotImplementedError
 
 
-@overload(target, strict=False)
-def _target(row: Any, values: Any, direct: bool) -> Any:
+@overload(destination, strict=False)
+def _destination(row: Any, values: Any, direct: bool) -> Any:
     if row.dtype == values.dtype:
         return lambda row, values, direct: row if direct else values[: row.size]
     return lambda row, values, direct: values[: row.size]

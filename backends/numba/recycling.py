@@ -1,8 +1,8 @@
-"""New arrays for large results, in memory that earlier results have left.
+"""New arrays for large results, in the memory of earlier results that are gone.
 
 The system hands out memory for a large array page by page at the first touch, and takes it back when the array is
-gone. For softmax of 512 x 50257 that costs half as much again as the kernel. The C library keeps what it gave for
-smaller arrays.
+gone. For softmax of 512 x 50257 that costs half as much again as the kernel. The C library keeps the
+memory of smaller arrays.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 LARGE = 2**25  # bytes from which glibc gives memory back at once
 MOST = 2**28  # bytes that are kept at the most
-WASTE = 1.25  # how much larger memory may be than what is asked for
+WASTE = 1.25  # how many times larger memory may be than the array
 
-_idle: deque[npt.NDArray[np.uint8]] = deque()  # the memory of arrays that are gone, that of the last one last
-_leases: dict[int, weakref.ref[Any]] = {}  # what tells when an array is gone, by its own identity
+_idle: deque[npt.NDArray[np.uint8]] = deque()  # the memory of arrays that are gone, the latest last
+_leases: dict[int, weakref.ref[Any]] = {}  # references whose callbacks run when an array is gone, by their id
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -52,10 +52,10 @@ def _leased(memory: npt.NDArray[np.uint8], size: int) -> Any:
         if memory.size > MOST:
             return
         _idle.append(memory)
-        with contextlib.suppress(IndexError, RuntimeError):  # another thread is at it
+        with contextlib.suppress(IndexError, RuntimeError):  # another thread changes it
             while sum(kept.size for kept in tuple(_idle)) > MOST:
                 _idle.popleft()
 
-    told = weakref.ref(lease, gone)
-    _leases[id(told)] = told
+    reference = weakref.ref(lease, gone)
+    _leases[id(reference)] = reference
     return lease

@@ -1,28 +1,28 @@
-"""Kernels over rows whose classes lie side by side in memory, many enough that a row fills the vector registers.
+"""Compiled loops over contiguous rows, with so many classes that a row fills the vector registers.
 
-Each takes a range of rows, and a row at a time through a few passes over a few kilobytes that stay in the first-level
-cache. Results are worked out in memory of their own and stored in the end, so that they may go to where an argument is.
+Each takes a range of rows, and computes a row in a few passes over a few kilobytes that stay in the first-level cache.
+Unless `direct`, a result is computed in scratch memory and stored at the end, so that it may replace an argument.
 """
 
 from typing import Any
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import real, scratch, store, target
-from plugrad.backends.numba.vector import exp, exp_in, frame_of, largest, log1p, muladd, widen
+from plugrad.backends.numba.memory import destination, real, scratch, store
+from plugrad.backends.numba.vector import exp, exp_scaling, largest, log1p, muladd, scaled_exp, widen
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums of exponentials
 # ---------------------------------------------------------------------------------------------------------------------
 
-# A row is confident where its exponentials but the largest, which is 1, sum to less than this.
+# A row is confident if its exponentials but the largest, which is 1, sum to less than this.
 CONFIDENT = 0.25
 
 
-# Elements that are summed up by themselves: sums of thousands of numbers, one after another, would lose digits.
+# Elements in a partial sum: sums of thousands of numbers, one after another, would lose digits.
 #
-# Loops that sum write nothing. Where a loop reads and writes, the compiler makes a version in vector registers and one
-# without, for memory that overlaps, and which one runs can depend on where the memory lies: sums of the two differ.
-# Such a loop also sums in fewer parts at once, which loses digits.
+# Loops that sum write nothing. Of a loop that reads and writes, the compiler makes one version in vector registers and
+# one without, for memory that overlaps, and the choice can depend on the addresses: their sums differ. Such a loop also
+# sums in fewer parts at once, which loses digits.
 PART = 1024
 
 
@@ -46,9 +46,9 @@ def total_of(a: Any) -> Any:
 @inlined()
 def exponentials(x: Any, top: Any, e: Any) -> Any:
     """``e = exp(x - top)``, scaled, and their sum."""
-    shift, lowest, magic = frame_of(top)
+    shift, lowest, magic = exp_scaling(top)
     for j in range(x.size):
-        e[j] = exp_in(widen(x[j]), shift, lowest, magic)
+        e[j] = scaled_exp(widen(x[j]), shift, lowest, magic)
     return total_of(e)
 
 
@@ -62,20 +62,20 @@ def _others_of_part(x: Any, top: Any, e: Any) -> Any:
 
 
 @inlined()
-def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
+def sum_of_others(x: Any, top: Any, e: Any, total: Any) -> Any:
     """The sum of ``exp(x - top)`` less 1, given these and their sum, both scaled.
 
-    In a confident row the largest, which is 1, would swallow the others: they are added up without it.
+    In a confident row the largest exponential, which is 1, would swallow the others: they are summed without it.
     """
-    shift, lowest, magic = frame_of(top)
-    one = exp_in(top, shift, lowest, magic)
-    beside = total / one - e.dtype.type(1)
-    if beside < CONFIDENT:
-        others = e.dtype.type(0)
+    shift, lowest, magic = exp_scaling(top)
+    one = scaled_exp(top, shift, lowest, magic)
+    others = total / one - e.dtype.type(1)
+    if others < CONFIDENT:
+        scaled = e.dtype.type(0)
         for start in range(0, x.size, PART):
-            others += _others_of_part(x[start : start + PART], top, e[start : start + PART])
-        beside = others / one
-    return beside
+            scaled += _others_of_part(x[start : start + PART], top, e[start : start + PART])
+        others = scaled / one
+    return others
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def rest(x: Any, top: Any, e: Any, total: Any) -> Any:
 
 @compiled()
 def softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
-    """``y = exp(x) / sum(exp(x))``; the exponentials have memory of their own, however the result is written."""
+    """``y = exp(x) / sum(exp(x))``; the exponentials have scratch memory even if the result is `direct`."""
     e = scratch(x, x.shape[1])
     for i in range(start, stop):
         total = exponentials(x[i], largest(x[i]), e)
@@ -117,7 +117,7 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: A
         mean = inner(dy[i], y[i])
         for part in range(0, y.shape[1], PART):
             upstream, p, result = dy[i][part : part + PART], y[i][part : part + PART], dx[i][part : part + PART]
-            row = target(result, values, direct)
+            row = destination(result, values, direct)
             for j in range(row.size):
                 row[j] = widen(p[j]) * (widen(upstream[j]) - mean)
             if not direct:
@@ -131,8 +131,8 @@ def log_softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
     for i in range(start, stop):
         row = x[i]
         top = largest(row)
-        log_of_sum = log1p(rest(row, top, e, exponentials(row, top, e)))
-        logs = target(y[i], e, direct)
+        log_of_sum = log1p(sum_of_others(row, top, e, exponentials(row, top, e)))
+        logs = destination(y[i], e, direct)
         for j in range(logs.size):
             logs[j] = (widen(row[j]) - top) - log_of_sum
         if not direct:
@@ -147,7 +147,7 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, d
         total = total_of(dy[i])
         for part in range(0, y.shape[1], PART):
             upstream, logs, result = dy[i][part : part + PART], y[i][part : part + PART], dx[i][part : part + PART]
-            row = target(result, values, direct)
+            row = destination(result, values, direct)
             for j in range(row.size):
                 row[j] = widen(upstream[j]) - exp(widen(logs[j])) * total
             if not direct:

@@ -3,12 +3,12 @@
 Numba's own threads are not used. Those of GNU OpenMP keep spinning when they have nothing to do, as OpenBLAS's do, and
 a training step that alternates between the two took 8 ms instead of 0.2; those of its workqueue abort the process when
 two threads come at once; TBB's are not found where pip installs them. Here work too small to be shared stays with its
-caller, and any number of threads may call at once: each takes part in its own work, and nobody waits but for pieces
-that are being computed.
+caller, and any number of threads may call at once: each takes part in its own work, and waits only for pieces that
+are being computed.
 
-To wake a sleeping thread takes 20 to 60 us on a virtual machine. Threads that have finished a job therefore look out
-for the next one for as long as that before they go to sleep, and so does a caller that waits for the last pieces; at
-each look they offer their processor to whoever has something to do, such as a thread of BLAS.
+To wake a sleeping thread takes 20 to 60 us on a virtual machine. A thread that has finished a job therefore looks for
+the next one for as long as that before it sleeps, and so does a caller that waits for the last pieces; at each look it
+yields its processor to other threads, such as those of BLAS.
 """
 
 import os
@@ -24,7 +24,8 @@ from numba import types
 from plugrad.backends.numba import thread_count
 from plugrad.backends.numba.compiling import compiled
 
-# Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work.
+# Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work on
+# the virtual machine that it was tuned on.
 WORTH_SHARING = 2**17
 
 # The least work in a piece, in the same unit: 10 us, when handing it out takes 1 to 5.
@@ -41,7 +42,7 @@ _give_way = types.ExternalFunction("sched_yield", types.int32())
 
 @compiled()
 def look_out(board: Any, seen: int, looks: int) -> bool:
-    """Wait, for so many looks, until the number on the board is another than was seen; returns whether it is."""
+    """Wait, for at most `looks` looks, until the number on the board is not `seen`; returns whether it changed."""
     for _ in range(looks):
         if board[0] != seen:
             return True
@@ -50,7 +51,7 @@ def look_out(board: Any, seen: int, looks: int) -> bool:
 
 
 def pieces(units: int, work: float, workers: int) -> Iterator[tuple[int, int]]:
-    """Ranges of units, each of so much work: large ones first, so that all workers end at about the same time."""
+    """Ranges of units of `work` each: large ranges first, so that all workers end at about the same time."""
     least = max(1, int(PIECE / work))
     start = 0
     while start < units:
@@ -63,14 +64,18 @@ class _Job:
     """Work in pieces that threads take until there is none left."""
 
     def __init__(
-        self, kernel: Callable[..., None], arguments: tuple[Any, ...], ranges: Iterator[tuple[int, int]]
+        self,
+        kernel: Callable[..., None],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+        ranges: Iterator[tuple[int, int]],
     ) -> None:
-        self.kernel, self.arguments = kernel, arguments
+        self.kernel, self.arguments, self.named = kernel, arguments, named
         self.ranges = deque(ranges)
-        self.helpers: deque[None] = deque()  # an entry for each that came
-        self.left: deque[None] = deque()  # an entry for each that left
-        self.errors: list[BaseException] = []  # of those that computed; who comes late computes nothing, and adds none
-        self.board = np.zeros(1, np.int64)  # changes when one leaves
+        self.helpers: deque[None] = deque()  # an entry for each helper that arrived
+        self.left: deque[None] = deque()  # an entry for each helper that left
+        self.errors: list[BaseException] = []  # of helpers; those that arrive late add no errors
+        self.board = np.zeros(1, np.int64)  # a number that changes when a helper leaves
         self.bell: SimpleQueue[None] = SimpleQueue()  # rung after that
 
     def work(self) -> None:
@@ -80,11 +85,11 @@ class _Job:
                 start, stop = self.ranges.popleft()
             except IndexError:
                 return
-            self.kernel(start, stop, *self.arguments)
+            self.kernel(start, stop, *self.arguments, **self.named)
 
     def help(self) -> None:
         """Compute pieces for the thread whose job it is."""
-        self.helpers.append(None)  # before a piece is taken: who has taken one is waited for
+        self.helpers.append(None)  # before it takes a piece, so that the caller waits for it
         try:
             self.work()
         except BaseException as error:
@@ -94,7 +99,7 @@ class _Job:
         self.bell.put(None)
 
     def wait(self) -> None:
-        """Return when all who came have left; more may come meanwhile, to find nothing left to do."""
+        """Return when all helpers that arrived have left; those that arrive meanwhile find no piece."""
         while len(self.left) < len(self.helpers):
             if not look_out(self.board, self.board[0], LOOKS) and len(self.left) < len(self.helpers):
                 self.bell.get()
@@ -112,12 +117,12 @@ class _Team:
         for _ in range(min(thread_count(), MOST_THREADS) - 1):
             try:
                 threading.Thread(target=self._serve, name="plugrad", daemon=True).start()
-            except RuntimeError:  # the system gives us no more threads: those that there are do the work
+            except RuntimeError:  # the system starts no more threads: those that exist do the work
                 break
             self.size += 1
 
     def compute(self, job: _Job) -> None:
-        """Compute a job with whoever has time, and return, or raise, when nobody computes any more."""
+        """Compute a job with the idle threads, and return, or raise, when no thread computes any more."""
         errors: list[BaseException] = []
         while True:
             try:
@@ -129,13 +134,13 @@ class _Team:
             except BaseException as error:  # of the kernel, or an interrupt, even while waiting
                 job.ranges.clear()
                 errors.append(error)
-        job.arguments = ()  # who comes late shall not keep them
+        job.arguments, job.named = (), {}  # so that helpers that arrive late do not keep them alive
         errors += job.errors
         if errors:
             raise errors[0]
 
     def _announce(self, job: _Job) -> None:
-        """Have others help with a job, one for each of its pieces but one, unless all of them are busy."""
+        """Announce a job to the helpers, one for each piece but one, unless all are busy."""
         if len(self.jobs) > self.size:
             return
         wanted = min(self.size, len(job.ranges) - 1)
@@ -145,7 +150,7 @@ class _Team:
         for _ in range(wanted):
             try:
                 self.sleeping.popleft().put(None)
-            except IndexError:  # nobody sleeps
+            except IndexError:  # no helper sleeps
                 return
 
     def _serve(self) -> None:
@@ -162,7 +167,7 @@ class _Team:
             self.sleeping.append(alarm)
             if self.board[0] == seen:
                 alarm.get()
-            else:  # a job came, and with it perhaps the alarm
+            else:  # a job was announced, perhaps with the alarm
                 try:
                     self.sleeping.remove(alarm)
                 except ValueError:
@@ -183,10 +188,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def run(kernel: Callable[..., None], units: int, work: float, *arguments: Any) -> None:
-    """Run ``kernel(start, stop, *arguments)`` over all units, each of which is `work` elements of softmax."""
+def share_work(kernel: Callable[..., None], units: int, work: float, *arguments: Any, **named: Any) -> None:
+    """Run ``kernel(start, stop, *arguments, **named)`` over all units, each `work` elements of softmax."""
     if units * work < WORTH_SHARING:
-        kernel(0, units, *arguments)
+        kernel(0, units, *arguments, **named)
         return
     global _team
     if _team is None:
@@ -195,6 +200,6 @@ def run(kernel: Callable[..., None], units: int, work: float, *arguments: Any) -
                 _team = _Team()
     team = _team
     if not team.size:
-        kernel(0, units, *arguments)
+        kernel(0, units, *arguments, **named)
         return
-    team.compute(_Job(kernel, arguments, pieces(units, work, team.size + 1)))
+    team.compute(_Job(kernel, arguments, named, pieces(units, work, team.size + 1)))

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import updates
-from plugrad.backends.numba import team
+from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.numba.arrays import LIGHT, contiguous
 from plugrad.backends.numba.compiling import compiled
 from plugrad.backends.numba.elementwise import ELEMENTS
-from plugrad.backends.numba.layout import LIGHT, raw
 from plugrad.backends.numba.memory import real
+from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import narrow, widen
-from plugrad.backends.numpy.blocks import Array
 from plugrad.backends.options import COMPUTE
 
 
@@ -21,8 +21,9 @@ def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nestero
         updates.sgd(p, g, v, lr, momentum, nesterov, decay)
         return
     state = np.empty(0, COMPUTE[p.dtype]) if v is None else v.reshape(-1)
-    given = raw(p).reshape(-1), raw(g).reshape(-1), state, lr, momentum, nesterov, decay
-    team.run(_sgd if v is not None else _descend, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *given)
+    loop, pieces = _descend if v is None else _sgd, -(-p.size // ELEMENTS)
+    parameter, gradient = contiguous(p).reshape(-1), contiguous(g).reshape(-1)
+    share_work(loop, pieces, LIGHT * ELEMENTS, parameter, gradient, state, lr, momentum, nesterov, decay)
 
 
 @compiled()
@@ -72,9 +73,21 @@ def adam(
     if not all(array.flags.carray for array in (p, m, v)):
         updates.adam(p, g, m, v, step, root, beta1, beta2, eps, decay)
         return
-    given = raw(p).reshape(-1), raw(g).reshape(-1), m.reshape(-1), v.reshape(-1)
-    options = step, root, beta1, 1 - beta1, beta2, 1 - beta2, eps, decay
-    team.run(_adam, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *given, *options)
+    share_work(
+        _adam,
+        -(-p.size // ELEMENTS),
+        LIGHT * ELEMENTS,
+        p=contiguous(p).reshape(-1),
+        g=contiguous(g).reshape(-1),
+        m=m.reshape(-1),
+        v=v.reshape(-1),
+        step=step,
+        root=root,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        decay=decay,
+    )
 
 
 @compiled()
@@ -88,14 +101,12 @@ def _adam(
     step: float,
     root: float,
     beta1: float,
-    other1: float,
     beta2: float,
-    other2: float,
     eps: float,
     decay: float,
 ) -> None:
     rate, scale, least, shrink, decays = real(v, step), real(v, 1 / root), real(v, eps), real(v, decay), decay != 0
-    keep1, take1, keep2, take2 = real(v, beta1), real(v, other1), real(v, beta2), real(v, other2)
+    keep1, take1, keep2, take2 = real(v, beta1), real(v, 1 - beta1), real(v, beta2), real(v, 1 - beta2)
     a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
     c, d = m[start * ELEMENTS : stop * ELEMENTS], v[start * ELEMENTS : stop * ELEMENTS]
     for j in range(a.size):

@@ -1,8 +1,8 @@
 """Exponential, logarithm and maximum of single numbers, written so that a loop over them is done in vector registers.
 
 Library functions are called for one number after another. These are a few dozen instructions without branches, so
-that the compiler does four to sixteen numbers at once, in whatever vector registers the machine has. They exist for
-float32 and for float64, and keep NaN and infinities as they are. 16-bit numbers are kept as the integers of the same
+that the compiler computes four to sixteen numbers at once, in the vector registers of the machine. They exist for
+float32 and for float64, and keep NaN and infinities. 16-bit numbers are kept as the integers of the same
 bits, int16 for float16 and uint16 for bfloat16, and are widened to float32 to be computed with.
 
 Sources: J.-M. Muller, "Elementary Functions", 3rd edition, sections 11.1 (reduction of the argument) and 4.3
@@ -26,7 +26,7 @@ from plugrad.backends.numba.compiling import inlined
 
 @dataclass(frozen=True)
 class Format:
-    """What the functions need to know of float32 or float64."""
+    """The constants of the functions for float32 or float64."""
 
     float: Any
     integer: Any
@@ -152,7 +152,7 @@ def single_to_half(x: Any) -> Any:
 
 
 def widen(x: Any) -> Any:
-    """A number as it lies in memory, in the format to compute in."""
+    """A number from memory, in the format to compute in."""
     raise NotImplementedError
 
 
@@ -193,7 +193,7 @@ def _to_bfloat16(x: Any) -> Any:
 
 
 def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
-    """A function of numbers, or of an array, that is made for float32 and for float64."""
+    """A function of numbers, or of an array, which `make` makes for float32 and for float64."""
     made = {kind: make(of) for kind, of in FORMATS.items()}
 
     def stub(x: Any, *more: Any) -> Any:
@@ -208,31 +208,32 @@ def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
     return stub
 
 
-def _frame_of(of: Format) -> Any:
-    """For a row whose largest number is `top`: what `exp_in` needs to scale the row's exponentials.
+def _exp_scaling(of: Format) -> Any:
+    """The scaling of a row's exponentials, for a row whose largest number is `top`: ``shift, lowest, magic``.
 
-    That is: what to subtract; the least difference that counts; and a number to round with. Textbooks subtract `top`,
-    which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing is rounded. Unless `top`
-    is far from 0, the exponentials are taken of the numbers as they are, and the scale ``2**(scale - K)``, with ``K``
-    the integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is subtracted, which is exact for
-    all numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials count.
+    `shift` is subtracted, differences below `lowest` have the exponential 0, and `magic` rounds to an integer.
+    Textbooks subtract `top`, which rounds, and costs 32 ulp of the result where two numbers are 87 apart. Here nothing
+    is rounded. Unless `top` is far from 0, the exponentials are taken of the numbers themselves, and the scale
+    ``2**(scale - K)``, with ``K`` the integer nearest to ``top / log(2)``, keeps them in range. Far from 0, `top` is
+    subtracted, which is exact for all numbers within a factor of 2 of it (Sterbenz), and so for all whose exponentials
+    are not 0.
     """
     float_, log2e = of.float, of.float(1 / math.log(2))
     near, lowest, zero = float_(-2 * of.lowest), float_(of.lowest), float_(0)
     magic, up = float_(1.5 * 2.0**of.mantissa), float_(of.bias + of.scale)
 
     @inlined()
-    def frame_of(top: Any) -> Any:
+    def exp_scaling(top: Any) -> Any:
         shift = zero if abs(top) < near else top
         left = top - shift
         powers = muladd(left, log2e, magic) - magic
         return shift, left + lowest, magic + (up - powers)
 
-    return frame_of
+    return exp_scaling
 
 
 def _parts_of_exp(of: Format) -> Any:
-    """Of ``exp(z) = 2**k exp(r)``: ``k`` in the lowest bits of a number, and ``exp(r)`` (see `_exp_in`)."""
+    """Of ``exp(z) = 2**k exp(r)``: ``k`` in the lowest bits of a number, and ``exp(r)`` (see `_scaled_exp`)."""
     log2e, high, low = of.float(1 / math.log(2)), of.float(of.ln2[0]), of.float(of.ln2[1])
     first, rest = of.float(of.exp[0]), tuple(map(of.float, of.exp[1:]))
 
@@ -249,8 +250,8 @@ def _parts_of_exp(of: Format) -> Any:
     return parts_of_exp
 
 
-def _exp_in(of: Format) -> Any:
-    """``exp(x - top)`` times a number next to ``2**scale``, the same for all in the frame of `top`; to 1.1 ulp.
+def _scaled_exp(of: Format) -> Any:
+    """``exp(x - top)`` times a number next to ``2**scale``, with the `exp_scaling` of `top`; to 1.1 ulp.
 
     With ``z = x - shift``, ``k`` the integer nearest to ``z / log(2)`` and ``r = z - k log(2)``,
     ``exp(z) = 2**k exp(r)``. To add a number as large as 1.5 * 2**mantissa rounds to an integer, which then stands in
@@ -261,17 +262,17 @@ def _exp_in(of: Format) -> Any:
     parts_of_exp, integer, shift_, zero = _parts_of_exp(of), of.integer, of.integer(of.mantissa), of.float(0)
 
     @inlined()
-    def exp_in(x: Any, shift: Any, lowest: Any, magic: Any) -> Any:
+    def scaled_exp(x: Any, shift: Any, lowest: Any, magic: Any) -> Any:
         z = x - shift
         shifted, p = parts_of_exp(z, magic)
         e = p * number(integer(bits(shifted) << shift_))
         return zero if z < lowest else e  # not a number next to 0, with which processors take a hundred times as long
 
-    return exp_in
+    return scaled_exp
 
 
 def _exp(of: Format) -> Any:
-    """``exp(z)`` for every ``z``, to 1.1 ulp: as `exp_in`, but ``2**k`` is multiplied with in two steps."""
+    """``exp(z)`` for every ``z``, to 1.1 ulp: as `scaled_exp`, but ``2**k`` is multiplied with in two steps."""
     parts_of_exp, float_, integer, shift = _parts_of_exp(of), of.float, of.integer, of.integer(of.mantissa)
     lowest, highest, magic = float_(of.lowest), float_(of.highest), float_(1.5 * 2.0**of.mantissa)
     bias, one, zero = integer(of.bias), integer(1), float_(0)
@@ -361,8 +362,8 @@ def _largest(of: Format) -> Any:
     return largest
 
 
-frame_of = _for_each_format("frame_of", _frame_of)
-exp_in = _for_each_format("exp_in", _exp_in)
+exp_scaling = _for_each_format("exp_scaling", _exp_scaling)
+scaled_exp = _for_each_format("scaled_exp", _scaled_exp)
 exp = _for_each_format("exp", _exp)
 log = _for_each_format("log", _log)
 log1p = _for_each_format("log1p", _log1p)

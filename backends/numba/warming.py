@@ -1,65 +1,56 @@
-"""Compiling ahead: a call of each function, in each of its compiled forms, on arrays as small as can be."""
+"""Compiling ahead: calls of a function that compile all its loops, on arrays as small as can be.
 
-from collections.abc import Iterable, Iterator
+The calls follow from the names of the function's parameters: `options` stands for a loss, `w` for a layer, `axis` for
+rows along an axis. Of each pair of loops, over rows and over tiles, one is for few classes and one for many.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numba import biases, kernels, team
-from plugrad.backends.numba.layout import FEW_CLASSES
+from plugrad.backends.numba import column_sums, kernels, team, tiling
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.workspace import Workspace
 
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
-    """Have the functions of these names compiled for these dtypes, and for class indices of NumPy's own integers."""
+    """Compile the functions of these names for these dtypes, and for class indices of NumPy's default integer."""
     dtypes = tuple(dtypes)
     team.look_out(np.zeros(1, np.int64), 0, 1)
     for name in names:
+        function = kernels.FUNCTIONS[name]
         for dtype in dtypes:
-            for arguments in _calls(name, dtype):
-                getattr(kernels, name)(*arguments)
+            for classes in (2, tiling.FEW_CLASSES + 1):
+                for arguments in _calls(function, classes, dtype):
+                    function(**arguments)
 
 
-def _calls(name: str, dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
-    """Arguments that lead to each compiled form: rows of few classes, and of many."""
-    for classes in (2, FEW_CLASSES + 1):
-        x, out = np.ones((2, classes), dtype), np.empty((2, classes), dtype)
-        if name.startswith("linear"):
-            yield from _calls_of_layer_with_loss(name, x)
-        elif "cross_entropy" in name:
-            yield from _calls_of_loss(name, x, out)
-        elif name == "affine":
-            yield (
-                x,
-                np.ones((classes, biases.COLUMNS), dtype),
-                np.ones(biases.COLUMNS, dtype),
-                np.empty((2, biases.COLUMNS), dtype),
-            )
-        elif name == "affine_backward":
-            dy, w = np.ones((2, biases.COLUMNS), dtype), np.ones((classes, biases.COLUMNS), dtype)
-            yield dy, x, w, out, np.empty_like(w), np.empty(biases.COLUMNS, dtype)
-        else:
-            along = (1,) if "softmax" in name else ()
-            yield (x, x.copy(), *along, out) if name.endswith("_backward") else (x, *along, out)
+def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> Iterator[dict[str, Any]]:
+    """Arguments for each compiled form of a function."""
+    names = inspect.signature(function).parameters
+    if "options" in names:
+        for t, options in _labels(function.__name__, classes, COMPUTE[dtype]):
+            arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options, "workspace": Workspace(2**20)}
+            yield {name: arguments[name] for name in names}
+    else:
+        arguments = _arrays(classes, column_sums.COLUMNS if "w" in names else classes, dtype)
+        yield {name: arguments[name] for name in names}
 
 
-def _calls_of_layer_with_loss(name: str, x: Any) -> Iterator[tuple[Any, ...]]:
-    """The same for a layer with its loss."""
-    classes = x.shape[1]
-    w, b = np.ones((classes, classes), x.dtype), np.ones(classes, x.dtype)
-    out = (np.empty_like(x), np.empty_like(w), np.empty_like(b)) if name.endswith("value_and_grad") else ()
-    for _, t, options, loss, _ in _calls_of_loss("softmax_cross_entropy", x.astype(COMPUTE[x.dtype]), None):
-        yield x, w, b, t, options._replace(kernel=name), Workspace(2**20), loss, *out
+def _arrays(inputs: int, outputs: int, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """An argument for each name, of two rows; `inputs` and `outputs` differ for a layer only."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("dy", "y", "p", "dp", "out"), (2, outputs))
+    shapes |= {"x": (2, inputs), "dx": (2, inputs), "w": (inputs, outputs), "dw": (inputs, outputs)}
+    shapes |= {"b": (outputs,), "db": (outputs,)}
+    arrays: dict[str, Any] = {name: np.ones(shape, dtype) for name, shape in shapes.items()}
+    return arrays | {"axis": 1, "dloss": 1.0, "loss": np.empty((), COMPUTE[dtype])}
 
 
-def _calls_of_loss(name: str, x: Any, out: Any) -> Iterator[tuple[Any, ...]]:
-    """The same for class indices and for labels for each class."""
-    plain = LossOptions(name, 1, None, None, 0.0, "mean")
-    smoothed = plain._replace(label_smoothing=0.1, ignore_index=-1)
-    for t, options in ((np.zeros(2, np.int64), plain), (np.zeros(2, np.int64), smoothed), (np.ones_like(x), plain)):
-        if name.endswith("_backward"):
-            yield 1.0, x, t, options, out
-        else:
-            loss = np.empty((), COMPUTE[x.dtype])
-            yield (x, t, options, loss) if name == "cross_entropy" else (x, t, options, loss, out)
+def _labels(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions]]:
+    """Class indices, without and with smoothing, and labels for each class."""
+    plain = LossOptions(kernel, 1, None, None, 0.0, "mean")
+    yield np.zeros(2, np.int64), plain
+    yield np.zeros(2, np.int64), plain._replace(label_smoothing=0.1, ignore_index=-1)
+    yield np.ones((2, classes), compute), plain

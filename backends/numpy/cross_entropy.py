@@ -5,27 +5,29 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
-from plugrad.backends.numpy.labels import LABEL, Labels, inner, label_elements, weighted
+from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.cpu.class_indices import LABEL
+from plugrad.backends.numpy.labels import LabelBlocks, inner, label_elements, weighted
+from plugrad.backends.numpy.pool import Scratch, run_blocks
 from plugrad.backends.numpy.rows import classes_last, load, write
 from plugrad.backends.options import LossOptions
 
 
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
-    labels = Labels(t, p, options)
+    labels = LabelBlocks(t, p, options)
     p = classes_last(p, options.axis)
     each = labels.rows_of(loss)
     if labels.one_class:
-        block_sums = run(partial(_loss_of_classes, labels), (labels.t, p, each), labels.t.shape, LABEL)
+        block_sums = run_blocks(partial(_loss_of_classes, labels), (labels.t, p, each), labels.t.shape, LABEL)
     else:
-        block_sums = run(partial(_loss, labels), (p, labels.t, each), p.shape[:-1], labels.classes)
+        block_sums = run_blocks(partial(_loss, labels), (p, labels.t, each), p.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(block_sums)
 
 
 @quietly
-def _loss_of_classes(labels: Labels, scratch: Scratch, t: Array, p: Array, loss: Array | None) -> float:
+def _loss_of_classes(labels: LabelBlocks, scratch: Scratch, t: Array, p: Array, loss: Array | None) -> float:
     label, weight, ignored = labels.single(t)
     probability = p[label_elements(p, label)].reshape(-1).astype(labels.compute, copy=False)
     losses = np.subtract(0, np.log(probability))
@@ -35,7 +37,7 @@ def _loss_of_classes(labels: Labels, scratch: Scratch, t: Array, p: Array, loss:
 
 
 @quietly
-def _loss(labels: Labels, scratch: Scratch, p: Array, t: Array, loss: Array | None) -> float:
+def _loss(labels: LabelBlocks, scratch: Scratch, p: Array, t: Array, loss: Array | None) -> float:
     p = load(scratch, "p", p)
     spread, _, ignored = labels.spread(t, p, scratch)
     logs = np.log(p, out=scratch.like("logs", p))
@@ -44,18 +46,18 @@ def _loss(labels: Labels, scratch: Scratch, p: Array, t: Array, loss: Array | No
 
 def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
     """``dp = -dloss * t / p``."""
-    labels = Labels(t, p, options)
+    labels = LabelBlocks(t, p, options)
     p, dp = classes_last(p, options.axis), classes_last(dp, options.axis)
     if not labels.divisor:
         dp[...] = 0
         return
     task = _gradient_of_classes if labels.one_class else _gradient
-    run(partial(task, labels, dloss), (p, labels.t, labels.rows_of(dloss), dp), p.shape[:-1], labels.classes)
+    run_blocks(partial(task, labels, dloss), (p, labels.t, labels.rows_of(dloss), dp), p.shape[:-1], labels.classes)
 
 
 @quietly
 def _gradient_of_classes(
-    labels: Labels, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
+    labels: LabelBlocks, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
 ) -> None:
     label, factor, _ = labels.single_gradient(t, dloss if dlosses is None else dlosses)
     where = label_elements(p, label)
@@ -66,7 +68,7 @@ def _gradient_of_classes(
 
 @quietly
 def _gradient(
-    labels: Labels, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
+    labels: LabelBlocks, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
 ) -> None:
     factor = -labels.upstream(dloss if dlosses is None else dlosses)
     p = load(scratch, "p", p)

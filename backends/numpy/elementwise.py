@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, may_hold_work, quietly, run
+from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.numpy.pool import Scratch, may_hold_work, run_blocks
 from plugrad.backends.options import COMPUTE
 
 # The work on one element, to that of softmax: to share so little of it among threads pays later.
@@ -20,7 +21,7 @@ LARGE = 1e30
 
 def relu(x: Array, out: Array) -> None:
     """``out = max(x, 0)``."""
-    run(_relu_16_bits if x.itemsize == 2 else _relu, (x, out), x.shape, LIGHT)
+    run_blocks(_relu_16_bits if x.itemsize == 2 else _relu, (x, out), x.shape, LIGHT)
 
 
 def _relu(scratch: Scratch, x: Array, out: Array) -> None:
@@ -41,7 +42,7 @@ def _relu_16_bits(scratch: Scratch, x: Array, out: Array) -> None:
 def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
     task = _relu_backward_16_bits if y.itemsize == 2 else _relu_backward
-    run(partial(task, out is not dy and may_hold_work(out)), (dy, y, out), y.shape, LIGHT)
+    run_blocks(partial(task, out is not dy and may_hold_work(out)), (dy, y, out), y.shape, LIGHT)
 
 
 def _relu_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
@@ -60,7 +61,7 @@ _relu_backward_16_bits = quietly(_relu_backward)  # comparisons of NaN warn in t
 
 def sigmoid(x: Array, out: Array) -> None:
     """``out = 1 / (1 + exp(-x))``, as ``exp(x) / (1 + exp(x))``."""
-    run(partial(_sigmoid, may_hold_work(out)), (x, out), x.shape, 1)
+    run_blocks(partial(_sigmoid, may_hold_work(out)), (x, out), x.shape, 1)
 
 
 @np.errstate(all="ignore", over="raise", invalid="raise")
@@ -78,7 +79,9 @@ def _sigmoid(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
 
 def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy * y * (1 - y)``."""
-    run(partial(_sigmoid_backward, out is not dy and out is not y and may_hold_work(out)), (dy, y, out), y.shape, LIGHT)
+    run_blocks(
+        partial(_sigmoid_backward, out is not dy and out is not y and may_hold_work(out)), (dy, y, out), y.shape, LIGHT
+    )
 
 
 @quietly

@@ -4,17 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Index, Scratch, cut
+from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.cpu.class_indices import check, counted, unignored
+from plugrad.backends.numpy.pool import Scratch
 from plugrad.backends.numpy.rows import classes_last, elements, row_sums
-from plugrad.backends.options import COMPUTE, LossOptions, bad_label
-
-# What the work on one label takes, in elements: it keeps the temporary arrays of a block of labels small.
-LABEL = 16
-
-UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+from plugrad.backends.options import COMPUTE, LossOptions
 
 
-class Labels:
+class LabelBlocks:
     """The labels of all rows, checked.
 
     Attributes
@@ -118,54 +115,6 @@ class Labels:
         if not self.divisor:
             return 0.0
         return (sums[0] if len(sums) == 1 else float(np.add.reduce(sums))) / self.divisor
-
-
-def counted(t: Array, options: LossOptions) -> float:
-    """The number of class indices that count, each as often as its class weighs: what the mean divides by."""
-    if options.weight is None and options.ignore_index is None:
-        return float(t.size)
-    return sum(_counted(t[index], options) for index in cut(t.shape, LABEL))
-
-
-def _counted(t: Array, options: LossOptions) -> float:
-    labels, ignored = unignored(t, options)
-    if options.weight is None:
-        return float(labels.size - (0 if ignored is None else np.count_nonzero(ignored)))
-    weights = options.weight[labels].astype(np.float64)
-    return float(np.add.reduce(weights if ignored is None else weights[~ignored]))
-
-
-def unignored(t: Array, options: LossOptions) -> tuple[Array, Array | None]:
-    """The class indices of a block, with 0 for ignored rows, and which rows are ignored, None for no row."""
-    labels = t.reshape(-1)
-    if options.ignore_index is None:
-        return labels, None
-    ignored = labels == options.ignore_index
-    return (np.where(ignored, 0, labels), ignored) if ignored.any() else (labels, None)
-
-
-def check(t: Array, classes: int, options: LossOptions) -> None:
-    """Refuse class indices outside ``[0, classes)`` that are not ignored."""
-    # Seen as unsigned, negative labels are larger than any class: the largest label tells whether all are right.
-    unsigned = t.view(UNSIGNED[t.itemsize])
-    if unsigned.item(unsigned.argmax()) < classes:
-        return
-    for index in cut(t.shape, LABEL):
-        bad = unsigned[index] >= classes
-        if options.ignore_index is not None:
-            bad &= t[index] != options.ignore_index
-        if bad.any():
-            row = np.unravel_index(bad.argmax(), bad.shape)
-            raise bad_label(int(t[index][row]), _place(index, row), classes, options)
-
-
-def _place(index: Index, row: tuple[np.intp, ...]) -> tuple[int, ...]:
-    """The indices in the whole array of element `row` of the block at `index`."""
-    within = tuple(map(int, row))
-    if index is ...:
-        return within
-    *outer, piece = index
-    return (*outer, piece.start + within[0], *within[1:])
 
 
 def weighted(losses: Array, weight: Array) -> Array:

@@ -1,13 +1,14 @@
 """Rows of classes: how they are laid out to be worked on, and their exponentials and sums."""
 
-import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, may_hold_work, run
+from plugrad.backends.cpu.blas import MOST_SUMMED, ones
+from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.numpy.pool import Scratch, may_hold_work, run_blocks
 from plugrad.backends.options import COMPUTE
 
 Elements: TypeAlias = tuple[Array, Array]  # a flat view of an array, and the indices of some elements in it
@@ -23,10 +24,6 @@ SOME_CLASSES = 256
 
 # Up to this many elements, the copies that working class by class takes cost more than they save.
 SMALL = 2**11
-
-# Up to this many classes, rows are summed by BLAS, twice as fast as by NumPy and with as many partial sums; for very
-# long rows BLAS may use threads, and its sums then depend on their number.
-BLAS_CLASSES = 1024
 
 # Rows whose exponentials but the largest sum to less than this are confident: the largest of the others are exp(-12)
 # or less, and the rounding of x - max, half an ulp of a number above 12 and so 4 ulp of 1 or more, would show in the
@@ -48,7 +45,7 @@ def over_rows(task: Callable[..., None], axis: int, *arrays: Array) -> None:
     """
     *reads, out = (classes_last(array, axis) for array in arrays)
     in_out = all(array is not arrays[-1] for array in arrays[:-1]) and may_hold_work(out)
-    run(partial(task, in_out), (*reads, out), out.shape[:-1], out.shape[-1])
+    run_blocks(partial(task, in_out), (*reads, out), out.shape[:-1], out.shape[-1])
 
 
 def work_in(in_out: bool, out: Array, scratch: Scratch, name: str, rows: Array) -> Array:
@@ -104,20 +101,12 @@ def largest(rows: Array) -> Array:
 
 
 def row_sums(rows: Array) -> Array:
-    """The sums of the rows."""
-    if rows.shape[1] <= BLAS_CLASSES and rows.flags.c_contiguous:
+    """The sums of the rows: by BLAS twice as fast as by NumPy, with as many partial sums."""
+    if rows.shape[1] <= MOST_SUMMED and rows.flags.c_contiguous:
         total: Array = np.vecdot(rows, ones(rows.dtype)[: rows.shape[1]])
     else:
         total = np.add.reduce(rows, axis=1)
     return total
-
-
-@functools.cache
-def ones(dtype: np.dtype[Any]) -> Array:
-    """As many ones as BLAS sums rows with."""
-    array = np.ones(BLAS_CLASSES, dtype)
-    array.flags.writeable = False
-    return array
 
 
 def elements(rows: Array, columns: Array) -> Elements:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, quietly
+from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.numpy.pool import Scratch
 from plugrad.backends.numpy.rows import (
     elements,
     largest,

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, may_hold_work, quietly, run
-from plugrad.backends.numpy.labels import Labels, inner, label_elements, weighted
+from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.numpy.labels import LabelBlocks, inner, label_elements, weighted
+from plugrad.backends.numpy.pool import Scratch, may_hold_work, run_blocks
 from plugrad.backends.numpy.rows import (
     Elements,
     classes_last,
@@ -25,13 +26,13 @@ from plugrad.backends.options import LossOptions
 
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
     """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
-    labels = Labels(t, x, options)
+    labels = LabelBlocks(t, x, options)
     _over_rows(_loss_and_probabilities, labels, x, t, loss, y)
 
 
 @quietly
 def _loss_and_probabilities(
-    labels: Labels, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, y: Array
+    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, y: Array
 ) -> float:
     e, (flat, index), rest, single, losses, _, _, ignored = _forward(labels, in_out, scratch, x, t, y)
     flat[index] = single
@@ -41,7 +42,7 @@ def _loss_and_probabilities(
 
 def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
-    labels = Labels(t, x, options)
+    labels = LabelBlocks(t, x, options)
     if not labels.divisor:
         loss[...] = 0
         dx[...] = 0
@@ -51,7 +52,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 @quietly
 def _loss_and_gradient(
-    labels: Labels, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array
+    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array
 ) -> float:
     e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, in_out, scratch, x, t, dx)
     factor = (1 if weight is None else weight) / labels.divisor / (rest + single)
@@ -71,30 +72,32 @@ def _loss_and_gradient(
     return labels.collect(losses, ignored, loss)
 
 
-def _over_rows(task: Callable[..., float], labels: Labels, x: Array, t: Array, loss: Array, out: Array) -> None:
+def _over_rows(task: Callable[..., float], labels: LabelBlocks, x: Array, t: Array, loss: Array, out: Array) -> None:
     """Run a task that writes to `out` over blocks of rows, and take the loss from it."""
     each = labels.rows_of(loss)
     apart = out is not x and out is not t
     x, out = classes_last(x, labels.options.axis), classes_last(out, labels.options.axis)
     task = partial(task, labels, apart and may_hold_work(out))
-    sums_of_blocks = run(task, (x, labels.t, each, out), x.shape[:-1], labels.classes)
+    sums_of_blocks = run_blocks(task, (x, labels.t, each, out), x.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(sums_of_blocks)
 
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
     """``dx = dloss * (y - t)``."""
-    labels = Labels(t, y, options)
+    labels = LabelBlocks(t, y, options)
     y, dx = classes_last(y, options.axis), classes_last(dx, options.axis)
     if not labels.divisor:
         dx[...] = 0
         return
-    run(partial(_gradient, labels, dloss), (y, labels.t, labels.rows_of(dloss), dx), y.shape[:-1], labels.classes)
+    run_blocks(
+        partial(_gradient, labels, dloss), (y, labels.t, labels.rows_of(dloss), dx), y.shape[:-1], labels.classes
+    )
 
 
 @quietly
 def _gradient(
-    labels: Labels, dloss: Any, scratch: Scratch, y: Array, t: Array, dlosses: Array | None, dx: Array
+    labels: LabelBlocks, dloss: Any, scratch: Scratch, y: Array, t: Array, dlosses: Array | None, dx: Array
 ) -> None:
     if dlosses is not None:
         dloss = dlosses
@@ -116,7 +119,7 @@ def _gradient(
 
 
 def _forward(
-    labels: Labels, in_out: bool, scratch: Scratch, x: Array, t: Array, out: Array
+    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, out: Array
 ) -> tuple[Array, Elements, Array, Array, Array, Array | None, Array | None, Array | None]:
     """The exponentials, their sums and the losses of a block of rows.
 

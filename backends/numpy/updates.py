@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numpy.blocks import Array, Scratch, quietly, run
+from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.numpy.pool import Scratch, run_blocks
 from plugrad.backends.options import COMPUTE
 
 # Elements of a piece: with what belongs to it, it stays in the second-level cache. Of 2**13 to 2**17 the fastest for
@@ -88,7 +89,7 @@ def _over(task: Any, p: Array, *others: Array | None) -> None:
         task(np.empty((2, *p.shape), COMPUTE[p.dtype]), p, *others)
         return
     flat = [None if array is None else array.reshape(-1) for array in (p, *others)]
-    run(partial(_pieces, task), flat, (p.size,), 1)
+    run_blocks(partial(_pieces, task), flat, (p.size,), 1)
 
 
 @quietly

@@ -1,7 +1,7 @@
-"""Work in blocks: pieces of arrays small enough to stay in cache, shared among threads, with buffers used again.
+"""Blocks shared among a pool of threads, with buffers used again.
 
-The blocks depend on the shape alone, never on the number of threads, and each is computed by itself: results are the
-same, bit for bit, for any number of threads.
+A task computes each block by itself, and the blocks depend on the shape alone: results have the same bits for any
+number of threads.
 """
 
 import functools
@@ -9,46 +9,25 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from plugrad.backends import threads
+from plugrad.backends.cpu import blocks
+from plugrad.backends.cpu.blocks import Array
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-Array: TypeAlias = npt.NDArray[Any]
-Index: TypeAlias = Any  # what cuts a block out of an array: an index tuple, or ... for all of it
 T = TypeVar("T")
-
-# Elements in a block: 2 MiB of float32, so that a block and the buffers for it stay in the last-level cache. Of 2**15
-# to 2**20 it was the fastest for softmax, its gradient and the loss with gradient from 1024 x 1024 to 512 x 50257, on
-# two cores of an EPYC: 2**16 fits the second-level cache but takes half as long again, since between two NumPy calls
-# a thread needs Python's lock, and to hand it from one thread to the other costs more than a cache miss.
-BLOCK = 2**19
 
 # More threads than this wait for Python's lock: it is held for about a tenth of the time that a block takes.
 MOST_THREADS = 8
 
 
-def cut(lead: tuple[int, ...], width: float) -> list[Index]:
-    """Indices that cut arrays into blocks along their leading axes `lead`, each entry of which has `width` elements."""
-    room = max(1, int(BLOCK / width))  # entries in a block
-    if math.prod(lead) <= room:
-        return [...]
-    axis, entries = len(lead) - 1, 1
-    while entries * lead[axis] <= room:
-        entries *= lead[axis]
-        axis -= 1
-    step = max(1, room // entries)
-    pieces = [slice(start, start + step) for start in range(0, lead[axis], step)]
-    return [(*outer, piece) for outer in np.ndindex(*lead[:axis]) for piece in pieces]
-
-
 class Scratch:
-    """Arrays to work in, new ones each time: for work that is done in one block."""
+    """New arrays to work in, for work that is done in one block."""
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """A C-contiguous array whose values are yet undefined."""
@@ -61,8 +40,8 @@ class Scratch:
         return self.array(name, rows.shape[::-1], rows.dtype).T
 
 
-class Buffers(Scratch):
-    """Arrays to work in that lie in the same few buffers for one block after another, and in one call after another.
+class ReusedScratch(Scratch):
+    """Arrays in buffers that are used again for the next block, and in the next call.
 
     New memory would cost more than most kernels: the system hands it out page by page, at the first touch.
     """
@@ -79,18 +58,17 @@ class Buffers(Scratch):
         return buffer[:size].reshape(shape)
 
 
-quietly = np.errstate(all="ignore")  # decorates tasks in which NaN and infinities are results like any other
 _FRESH = Scratch()
-_idle: deque[Buffers] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
+_idle: deque[ReusedScratch] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
 
 
 def may_hold_work(out: Array) -> bool:
-    """Whether tasks may work in `out` before their results are there, if it is no array that they read."""
+    """Whether a task may use `out` as scratch memory before it writes its result there, if it does not read `out`."""
     return out.itemsize > 2 and out.flags.c_contiguous
 
 
-def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: float) -> list[T]:
-    """Call ``task(scratch, *blocks)`` for the blocks of `arrays`, on several threads if there are several blocks.
+def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: float) -> list[T]:
+    """Call ``task(scratch, *parts)`` for each block of `arrays`, on several threads if there are several blocks.
 
     Parameters
     ----------
@@ -108,12 +86,12 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
     list
         What the tasks returned, in the order of the blocks.
     """
-    if math.prod(lead) * width <= BLOCK:
+    if math.prod(lead) * width <= blocks.BLOCK:
         return [task(_FRESH, *arrays)]
     if all(array is not None and array.shape == lead and array.flags.c_contiguous for array in arrays):
         arrays = [array.reshape(-1) for array in arrays if array is not None]
         lead = (math.prod(lead),)
-    indices = cut(lead, width)
+    indices = blocks.cut(lead, width)
     results: dict[int, T] = {}
     # Each thread takes the next block when it has finished one. An iterator would give one of them twice, now and then,
     # where Python has no lock.
@@ -123,7 +101,7 @@ def run(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int,
         try:
             scratch = _idle.pop()
         except IndexError:
-            scratch = Buffers()
+            scratch = ReusedScratch()
         try:
             while True:
                 try:
@@ -163,7 +141,7 @@ def _with_helpers(work: Callable[[], None], helpers: int) -> None:
 
 @functools.cache
 def _pool() -> "ThreadPoolExecutor":
-    """The threads beside the calling one, started at the first large array."""
+    """The threads that help the calling one, started at the first large array."""
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and only needed for large arrays
 
     return ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="plugrad")

@@ -1,31 +1,32 @@
-"""The biases of the affine layer and their gradients: what it needs beside matrix products."""
+"""The gradient of the biases."""
 
 from typing import Any
 
 import numpy as np
 
+from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, result_array
 from plugrad.backends.numba.compiling import compiled
 from plugrad.backends.numba.memory import scratch
+from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import narrow, widen
 
 COLUMNS = 512  # columns that are summed at once: so many sums stay in the first-level cache
 
-# Rows that are summed by themselves: sums of thousands of numbers, one after another, would lose digits.
+# Rows in a partial sum: sums of thousands of numbers, one after another, would lose digits.
 SUMMED_ROWS = 64
 
 
-@compiled()
-def add_bias(start: int, stop: int, b: Any, y: Any) -> None:
-    """``y += b``, row by row."""
-    for i in range(start, stop):
-        row = y[i]
-        for j in range(row.size):
-            row[j] += b[j]
+def column_sums(dy: Array, db: Array) -> None:
+    """``db = sum of the rows of dy``."""
+    rows, sums = contiguous(dy).reshape(-1, db.size), result_array(db)
+    share_work(_sum_columns, -(-db.size // COLUMNS), LIGHT * len(rows) * COLUMNS, rows, sums)
+    copy_result(sums, db)
 
 
 @compiled()
-def column_sums(start: int, stop: int, dy: Any, db: Any) -> None:
-    """``db = sum of the rows of dy``, for so many pieces of `COLUMNS` columns."""
+def _sum_columns(start: int, stop: int, dy: Any, db: Any) -> None:
+    """``db = sum of the rows of dy``, for pieces of `COLUMNS` columns."""
     part, total = scratch(dy, COLUMNS), np.empty(COLUMNS)
     for piece in range(start, stop):
         sums = db[piece * COLUMNS : (piece + 1) * COLUMNS]

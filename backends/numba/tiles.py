@@ -1,11 +1,12 @@
-"""Kernels over many short rows at once, one in each lane of the vector registers.
+"""Compiled loops over tiles: many short rows at once, one in each lane of the vector registers.
 
-They are for rows of few classes, which would leave most lanes idle, and for classes that do not lie side by side, such
-as those of images along axis 1. A tile of so many rows is brought into the first-level cache with the classes along its
-first axis, computed on, and written back.
+They compute rows of few classes, which would leave most lanes idle, and classes that are not contiguous, such as those
+of images along axis 1. An array is a stack of matrices, with the classes along the first axis of a matrix and the rows
+along its columns (see `rowwise.tiling`). A *tile* has the classes along its first axis and a row in each column, which
+is called a *lane*. It is copied to the first-level cache, computed on, and copied back.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -14,44 +15,54 @@ from numba.extending import intrinsic
 
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import scratch
-from plugrad.backends.numba.vector import exp, exp_in, frame_of, log1p, muladd, narrow, widen
+from plugrad.backends.numba.vector import exp, exp_scaling, log1p, muladd, narrow, scaled_exp, widen
+
+# From so many contiguous rows of a matrix on, a tile holds rows of one matrix; below, all rows of several matrices.
+CONTIGUOUS = 16
+
+
+class Place(NamedTuple):
+    """Where a tile is in the flat array."""
+
+    start: int  # its first element
+    class_step: int  # from class to class
+    matrix_step: int  # from matrix to matrix
+    rows: int  # in the tile
+    first: int  # the number of its first row, in the order of the labels
 
 
 @inlined()
-def place(unit: int, size: int, classes: int, inner: int, lanes: int) -> Any:
-    """Where a tile lies in a flat array: its start, the steps from class to class and from matrix to matrix, its rows.
-
-    Last comes the number of its first row, as labels are counted.
-    """
-    if inner < SIDE_BY_SIDE:
+def place_of(unit: int, x: Any, lanes: int) -> Any:
+    """The place of a tile of `lanes` lanes in the stack `x`."""
+    outer, classes, inner = x.shape
+    if inner < CONTIGUOUS:
         first = unit * (lanes // inner) * inner
-        return first * classes, inner, classes * inner, min(lanes // inner * inner, size // classes - first), first
+        rows = min(lanes // inner * inner, outer * inner - first)
+        return Place(first * classes, inner, classes * inner, rows, first)
     tiles = -(-inner // lanes)
-    outer, column = unit // tiles, (unit % tiles) * lanes
-    return outer * classes * inner + column, inner, 1, min(lanes, inner - column), outer * inner + column
-
-
-# From so many rows on that lie side by side at each class, a tile holds some of them; else all of them, and those of
-# several matrices of classes by rows.
-SIDE_BY_SIDE = 16
+    matrix, column = unit // tiles, (unit % tiles) * lanes
+    start = matrix * classes * inner + column
+    return Place(start, inner, 1, min(lanes, inner - column), matrix * inner + column)
 
 
 @inlined()
-def tile_like(x: Any, classes: int, lanes: int) -> Any:
-    """Memory for a tile, the classes made up to whole blocks of those that are transposed."""
+def tile_like(x: Any, lanes: int) -> Any:
+    """Memory for a tile of the stack `x`, the classes padded to whole blocks of `transpose`."""
+    classes = x.shape[1]
     return scratch(x, -(-classes // BLOCK) * BLOCK * lanes).reshape(-1, lanes)[:classes]
 
 
 @inlined()
-def flat_like(x: Any, classes: int, lanes: int) -> Any:
-    """Memory for the rows of a tile as they lie side by side, and for what is moved with the last of them."""
-    return scratch(x, classes * lanes + BLOCK)
+def flat_like(x: Any, lanes: int) -> Any:
+    """Memory for the rows of a tile in the order of the stack, padded by a block of `transpose`."""
+    return scratch(x, x.shape[1] * lanes + BLOCK)
 
 
 @inlined()
-def gather(x: Any, start: int, class_step: int, matrix: int, rows: int, flat: Any, tile: Any) -> None:
-    """Bring a tile in."""
-    if class_step >= SIDE_BY_SIDE:
+def gather(x: Any, place: Place, flat: Any, tile: Any) -> None:
+    """Copy a tile from the flat array `x`."""
+    start, class_step, matrix, rows = place.start, place.class_step, place.matrix_step, place.rows
+    if class_step >= CONTIGUOUS:
         for k in range(len(tile)):
             first = start + k * class_step
             values, row = x[first : first + rows], tile[k]
@@ -74,9 +85,10 @@ def gather(x: Any, start: int, class_step: int, matrix: int, rows: int, flat: An
 
 
 @inlined()
-def scatter(tile: Any, start: int, class_step: int, matrix: int, rows: int, flat: Any, y: Any) -> None:
-    """Write a tile back."""
-    if class_step >= SIDE_BY_SIDE:
+def scatter(tile: Any, place: Place, flat: Any, y: Any) -> None:
+    """Copy a tile to the flat array `y`."""
+    start, class_step, matrix, rows = place.start, place.class_step, place.matrix_step, place.rows
+    if class_step >= CONTIGUOUS:
         for k in range(len(tile)):
             first = start + k * class_step
             values, row = y[first : first + rows], tile[k]
@@ -86,7 +98,7 @@ def scatter(tile: Any, start: int, class_step: int, matrix: int, rows: int, flat
     lanes, last = tile.shape[1], (len(tile) - 1) // BLOCK * BLOCK
     if class_step == 1:
         for lane in range(0, rows, BLOCK):
-            for k in range(last, -1, -BLOCK):  # what is written past the end of a row is written over by the next
+            for k in range(last, -1, -BLOCK):  # the next row overwrites what is written past the end
                 transpose(tile, k * lanes + lane, lanes, flat, lane * matrix + k, matrix)
     else:
         for lane in range(0, rows, class_step):
@@ -98,14 +110,14 @@ def scatter(tile: Any, start: int, class_step: int, matrix: int, rows: int, flat
         values[j] = narrow(flat[j], values[j])
 
 
-BLOCK = 8  # classes and lanes that are transposed at a time, in vector registers
+BLOCK = 8  # classes and lanes that are transposed at a time: eight vector registers of eight float32
 
 
 @intrinsic
 def transpose(
     typing_context: Any, source: Any, start: Any, source_step: Any, result: Any, to: Any, result_step: Any
 ) -> Any:
-    """Transpose a block: so many numbers from each of so many places, a step apart, to as many places.
+    """Transpose a block of `BLOCK` x `BLOCK` numbers, the rows of which are a step apart.
 
     In each of three stages, pairs of rows exchange halves, quarters and eighths. Element by element, the loads and
     stores of a tile take three times as long.
@@ -137,13 +149,13 @@ def transpose(
     return types.none(source, types.intp, types.intp, result, types.intp, types.intp), generate
 
 
-# Classes that are summed up by themselves: sums of thousands of numbers, one after another, would lose digits.
+# Classes in a partial sum: sums of thousands of numbers, one after another, would lose digits.
 PART = 32
 
 
 @inlined()
 def add(total: Any, part: Any, k: int, classes: int) -> None:
-    """After class `k`, add the sums of a part to the totals where the part is complete, and begin a new one."""
+    """After class `k`, add the partial sums to the totals if the part is complete, and begin a new part."""
     if k % PART == PART - 1 or k == classes - 1:
         for lane in range(total.size):
             total[lane] += part[lane]
@@ -161,61 +173,62 @@ def largest_of_lanes(tile: Any, top: Any) -> None:
 
 
 @inlined()
-def frames(x: Any, lanes: int) -> Any:
-    """Memory for the frame of each lane."""
+def scalings_like(x: Any, lanes: int) -> Any:
+    """Memory for the scaling of the exponentials of each lane (see `vector.exp_scaling`)."""
     return scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
 
 
 @inlined()
-def fill_frames(top: Any, frame: Any) -> None:
-    """The frame of each lane, whose largest number is given."""
-    shift, lowest, magic = frame
+def fill_scalings(top: Any, scalings: Any) -> None:
+    """The scaling of each lane, whose largest number is given."""
+    shift, lowest, magic = scalings
     for lane in range(top.size):
-        shift[lane], lowest[lane], magic[lane] = frame_of(top[lane])
+        shift[lane], lowest[lane], magic[lane] = exp_scaling(top[lane])
 
 
 @inlined()
-def rest_of_lanes(tile: Any, top: Any, frame: Any, e: Any, rest: Any, one: Any) -> None:
-    """``e = exp(tile - top)``, scaled, in `one` that of the largest, and in `rest` their sum, unscaled, less 1.
+def exponentials_of_lanes(tile: Any, top: Any, scalings: Any, e: Any, others: Any, one: Any) -> None:
+    """``e = exp(tile - top)``, scaled, in `one` that of the largest, and in `others` their sum, unscaled, less 1.
 
-    The largest exponentials are exactly 1. They are counted; the others are summed by themselves.
+    The largest exponentials are exactly 1. They are counted, and the others summed without them.
     """
-    shift, lowest, magic = frame
+    shift, lowest, magic = scalings
     zero, unit = top.dtype.type(0), top.dtype.type(1)
     ones, part = np.zeros(top.size, top.dtype), np.zeros(top.size, top.dtype)
-    rest[:] = zero
-    fill_frames(top, frame)
+    others[:] = zero
+    fill_scalings(top, scalings)
     for lane in range(top.size):
-        one[lane] = exp_in(top[lane], shift[lane], lowest[lane], magic[lane])
+        one[lane] = scaled_exp(top[lane], shift[lane], lowest[lane], magic[lane])
     for k in range(len(tile)):
         row, values = tile[k], e[k]
         for lane in range(top.size):
-            values[lane] = exp_in(row[lane], shift[lane], lowest[lane], magic[lane])
+            values[lane] = scaled_exp(row[lane], shift[lane], lowest[lane], magic[lane])
             is_one = row[lane] == top[lane]
             part[lane] += zero if is_one else values[lane]
             ones[lane] += unit if is_one else zero
-        add(rest, part, k, len(tile))
+        add(others, part, k, len(tile))
     for lane in range(top.size):
-        rest[lane] = rest[lane] / one[lane] + (ones[lane] - unit)  # NaN where the largest is infinite
+        others[lane] = others[lane] / one[lane] + (ones[lane] - unit)  # NaN where the largest is infinite
 
 
 @compiled()
-def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int, y: Any) -> None:
+def softmax(start: int, stop: int, x: Any, lanes: int, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
-    flat, tile, top = flat_like(x, classes, lanes), tile_like(x, classes, lanes), scratch(x, lanes)
+    classes, flat_x, flat_y = x.shape[1], x.reshape(-1), y.reshape(-1)
+    flat, tile, top = flat_like(x, lanes), tile_like(x, lanes), scratch(x, lanes)
     total, part = scratch(x, lanes), np.zeros(lanes, top.dtype)
-    frame, one = frames(x, lanes), total.dtype.type(1)
+    scalings, one = scalings_like(x, lanes), total.dtype.type(1)
     for unit in range(start, stop):
-        at, class_step, matrix, rows, _ = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, matrix, rows, flat, tile)
+        place = place_of(unit, x, lanes)
+        gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
-        fill_frames(top, frame)
-        shift, lowest, magic = frame
+        fill_scalings(top, scalings)
+        shift, lowest, magic = scalings
         total[:] = total.dtype.type(0)
         for k in range(classes):
             row = tile[k]
             for lane in range(lanes):
-                row[lane] = exp_in(row[lane], shift[lane], lowest[lane], magic[lane])
+                row[lane] = scaled_exp(row[lane], shift[lane], lowest[lane], magic[lane])
                 part[lane] += row[lane]
             add(total, part, k, classes)
         for lane in range(lanes):
@@ -224,19 +237,20 @@ def softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int,
             row = tile[k]
             for lane in range(lanes):
                 row[lane] *= total[lane]
-        scatter(tile, at, class_step, matrix, rows, flat, y)
+        scatter(tile, place, flat, flat_y)
 
 
 @compiled()
-def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner: int, lanes: int, dx: Any) -> None:
+def softmax_backward(start: int, stop: int, dy: Any, y: Any, lanes: int, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    flat, mean = flat_like(y, classes, lanes), scratch(y, lanes)
-    upstream, p = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
+    classes, flat_dy, flat_y, flat_dx = y.shape[1], dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    flat, mean = flat_like(y, lanes), scratch(y, lanes)
+    upstream, p = tile_like(y, lanes), tile_like(y, lanes)
     part = np.zeros(lanes, mean.dtype)
     for unit in range(start, stop):
-        at, class_step, matrix, rows, _ = place(unit, y.size, classes, inner, lanes)
-        gather(dy, at, class_step, matrix, rows, flat, upstream)
-        gather(y, at, class_step, matrix, rows, flat, p)
+        place = place_of(unit, y, lanes)
+        gather(flat_dy, place, flat, upstream)
+        gather(flat_y, place, flat, p)
         mean[:] = mean.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
@@ -245,37 +259,39 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner
         for k in range(classes):
             for lane in range(lanes):
                 p[k, lane] *= upstream[k, lane] - mean[lane]
-        scatter(p, at, class_step, matrix, rows, flat, dx)
+        scatter(p, place, flat, flat_dx)
 
 
 @compiled()
-def log_softmax(start: int, stop: int, x: Any, classes: int, inner: int, lanes: int, y: Any) -> None:
+def log_softmax(start: int, stop: int, x: Any, lanes: int, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    top, rest, one, frame = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), frames(x, lanes)
+    classes, flat_x, flat_y = x.shape[1], x.reshape(-1), y.reshape(-1)
+    flat, tile, e = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    top, others, one, scalings = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scalings_like(x, lanes)
     for unit in range(start, stop):
-        at, class_step, matrix, rows, _ = place(unit, x.size, classes, inner, lanes)
-        gather(x, at, class_step, matrix, rows, flat, tile)
+        place = place_of(unit, x, lanes)
+        gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
-        rest_of_lanes(tile, top, frame, e, rest, one)
+        exponentials_of_lanes(tile, top, scalings, e, others, one)
         for lane in range(lanes):
-            rest[lane] = log1p(rest[lane])
+            others[lane] = log1p(others[lane])
         for k in range(classes):
             for lane in range(lanes):
-                tile[k, lane] = (tile[k, lane] - top[lane]) - rest[lane]
-        scatter(tile, at, class_step, matrix, rows, flat, y)
+                tile[k, lane] = (tile[k, lane] - top[lane]) - others[lane]
+        scatter(tile, place, flat, flat_y)
 
 
 @compiled()
-def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, inner: int, lanes: int, dx: Any) -> None:
+def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, lanes: int, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    flat, total = flat_like(y, classes, lanes), scratch(y, lanes)
-    upstream, logs = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
+    classes, flat_dy, flat_y, flat_dx = y.shape[1], dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    flat, total = flat_like(y, lanes), scratch(y, lanes)
+    upstream, logs = tile_like(y, lanes), tile_like(y, lanes)
     part = np.zeros(lanes, total.dtype)
     for unit in range(start, stop):
-        at, class_step, matrix, rows, _ = place(unit, y.size, classes, inner, lanes)
-        gather(dy, at, class_step, matrix, rows, flat, upstream)
-        gather(y, at, class_step, matrix, rows, flat, logs)
+        place = place_of(unit, y, lanes)
+        gather(flat_dy, place, flat, upstream)
+        gather(flat_y, place, flat, logs)
         total[:] = total.dtype.type(0)
         for k in range(classes):
             for lane in range(lanes):
@@ -284,4 +300,4 @@ def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, classes: int, i
         for k in range(classes):
             for lane in range(lanes):
                 upstream[k, lane] -= exp(logs[k, lane]) * total[lane]
-        scatter(upstream, at, class_step, matrix, rows, flat, dx)
+        scatter(upstream, place, flat, flat_dx)

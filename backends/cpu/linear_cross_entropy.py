@@ -1,0 +1,198 @@
+"""The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on NumPy arrays.
+
+`in_chunks` makes both kernels of a backend from three functions of it, its `ChunkKernels`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, placed, planned
+from plugrad.backends.cpu.affine import GROUP, MATRIX_ROWS, THIN, add_weights
+from plugrad.backends.cpu.blas import gemm, is_matrix
+from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.cpu.class_indices import check, counted
+from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions
+from plugrad.backends.workspace import Workspace
+
+# Up to MOST_CHUNKS chunks are summed in float32: a sum of 122 chunks of 8,192 equal rows was off by 41 ulp. More are
+# summed in float64 in the workspace, unless the classes would be cut into more than FEW_PARTS parts, for each of which
+# the logits are computed again; then up to MANY_CHUNKS are summed in float32 all the same. Such sums are off by
+# hundreds of ulp if all rows are alike, and by about ten if they are not.
+MOST_CHUNKS, MANY_CHUNKS = 64, 1024
+FEW_PARTS = 4
+
+NOTHING = np.empty(0, np.intp)
+
+HOST = "host"  # the key of host memory in a workspace
+
+Loss: TypeAlias = Callable[[Array, Array, LossOptions, Array, Array], None]
+
+
+class ChunkKernels(NamedTuple):
+    """The functions of a backend that compute on the logits of a chunk."""
+
+    loss: Loss  # may overwrite the logits
+    loss_and_gradient: Loss
+    column_sums: Callable[[Array, Array], Any]
+
+
+@quietly
+def in_chunks(
+    kernels: ChunkKernels, layer: Layer, options: LossOptions, workspace: Workspace, results: Results
+) -> None:
+    """Compute the loss of a layer, and the gradients that are wanted."""
+    rows, (inputs, classes), t = layer.rows, layer.w.shape, layer.t
+    if layer.is_index:
+        check(t, classes, options)
+    if options.reduction == "mean":
+        options = options._replace(divisor=counted(t, options) if layer.is_index else float(rows))
+    found, moves = placed(layer, options, results, np.empty, is_strided=True)
+    t = t.reshape((rows,) if layer.is_index else (rows, classes))
+    flat = layer._replace(x=layer.x.reshape(rows, inputs), t=t)
+    chunks = _HostChunks(kernels, flat, options._replace(axis=1), workspace, found)
+    if options.divisor == 0:
+        for array in found:
+            if array is not None:
+                array[...] = 0
+    else:
+        chunks.compute()
+    for target, value in moves:
+        target[...] = value.reshape(target.shape)
+
+
+class _HostChunks(Chunks):
+    """One call on NumPy arrays."""
+
+    def __init__(
+        self, kernels: ChunkKernels, layer: Layer, options: LossOptions, workspace: Workspace, results: Results
+    ) -> None:
+        self.kernels, self.options = kernels, options
+        x, w, dx, dw = layer.x, layer.w, results.dx, results.dw
+        (rows, inputs), classes, compute = x.shape, w.shape[1], COMPUTE[x.dtype]
+        copies_x, copies_w = (not is_matrix(array, compute) for array in (x, w))
+        copies_x |= dw is not None and options.ignore_index is not None  # in the copy, ignored rows become zeros
+        copies_dx = dx is not None and not is_matrix(dx, compute)
+        copies_t = not layer.is_index and not (layer.t.dtype == compute and layer.t.flags.carray)
+        a_row = (classes * (1 + copies_t) + inputs * (copies_x + copies_dx)) * compute.itemsize
+        ways, dtypes = _ways(dw, rows, compute)
+        most = rows if dw is None else MATRIX_ROWS
+        a_column = inputs * compute.itemsize * copies_w
+        plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
+        memory = workspace.memory(HOST, plan.bytes, lambda count: np.empty(count, np.uint8))
+        take = carved(memory, memory.ctypes.data)
+        self._logits = take((plan.rows, classes), compute)
+        self._labels = take((plan.rows, classes), compute) if copies_t else None
+        self._rows = take((plan.rows, inputs), compute) if copies_x else None
+        self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
+        self._weights = take((inputs * plan.columns,), compute) if copies_w else None
+        self._first_copied = -1  # the first of the columns in the copy
+        sums = dtypes[plan.way]
+        sums_of_parts = None if sums is None else take((inputs * plan.columns,), sums)
+        super().__init__(layer, results, plan, copies_w, sums_of_parts)
+        self._compute_loss = kernels.loss_and_gradient if results.have_gradients else kernels.loss
+        self._each = np.empty(()) if options.reduction != "none" else None
+        self._total = 0.0
+        self._biases = (
+            np.empty(classes),
+            np.empty(classes, compute),
+        )  # sums over all rows, and over a chunk
+
+    def logits(self, chunk: slice) -> Array:
+        """``z = x w + b``."""
+        rows = self._readable_rows(chunk)
+        z: Array = self._logits[: len(rows)]
+        if self.b is not None:
+            z[...] = self.b
+        for part in self.parts():
+            gemm(rows, self._columns(part), z[:, part], accumulate=self.b is not None)
+        return z
+
+    def _readable_rows(self, chunk: slice) -> Array:
+        """The rows of a chunk, as BLAS reads them."""
+        if self._rows is None:
+            return self.x[chunk]  # type: ignore[no-any-return]
+        rows: Array = self._rows[: chunk.stop - chunk.start]
+        rows[...] = self.x[chunk]
+        return rows
+
+    def _columns(self, part: slice) -> Array:
+        """Columns of w, as BLAS reads them."""
+        if self._weights is None:
+            return self.w[:, part]  # type: ignore[no-any-return]
+        width = part.stop - part.start
+        copy: Array = self._weights[: len(self.w) * width].reshape(len(self.w), width)
+        if self._first_copied != part.start:
+            copy[...] = self.w[:, part]
+            self._first_copied = part.start
+        return copy
+
+    def put_loss(self, chunk: slice, logits: Array) -> None:
+        """The loss, and ``y - t`` in place of the logits, scaled by the reduction."""
+        t = self.t[chunk]
+        if self._labels is not None:
+            labels = self._labels[: len(logits)]
+            labels[...] = t
+            t = labels
+        if self._each is None:
+            self._compute_loss(logits, t, self.options, self.loss[chunk], logits)
+            return
+        self._compute_loss(logits, t, self.options, self._each, logits)
+        self._total = float(self._each) + (self._total if chunk.start else 0.0)
+        if chunk.stop == self.rows:
+            self.loss[...] = self._total
+
+    def add_weights(self, chunk: slice, slopes: Array, target: Array) -> None:
+        """``dw += x^T dz``."""
+        rows = self.x[chunk] if self._rows is None else self._rows[: len(slopes)]
+        ignored = self._ignored(chunk)
+        if ignored.size:
+            rows[ignored] = 0  # 0 * inf is NaN
+        if target.dtype == rows.dtype:
+            gemm(rows.T, slopes, target, accumulate=chunk.start > 0)
+            return
+        if not chunk.start:
+            target[...] = 0
+        add_weights(rows, slopes, target)
+
+    def put_weights(self, sums: Array, target: Array) -> None:
+        """Copy the sums to the result."""
+        np.copyto(target, sums, casting="same_kind")
+
+    def add_biases(self, chunk: slice, slopes: Array, target: Array) -> None:
+        """``db += sum of the rows of dz``, in float64."""
+        total, sums = self._biases
+        self.kernels.column_sums(slopes, sums)
+        np.add(total if chunk.start else 0, sums, out=total)
+        if chunk.stop == self.rows:
+            target[...] = total
+
+    def put_rows(self, chunk: slice, slopes: Array, target: Array) -> None:
+        """``dx = dz w^T``."""
+        dx = target if self._slopes is None else self._slopes[: len(slopes)]
+        for part in self.parts():
+            gemm(slopes[:, part], self._columns(part).T, dx, accumulate=part.start > 0)
+        if dx is not target:
+            np.copyto(target, dx, casting="same_kind")
+        target[self._ignored(chunk)] = 0  # even where a weight is infinite
+
+    def _ignored(self, chunk: slice) -> Array:
+        """The ignored rows of a chunk."""
+        ignore = self.options.ignore_index
+        return NOTHING if ignore is None else np.flatnonzero(self.t[chunk] == ignore)
+
+
+def _ways(dw: Array | None, rows: int, compute: np.dtype[Any]) -> tuple[list[Way], list[np.dtype[Any] | None]]:
+    """The ways to sum the gradient of the weights, and the dtype of each in the workspace, None: in the result."""
+    wide = Way(FLOAT64.itemsize)
+    if dw is None:
+        return [Way(0)], [None]
+    if dw.size <= THIN and rows > GROUP:
+        return [wide], [FLOAT64]
+    dtype = None if is_matrix(dw, compute) else compute
+    narrow = Way(0 if dtype is None else compute.itemsize)
+    if compute == FLOAT64:
+        return [narrow], [dtype]
+    few, many = narrow._replace(chunks=MOST_CHUNKS), narrow._replace(chunks=MANY_CHUNKS)
+    return [few, wide._replace(parts=FEW_PARTS), many, wide], [dtype, FLOAT64, dtype, FLOAT64]

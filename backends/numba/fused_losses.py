@@ -1,0 +1,299 @@
+"""Compiled loops for softmax with its loss: over rows and over tiles, for class indices and for labels per class.
+
+Each writes the softmax or, if `gradient`, the gradient times `factor` to `y`. Rows come in blocks whose size depends on
+the shape alone. The losses of a block are added in float64, so that their sum has the same bits for any number of
+threads; a tile is such a block.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.numba.compiling import SUM, compiled, inlined
+from plugrad.backends.numba.memory import fill, real, scratch, store
+from plugrad.backends.numba.rows import CONFIDENT, exponentials, sum_of_others, total_of
+from plugrad.backends.numba.targets import (
+    clear_ignored,
+    fill_row,
+    fill_tile,
+    is_ignored,
+    put_losses,
+    sum_of_losses,
+    targets_for,
+    weighted,
+)
+from plugrad.backends.numba.tiles import (
+    add,
+    exponentials_of_lanes,
+    flat_like,
+    gather,
+    largest_of_lanes,
+    place_of,
+    scalings_like,
+    scatter,
+    tile_like,
+)
+from plugrad.backends.numba.vector import largest, log1p, narrow, widen
+
+# A row whose gradient is multiplied by less than this is multiplied twice: one factor that also undoes the scale of the
+# exponentials could be subnormal.
+SMALL_SHARE = 2.0**-40
+
+
+@inlined()
+def _store_gradient(e: Any, norm: Any, share: Any, row: Any) -> None:
+    """``row = e * norm * share``."""
+    if abs(share) < SMALL_SHARE:
+        for j in range(e.size):
+            e[j] *= norm
+        store(e, share, row)
+    else:
+        store(e, share * norm, row)
+
+
+@compiled()
+def rows_of_class_indices(
+    start: int,
+    stop: int,
+    block: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    factor: float,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    y: Any,
+) -> None:
+    """``loss = -weight log(softmax(x))`` of one class per row."""
+    e = scratch(x, x.shape[1])
+    below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
+    zero, one, slope_factor = e.dtype.type(0), e.dtype.type(1), real(x, factor)
+    for b in range(start, stop):
+        rows = min(block, len(x) - b * block)
+        for r in range(rows):
+            i = b * block + r
+            label = t[i]
+            below[r], others[r], scale[r] = zero, zero, zero
+            counts = label != ignore
+            if counts or not gradient:
+                row = x[i]
+                top = largest(row)
+                total = exponentials(row, top, e)
+                norm = one / total
+            if counts:
+                scale[r] = weight[label] if weight.size else one
+                below[r] = top - widen(row[label])
+                others[r] = sum_of_others(row, top, e, total)
+                slope = -others[r] / (one + others[r]) if below[r] == zero else e[label] * norm - one
+            if not gradient:
+                store(e, norm, y[i])
+            elif counts:
+                _store_gradient(e, norm, slope_factor * scale[r], y[i])
+                y[i, label] = narrow(slope_factor * scale[r] * slope, y[i, label])
+            else:
+                fill(y[i], zero)
+        for r in range(rows):  # in a loop of their own, so that the logarithms are taken in vector registers
+            others[r] = weighted(below[r] + log1p(others[r]), scale[r])
+        total_loss = 0.0
+        for r in range(rows):
+            total_loss += np.float64(others[r])
+        sums[b] = total_loss
+        put_losses(others, b * block, rows, losses)
+
+
+@inlined(SUM)
+def _inner_with_logs(q: Any, x: Any, top: Any, log_of_sum: Any) -> Any:
+    """``-sum(q log(softmax(x)))``; a target of 0 adds 0, even to an infinite logarithm."""
+    total = q.dtype.type(0)
+    for j in range(q.size):
+        total += weighted((top - widen(x[j])) + log_of_sum, q[j])
+    return total
+
+
+@compiled()
+def rows_of_labels(
+    start: int,
+    stop: int,
+    block: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    smoothing: float,
+    factor: float,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    y: Any,
+) -> None:
+    """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
+    targets = targets_for(x, t, weight, ignore, smoothing)
+    e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    zero, one = e.dtype.type(0), e.dtype.type(1)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, len(x))):
+            counts = not is_ignored(targets, i)
+            loss = zero
+            if counts or not gradient:
+                row = x[i]
+                top = largest(row)
+                total = exponentials(row, top, e)
+                norm = one / total
+            if counts:
+                fill_row(targets, i, q)
+                others = sum_of_others(row, top, e, total)
+                loss = _inner_with_logs(q, row, top, log1p(others))
+            if counts and gradient:
+                _gradient_of_row(row, top, others, norm, q, e)
+                store(e, real(x, factor), y[i])
+            elif gradient:
+                fill(y[i], zero)
+            else:
+                store(e, norm, y[i])
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+@inlined()
+def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, e: Any) -> None:
+    """``e = y sum(q) - q``, where `e` holds the exponentials and ``y = e * norm``."""
+    target_sum, one = total_of(q), e.dtype.type(1)
+    place = 0
+    if others < CONFIDENT:
+        while widen(row[place]) != top:
+            place += 1
+    # The same, but no difference of like numbers where y is near 1.
+    at_top = (target_sum - q[place]) - target_sum * (others / (one + others))
+    for j in range(q.size):
+        e[j] = e[j] * norm * target_sum - q[j]
+    if others < CONFIDENT:
+        e[place] = at_top
+
+
+@compiled()
+def tiles_of_class_indices(
+    start: int,
+    stop: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    factor: float,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    lanes: int,
+    y: Any,
+) -> None:
+    """``loss = -weight log(softmax(x))`` of one class per row."""
+    classes, flat_x, flat_y = x.shape[1], x.reshape(-1), y.reshape(-1)
+    flat, tile, e = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    top, others, log_of_sum, norm = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+    loss_of, slope, share = scratch(x, lanes), scratch(x, lanes), np.ones(lanes, top.dtype)
+    scalings = scalings_like(x, lanes)
+    zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
+    for unit in range(start, stop):
+        place = place_of(unit, x, lanes)
+        gather(flat_x, place, flat, tile)
+        largest_of_lanes(tile, top)
+        exponentials_of_lanes(tile, top, scalings, e, others, norm)
+        for lane in range(lanes):
+            log_of_sum[lane] = log1p(others[lane])
+            norm[lane] = one / ((one + others[lane]) * norm[lane])  # makes a scaled exponential the softmax
+        for lane in range(place.rows):
+            label = t[place.first + lane]
+            loss_of[lane] = zero
+            if label == ignore:
+                share[lane] = one
+                if gradient:
+                    e[:, lane] = zero
+                    norm[lane] = zero
+            else:
+                scale = weight[label] if weight.size else one
+                is_top = tile[label, lane] == top[lane]
+                y_less_1 = -others[lane] / (one + others[lane]) if is_top else e[label, lane] * norm[lane] - one
+                loss_of[lane] = weighted((top[lane] - tile[label, lane]) + log_of_sum[lane], scale)
+                slope[lane] = slope_factor * scale * y_less_1
+                share[lane] = slope_factor * scale if gradient else one
+        for k in range(classes):
+            row = e[k]
+            for lane in range(lanes):
+                row[lane] = row[lane] * norm[lane] * share[lane]
+        if gradient:
+            for lane in range(place.rows):
+                if t[place.first + lane] != ignore:
+                    e[t[place.first + lane], lane] = slope[lane]
+        sums[unit] = sum_of_losses(loss_of, place.rows)
+        put_losses(loss_of, place.first, place.rows, losses)
+        scatter(e, place, flat, flat_y)
+
+
+@compiled()
+def tiles_of_labels(
+    start: int,
+    stop: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    smoothing: float,
+    factor: float,
+    gradient: bool,
+    losses: Any,
+    sums: Any,
+    lanes: int,
+    y: Any,
+) -> None:
+    """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
+    flat_x, flat_y, targets = x.reshape(-1), y.reshape(-1), targets_for(x, t, weight, ignore, smoothing)
+    tile, e, q = tile_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    top, others, total = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
+    flat, scalings, norm = flat_like(x, lanes), scalings_like(x, lanes), scratch(x, lanes)
+    target_sum, loss_of = scratch(x, lanes), scratch(x, lanes)
+    part_sum, part_loss = np.zeros(lanes, top.dtype), np.zeros(lanes, top.dtype)
+    zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
+    for unit in range(start, stop):
+        place = place_of(unit, x, lanes)
+        gather(flat_x, place, flat, tile)
+        fill_tile(targets, place, flat, q)
+        largest_of_lanes(tile, top)
+        exponentials_of_lanes(tile, top, scalings, e, others, norm)
+        loss_of[:] = zero
+        target_sum[:] = zero
+        for lane in range(lanes):
+            total[lane] = log1p(others[lane])
+        for k in range(len(tile)):
+            row, target = tile[k], q[k]
+            for lane in range(lanes):
+                part_sum[lane] += target[lane]
+                part_loss[lane] += weighted((top[lane] - row[lane]) + total[lane], target[lane])
+            add(target_sum, part_sum, k, len(tile))
+            add(loss_of, part_loss, k, len(tile))
+        for lane in range(lanes):
+            total[lane] = one / (one + others[lane])
+            norm[lane] = total[lane] / norm[lane]  # makes a scaled exponential the softmax
+        for k in range(len(tile)):
+            row, target, values = tile[k], q[k], e[k]
+            if gradient:
+                for lane in range(lanes):
+                    slope = values[lane] * norm[lane] * target_sum[lane] - target[lane]
+                    # The same, but no difference of like numbers where the softmax is near 1.
+                    at_top = (target_sum[lane] - target[lane]) - target_sum[lane] * (others[lane] * total[lane])
+                    is_top = row[lane] == top[lane] and others[lane] < one
+                    values[lane] = slope_factor * (at_top if is_top else slope)
+            else:
+                for lane in range(lanes):
+                    values[lane] *= norm[lane]
+        for lane in range(place.rows):
+            if is_ignored(targets, place.first + lane):
+                loss_of[lane] = zero
+        if gradient:
+            clear_ignored(targets, place, e)
+        sums[unit] = sum_of_losses(loss_of, place.rows)
+        put_losses(loss_of, place.first, place.rows, losses)
+        scatter(e, place, flat, flat_y)

@@ -1,0 +1,132 @@
+"""Compiled loops for the gradients of a loss by its upstream gradient: one number for all rows, or one for each."""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.numba.compiling import compiled, inlined
+from plugrad.backends.numba.memory import fill, scratch, store
+from plugrad.backends.numba.rows import total_of
+from plugrad.backends.numba.targets import clear_ignored, fill_row, fill_tile, is_ignored, targets_for
+from plugrad.backends.numba.tiles import Place, add, flat_like, gather, place_of, scatter, tile_like
+from plugrad.backends.numba.vector import widen
+
+
+@inlined()
+def _step(upstream: Any) -> int:
+    """The step from row to row in the upstream gradient."""
+    return 1 if upstream.size > 1 else 0
+
+
+@compiled()
+def rows_of_softmax(
+    start: int, stop: int, x: Any, t: Any, weight: Any, ignore: int, smoothing: float, upstream: Any, out: Any
+) -> None:
+    """``out = upstream (x sum(q) - q)``, of the softmax `x` and the targets `q` of each row."""
+    q, values = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    targets, step = targets_for(x, t, weight, ignore, smoothing), _step(upstream)
+    for i in range(start, stop):
+        if is_ignored(targets, i):
+            fill(out[i], q.dtype.type(0))
+            continue
+        row = x[i]
+        fill_row(targets, i, q)
+        target_sum = total_of(q)
+        factor = upstream[i * step]
+        for j in range(q.size):
+            values[j] = factor * (widen(row[j]) * target_sum - q[j])
+        store(values, q.dtype.type(1), out[i])
+
+
+@compiled()
+def rows_of_probabilities(
+    start: int, stop: int, x: Any, t: Any, weight: Any, ignore: int, smoothing: float, upstream: Any, out: Any
+) -> None:
+    """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
+    q, values = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    targets, step = targets_for(x, t, weight, ignore, smoothing), _step(upstream)
+    zero = q.dtype.type(0)
+    for i in range(start, stop):
+        if is_ignored(targets, i):
+            fill(out[i], zero)
+            continue
+        row = x[i]
+        fill_row(targets, i, q)
+        factor = upstream[i * step]
+        for j in range(q.size):
+            values[j] = zero if q[j] == zero else -factor * q[j] / widen(row[j])
+        store(values, q.dtype.type(1), out[i])
+
+
+@inlined()
+def _fill_upstream(upstream: Any, place: Place, factor: Any) -> None:
+    """The upstream gradient of each row of a tile."""
+    step = _step(upstream)
+    for lane in range(place.rows):
+        factor[lane] = upstream[(place.first + lane) * step]
+
+
+@compiled()
+def tiles_of_softmax(
+    start: int,
+    stop: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    smoothing: float,
+    upstream: Any,
+    lanes: int,
+    out: Any,
+) -> None:
+    """``out = upstream (x sum(q) - q)``, of the softmax `x` and the targets `q` of each row."""
+    flat_x, flat_out, targets = x.reshape(-1), out.reshape(-1), targets_for(x, t, weight, ignore, smoothing)
+    flat, p, q = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    target_sum, factor, part = scratch(x, lanes), np.zeros(lanes, p.dtype), np.zeros(lanes, p.dtype)
+    for unit in range(start, stop):
+        place = place_of(unit, x, lanes)
+        gather(flat_x, place, flat, p)
+        fill_tile(targets, place, flat, q)
+        _fill_upstream(upstream, place, factor)
+        target_sum[:] = p.dtype.type(0)
+        for k in range(len(q)):
+            target = q[k]
+            for lane in range(lanes):
+                part[lane] += target[lane]
+            add(target_sum, part, k, len(q))
+        for k in range(len(q)):
+            row, target = p[k], q[k]
+            for lane in range(lanes):
+                row[lane] = factor[lane] * (row[lane] * target_sum[lane] - target[lane])
+        clear_ignored(targets, place, p)
+        scatter(p, place, flat, flat_out)
+
+
+@compiled()
+def tiles_of_probabilities(
+    start: int,
+    stop: int,
+    x: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    smoothing: float,
+    upstream: Any,
+    lanes: int,
+    out: Any,
+) -> None:
+    """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
+    flat_x, flat_out, targets = x.reshape(-1), out.reshape(-1), targets_for(x, t, weight, ignore, smoothing)
+    flat, tile, q = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    factor, zero = np.zeros(lanes, tile.dtype), tile.dtype.type(0)
+    for unit in range(start, stop):
+        place = place_of(unit, x, lanes)
+        gather(flat_x, place, flat, tile)
+        fill_tile(targets, place, flat, q)
+        _fill_upstream(upstream, place, factor)
+        for k in range(len(q)):
+            row, target = tile[k], q[k]
+            for lane in range(lanes):
+                row[lane] = zero if target[lane] == zero else -factor[lane] * target[lane] / row[lane]
+        clear_ignored(targets, place, tile)
+        scatter(tile, place, flat, flat_out)

@@ -1,0 +1,115 @@
+"""Compiled loops for the cross-entropy of probabilities: over rows and over tiles.
+
+The losses of a block of rows, or of a tile, are added in float64 (see `fused_losses`).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from plugrad.backends.numba.compiling import SUM, compiled, inlined
+from plugrad.backends.numba.memory import scratch
+from plugrad.backends.numba.targets import (
+    fill_row,
+    fill_tile,
+    is_ignored,
+    put_losses,
+    sum_of_losses,
+    targets_for,
+    weighted,
+)
+from plugrad.backends.numba.tiles import add, flat_like, gather, place_of, tile_like
+from plugrad.backends.numba.vector import log, widen
+
+
+@compiled()
+def class_indices(
+    start: int, stop: int, block: int, p: Any, t: Any, weight: Any, ignore: int, losses: Any, sums: Any
+) -> None:
+    """``loss = -weight log(p)`` of one class per row of the stack `p`; no other probability is read."""
+    _, classes, inner = p.shape
+    flat_p = p.reshape(-1)
+    zero, one = losses.dtype.type(0), losses.dtype.type(1)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, t.size)):
+            loss = zero
+            if t[i] != ignore:
+                at = (i // inner * classes + t[i]) * inner + i % inner
+                loss = weighted(-log(widen(flat_p[at])), weight[t[i]] if weight.size else one)
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+@inlined(SUM)
+def _inner_with_log(q: Any, p: Any) -> Any:
+    """``-sum(q log(p))``; a target of 0 adds 0, even to an infinite logarithm."""
+    total = q.dtype.type(0)
+    for j in range(q.size):
+        total += weighted(-log(widen(p[j])), q[j])
+    return total
+
+
+@compiled()
+def rows_of_labels(
+    start: int,
+    stop: int,
+    block: int,
+    p: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    smoothing: float,
+    losses: Any,
+    sums: Any,
+) -> None:
+    """``loss = -sum(q log(p))`` for the targets `q` of each row."""
+    q, targets = scratch(p, p.shape[1]), targets_for(p, t, weight, ignore, smoothing)
+    for b in range(start, stop):
+        total_loss = 0.0
+        for i in range(b * block, min((b + 1) * block, len(p))):
+            loss = q.dtype.type(0)
+            if not is_ignored(targets, i):
+                fill_row(targets, i, q)
+                loss = _inner_with_log(q, p[i])
+            total_loss += np.float64(loss)
+            if losses.size:
+                losses[i] = loss
+        sums[b] = total_loss
+
+
+@compiled()
+def tiles_of_labels(
+    start: int,
+    stop: int,
+    p: Any,
+    t: Any,
+    weight: Any,
+    ignore: int,
+    smoothing: float,
+    losses: Any,
+    sums: Any,
+    lanes: int,
+) -> None:
+    """``loss = -sum(q log(p))`` for the targets `q` of each row."""
+    flat_p, targets = p.reshape(-1), targets_for(p, t, weight, ignore, smoothing)
+    flat, tile, q = flat_like(p, lanes), tile_like(p, lanes), tile_like(p, lanes)
+    loss_of, part = scratch(p, lanes), np.zeros(lanes, tile.dtype)
+    zero = tile.dtype.type(0)
+    for unit in range(start, stop):
+        place = place_of(unit, p, lanes)
+        gather(flat_p, place, flat, tile)
+        fill_tile(targets, place, flat, q)
+        loss_of[:] = zero
+        for k in range(len(tile)):
+            row, target = tile[k], q[k]
+            for lane in range(lanes):
+                part[lane] += weighted(-log(row[lane]), target[lane])
+            add(loss_of, part, k, len(tile))
+        for lane in range(place.rows):
+            if is_ignored(targets, place.first + lane):
+                loss_of[lane] = zero
+        sums[unit] = sum_of_losses(loss_of, place.rows)
+        put_losses(loss_of, place.first, place.rows, losses)

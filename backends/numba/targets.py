@@ -1,0 +1,178 @@
+"""Labels in compiled code: checks of class indices, and the targets, weights and ignored rows that labels stand for.
+
+Labels `t` are class indices, or numbers for each class in the format that is computed in, in the order of the array
+that they are compared with. A target is a label, smoothed and weighted: ``(t * keep + spread) * weight``.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from plugrad.backends.numba.compiling import compiled, inlined
+from plugrad.backends.numba.memory import real
+from plugrad.backends.numba.tiles import PART, Place, gather
+
+
+@inlined()
+def _is_wrong(label: int, classes: int, ignore: int) -> bool:
+    return (label < 0 or label >= classes) and label != ignore
+
+
+@compiled()
+def first_wrong(t: Any, classes: int, ignore: int) -> int:
+    """The first row whose class index is neither `ignore` nor in ``[0, classes)``; -1 if there is none."""
+    wrong = False
+    for i in range(t.size):  # without an early exit, so that it runs in vector registers
+        wrong |= _is_wrong(t[i], classes, ignore)
+    if wrong:
+        for i in range(t.size):
+            if _is_wrong(t[i], classes, ignore):
+                return i
+    return -1
+
+
+@compiled()
+def count(t: Any, weight: Any, ignore: int) -> float:
+    """The number of class indices that are not `ignore`, or the sum of their weights."""
+    total = 0.0
+    for i in range(t.size):
+        if t[i] != ignore:
+            total += np.float64(weight[t[i]]) if weight.size else 1.0
+    return total
+
+
+class Targets(NamedTuple):
+    """The labels of all rows, and how they become targets."""
+
+    t: Any
+    weight: Any  # of each class; empty: 1
+    ignore: int  # the class index of ignored rows; -1: no row is ignored
+    keep: Any
+    spread: Any
+
+
+@inlined()
+def targets_for(x: Any, t: Any, weight: Any, ignore: int, smoothing: float) -> Any:
+    """The targets for an array whose classes are along its second axis."""
+    return Targets(t, weight, ignore, real(x, 1 - smoothing), real(x, smoothing / x.shape[1]))
+
+
+def _are_indices(targets: Any) -> bool:
+    return isinstance(targets.types[0].dtype, types.Integer)
+
+
+def is_ignored(targets: Targets, i: int) -> bool:
+    """Whether row `i` is ignored."""
+    raise NotImplementedError
+
+
+@overload(is_ignored, strict=False)
+def _is_ignored(targets: Any, i: int) -> Any:
+    if _are_indices(targets):
+        return lambda targets, i: targets.t[i] == targets.ignore
+    return lambda targets, i: False
+
+
+def fill_row(targets: Targets, i: int, q: Any) -> None:
+    """``q``: the targets of row `i`."""
+    raise NotImplementedError
+
+
+@overload(fill_row, strict=False)
+def _fill_row(targets: Any, i: int, q: Any) -> Any:
+    if _are_indices(targets):
+
+        def of_class(targets: Targets, i: int, q: Any) -> None:
+            label, weight, keep, spread = targets.t[i], targets.weight, targets.keep, targets.spread
+            if spread == q.dtype.type(0):  # the weights of other classes do not matter, be they infinite
+                q[:] = spread
+                q[label] = keep * weight[label] if weight.size else keep
+                return
+            q[:] = spread
+            q[label] += keep
+            if weight.size:
+                q *= weight
+
+        return of_class
+
+    def of_each_class(targets: Targets, i: int, q: Any) -> None:
+        labels = targets.t[i * q.size : (i + 1) * q.size]
+        keep, spread = targets.keep, targets.spread
+        for j in range(q.size):
+            q[j] = labels[j] * keep + spread
+        if targets.weight.size:
+            q *= targets.weight
+
+    return of_each_class
+
+
+def fill_tile(targets: Targets, place: Place, flat: Any, q: Any) -> None:
+    """``q``: the targets of the rows of a tile; `flat` is memory to gather it with."""
+    raise NotImplementedError
+
+
+@overload(fill_tile, strict=False)
+def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
+    if _are_indices(targets):
+
+        def of_class(targets: Targets, place: Place, flat: Any, q: Any) -> None:
+            weight, keep, spread = targets.weight, targets.keep, targets.spread
+            for k in range(len(q)):
+                q[k, :] = weight[k] * spread if weight.size and spread != q.dtype.type(0) else spread
+            for lane in range(place.rows):
+                label = targets.t[place.first + lane]
+                if 0 <= label < len(q):  # else it is ignored
+                    q[label, lane] += weight[label] * keep if weight.size else keep
+
+        return of_class
+
+    def of_each_class(targets: Targets, place: Place, flat: Any, q: Any) -> None:
+        keep, spread = targets.keep, targets.spread
+        gather(targets.t, place, flat, q)
+        for k in range(len(q)):
+            row = q[k]
+            for lane in range(row.size):
+                row[lane] = row[lane] * keep + spread
+            if targets.weight.size:
+                row *= targets.weight[k]
+
+    return of_each_class
+
+
+def weighted(loss: Any, weight: Any) -> Any:
+    """``loss * weight``; an infinite loss of weight 0 is 0."""
+    raise NotImplementedError
+
+
+@overload(weighted, strict=False)
+def _weighted(loss: Any, weight: Any) -> Any:
+    zero = np.float64(0) if weight == types.float64 else np.float32(0)
+    return lambda loss, weight: zero if weight == zero and loss == np.inf else loss * weight
+
+
+@inlined()
+def clear_ignored(targets: Targets, place: Place, tile: Any) -> None:
+    """Zeros for the ignored rows of a tile."""
+    for lane in range(place.rows):
+        if is_ignored(targets, place.first + lane):
+            tile[:, lane] = tile.dtype.type(0)
+
+
+@inlined()
+def sum_of_losses(values: Any, rows: int) -> float:
+    """The sum of the losses of the rows of a tile, in float64."""
+    total, part = 0.0, 0.0
+    for lane in range(rows):
+        part += np.float64(values[lane])
+        if lane % PART == PART - 1 or lane == rows - 1:
+            total, part = total + part, 0.0
+    return total
+
+
+@inlined()
+def put_losses(values: Any, first: int, rows: int, losses: Any) -> None:
+    """Write the losses of some rows to those of all rows, unless only their sum is wanted."""
+    if losses.size:
+        losses[first : first + rows] = values[:rows]
