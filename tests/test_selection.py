@@ -604,7 +604,12 @@ def plug_ins(tmp_path: Path) -> Path:
     install("bad", "bad", "bad_room", "print('bad is imported')\nimport no_such_module\n")
     install("exits", "exits", "exits_room", "raise SystemExit(3)\n")
     install("raises", "raises", "raises_room", "def relu(x, out): raise ZeroDivisionError('in the kernel')\n")
-    install("hangs", "hangs", "hangs_room", "import time\ntime.sleep(1.5)\ndef relu(x, out): out[...] = 1\n")
+    install(
+        "hangs",
+        "hangs",
+        "hangs_room",
+        "import sys\nsys.entered.set()\nsys.released.wait()\ndef relu(x, out): out[...] = 1\n",
+    )
     shapes = "import numpy as np\ndef empty(shape, dtype): return np.empty((2, 9))\ndef relu(x, out): out[...] = 0\n"
     install("shapes", "shapes", "shapes_room", shapes)
     returns = "import numpy as np\ndef relu(x, out): return np.maximum(x, 0)\n"
@@ -755,20 +760,21 @@ def test_a_damaged_distribution_hides_no_others(plug_ins: Path) -> None:
 
 def test_a_plug_in_that_hangs_holds_nobody_up(plug_ins: Path) -> None:
     code = """
-        import threading, time
+        import sys, threading
         from plugrad import backends, kernels as K
         K.relu([1.0]), backends.available()
+        sys.entered, sys.released = threading.Event(), threading.Event()  # the plug-in waits while it is imported
         def slow():
             with backends.use("hangs"):
                 print("late", K.relu([5.0])[0])
         thread = threading.Thread(target=slow)
         thread.start()
-        time.sleep(0.2)
-        start = time.monotonic()
+        sys.entered.wait()
         with backends.use("numpy"):
             print("early", K.relu([2.0])[0])
         backends.available(), backends.explain("relu")
-        print(time.monotonic() - start < 0.5)
+        print(thread.is_alive())
+        sys.released.set()
         thread.join()
         """
     told = python(code, plug_ins, PLUGRAD_BACKEND="numpy").stdout.splitlines()

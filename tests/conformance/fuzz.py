@@ -22,8 +22,8 @@ from plugrad.backends import Backend, registry
 from plugrad.kernels import KERNELS, Kernel
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.around import AROUND
-from plugrad.tests.conformance.random_calls import Call, judge, random_call
-from plugrad.tests.conformance.spoiling import Dice, spoil
+from plugrad.tests.conformance.random_calls import Call, Dice, judge, random_call
+from plugrad.tests.conformance.spoiling import spoil
 from plugrad.tests.conformance.subject import Case, Subject, as_tuple
 
 # Tolerances are for what is usual, and of a million calls some are not: labels whose sum cancels, logits of 1e4. The
