@@ -91,6 +91,7 @@ def commands() -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("commands")  # one after another: some read what another one has written
 @pytest.mark.parametrize("command", commands())
 def test_commands(command: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
