@@ -146,6 +146,7 @@ def test_one_side_by_itself() -> None:
     assert told["memory"] < 1e6  # of relu in place; what is measured with is no part of it
 
 
+@pytest.mark.slow
 def test_a_table_of_all_sides() -> None:
     arguments = ("relu", "step", "--backend", "numpy", "--peers", "textbook,no_such_peer", "--rounds", "1")
     assert (
@@ -201,6 +202,7 @@ RESULTS = Path(__file__).parent.parent / "bench" / "results"
 SMALL = ("relu", "affine", "--sizes", "64x32", "--backend", "numpy", "--rounds", "2")
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_and_compared(tmp_path: Path) -> None:
     kept, slower, faster = (tmp_path / f"{name}.json" for name in ("kept", "slower", "faster"))
     done = command("plugrad.bench", *SMALL, "--peers", "textbook", "--json", str(kept))
@@ -273,6 +275,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     assert 1 <= len(found["rows"]) < 40
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_shown_again(tmp_path: Path) -> None:
     kept, page, pictures, document = (tmp_path / name for name in ("kept.json", "page.html", "pictures", "document.md"))
     sizes = ("softmax", "--sizes", "8x5", "--backend", "numpy", "--peers", "textbook", "--quick")
@@ -326,6 +329,7 @@ def test_the_tables_of_results_are_those_of_what_was_kept(path: Path) -> None:
     assert path.with_suffix(".md").read_text() == table.document(kept), f"--from {path} --markdown writes it anew"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_told_before_and_after(tmp_path: Path) -> None:
     small = ("relu", "--sizes", "8x5", "--backend", "numpy", "--rounds", "1")
     (tmp_path / "file").touch()
@@ -437,6 +441,7 @@ def test_threads_are_bound_for_curves() -> None:
     assert all(curve.numbers == numbers for curve in found)
 
 
+@pytest.mark.slow
 def test_quick_measures_less() -> None:
     done = command("plugrad.bench", "relu", "sigmoid", "--backend", "numpy", "--quick")
     assert done.returncode == 0, done.stderr
@@ -462,6 +467,7 @@ def test_products_are_those_of_the_kernel() -> None:
         products.prepare(Case("relu", "6x4"))
 
 
+@pytest.mark.slow
 def test_the_suite_for_pytest_benchmark(tmp_path: Path) -> None:
     told = tmp_path / "told.json"
     chosen = "float32 and numpy and (32x10 or 32x64x10 or 64-784-128-10)"
@@ -501,6 +507,7 @@ def test_where_the_time_of_a_call_goes() -> None:
         assert overhead == pytest.approx(call - compute, abs=0.011)
 
 
+@pytest.mark.slow
 def test_memory_beside_arguments_and_results() -> None:
     name = "linear_cross_entropy_value_and_grad"
     sizes = ("--sizes", "3000x64x5000", "--backend", "numpy", "--peers", "textbook", "--rounds", "1", "--memory")

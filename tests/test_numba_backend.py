@@ -539,6 +539,7 @@ with team._team.announcing:
     assert python(code, PLUGRAD_NUM_THREADS="3").split()[:2] == ["True", "True"]
 
 
+@pytest.mark.slow
 def test_one_thread_starts_no_others() -> None:
     count = "import threading; K.softmax(x); print(threading.active_count())"
     assert python(count, PLUGRAD_NUM_THREADS="1").split()[0] == "1"
@@ -674,6 +675,7 @@ def test_compiled_code_is_kept_and_anything_wrong_with_it_costs_only_time(tmp_pa
     assert python(CALL, **folder).strip() == "True"  # what was wrong has been replaced
 
 
+@pytest.mark.slow
 def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) -> None:
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     python(CALL, **folder)
@@ -741,6 +743,7 @@ def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.Mo
     assert stamp() != before
 
 
+@pytest.mark.slow
 def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:
     call = CALL + "; print(abs(K.relu(x.astype(float)).sum() - np.maximum(x, 0).sum()) < 1)"
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
