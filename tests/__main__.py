@@ -16,7 +16,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", action="append", metavar="NAME", help="the backend to test; may be repeated")
     parser.add_argument("--kernel", action="append", choices=KERNELS, metavar="NAME", help="test this kernel only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every result to this file")
-    parser.add_argument("--long", action="store_true", help="search for failing calls for minutes instead of seconds")
     parser.add_argument(
         "--accuracy", action="store_true", help="report errors in ulp, beside NumPy and other libraries"
     )
@@ -30,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("argument --call: expected the number of a call, from 0 on, and --fuzz and --seed with it")
     if chosen.seed is not None and chosen.fuzz is None:
         parser.error("argument --seed: expected --fuzz with it")
-    if chosen.fuzz is not None and (chosen.long or chosen.accuracy):
-        parser.error("argument --fuzz: not allowed with --long or --accuracy")
+    if chosen.fuzz is not None and chosen.accuracy:
+        parser.error("argument --fuzz: not allowed with --accuracy")
     if chosen.fuzz is not None and not 0 < chosen.fuzz < math.inf and chosen.call is None:
         parser.error(f"argument --fuzz: expected a number of seconds above 0, got {chosen.fuzz:g}")
     try:
@@ -48,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         seed = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
         return fuzz.run(chosen.backend, chosen.kernel, chosen.json, chosen.fuzz, seed, chosen.call)
     run = accuracy.report if chosen.accuracy else report.run
-    return run(chosen.backend, chosen.kernel, json=chosen.json, long=chosen.long)
+    return run(chosen.backend, chosen.kernel, json=chosen.json)
 
 
 def _can_be_written(path: Path) -> bool:

@@ -1,26 +1,42 @@
-"""Options of the conformance suite; every test starts with the backend that the environment says, and leaves it so."""
+"""Which tests run: the quick ones, the slow ones, and what the conformance suite is run on.
+
+Every test starts with the backend that the environment names, and leaves it so.
+"""
 
 import os
+import shutil
+from collections.abc import Generator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from plugrad.backends import profile, registry, selection
-from plugrad.tests.conformance.checks import CHECKS
+from plugrad.tests.conformance.checks import CHECKS, Check
 from plugrad.tests.conformance.selection import not_a_backend, under_test
 from plugrad.tests.conformance.subject import Subject
-from plugrad.tests.records import RECORDS
+from plugrad.tests.records import RECORDS, Record
+
+# What tests may need beside Python: the names of its program, and what installs it.
+PROGRAMS = {
+    "g++": (("g++",), "apt-get install g++"),
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), "apt-get install chromium"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that choose what the conformance suite is run on."""
+    """Add the options that choose what the conformance suite is run on, and whether tests may be skipped."""
     group = parser.getgroup("plugrad")
     group.addoption("--backend", action="append", metavar="NAME", help="run the conformance suite on this backend")
     group.addoption("--kernel", action="append", metavar="NAME", choices=list(RECORDS), help="and on this kernel only")
-    group.addoption("--long", action="store_true", help="search for failing calls for minutes instead of seconds")
+    group.addoption("--no-skips", action="store_true", help="a test that would be skipped fails")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse names that no backend has; what was measured on this machine changes nothing."""
+    config.addinivalue_line("markers", "slow: left out unless asked for, by -m slow or -m ''")
+    config.addinivalue_line("markers", "needs(program): skipped where the program is not installed")
+    config.addinivalue_line("markers", "xdist_group(name): these share a worker under --dist loadgroup")
     os.environ[profile.VARIABLE] = profile.OFF
     for name in config.getoption("backend") or ():
         if complaint := not_a_backend(name):
@@ -32,7 +48,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = {"found", "subject", "check", "stand_in"} & set(metafunc.fixturenames)
     if not wanted:
         return
-    found = under_test(metafunc.config)
+    found = under_test(metafunc.config.getoption("backend"))
     kernels = metafunc.config.getoption("kernel") or list(RECORDS)
     subjects = [entry for entry in found if isinstance(entry, Subject)]
     if "found" in wanted:
@@ -41,7 +57,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             ("subject", "kernel", "check", "dtype"),
             [
-                pytest.param(subject, kernel, check, dtype, id=f"{subject.name}-{kernel.name}-{check.name}-{dtype}")
+                pytest.param(
+                    subject,
+                    kernel,
+                    check,
+                    dtype,
+                    id=f"{subject.name}-{kernel.name}-{check.name}-{dtype}",
+                    marks=[] if dtype == _quick_dtype(check, kernel) else [pytest.mark.slow],
+                )
                 for subject in subjects
                 for check in CHECKS.values()
                 for kernel in check.kernels
@@ -65,11 +88,44 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+def _quick_dtype(check: Check, kernel: Record) -> np.dtype[Any]:
+    """The dtype in which the quick tests make a check of a kernel: each in turn, so that all occur."""
+    turn = list(CHECKS).index(check.name) + list(RECORDS).index(kernel.name)
+    return check.dtypes[turn % len(check.dtypes)]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drop what pytest makes of a test without parameters, a skip, where no backend can run."""
+    """Say which tests share a worker under ``--dist loadgroup``, and drop those without parameters.
+
+    The tests of a check of the suite share one, and the quick tests of a file. A slow test goes to the worker that is
+    free, unless its file puts it into a group. Where no backend can run, pytest makes a skip of a test of backends.
+    """
     items[:] = [
         item for item in items if not any("empty parameter set" in str(m.kwargs) for m in item.iter_markers("skip"))
     ]
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            check = getattr(item, "callspec").params.get("check") if hasattr(item, "callspec") else None  # noqa: B009
+            shared = item.name if item.get_closest_marker("slow") else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(check.name if isinstance(check, Check) else shared))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose program is not installed, and say how to get it."""
+    for mark in item.iter_markers("needs"):
+        names, command = PROGRAMS[mark.args[0]]
+        if not any(map(shutil.which, names)):
+            pytest.skip(f"needs {mark.args[0]}: {command}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make a skip a failure where none is allowed."""
+    report = yield
+    if report.skipped and item.config.getoption("no_skips"):
+        report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -27,14 +27,13 @@ from plugrad.kernels import KERNELS
 
 
 def kernels_of_peers() -> list[Any]:
-    """Return each installed peer with each of its kernels, and the other peers to be skipped."""
-    pairs = []
-    for peer in PEERS:
-        if sides.is_installed(peer):
-            pairs += [pytest.param(peer, name, id=f"{peer}-{name}") for name in sides.load(peer).NAMES]
-        else:
-            pairs.append(pytest.param(peer, "", marks=pytest.mark.skip(f"{peer} is not installed"), id=peer))
-    return pairs
+    """Return each installed peer with each of its kernels."""
+    return [
+        pytest.param(peer, name, id=f"{peer}-{name}")
+        for peer in PEERS
+        if sides.is_installed(peer)
+        for name in sides.load(peer).NAMES
+    ]
 
 
 # Confident rows and large arguments, where the peers' losses are infinite and their sigmoid 0, are compared elsewhere.
@@ -172,6 +171,7 @@ def test_one_side_by_itself() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_table_of_all_sides() -> None:
     arguments = ("relu", "step", "--backend", "numpy", "--peers", "textbook,no_such_peer", "--rounds", "1")
     assert (
@@ -230,6 +230,7 @@ def test_a_table_of_all_sides() -> None:
 SMALL = ("relu", "affine", "--sizes", "64x32", "--backend", "numpy", "--rounds", "2")
 
 
+@pytest.mark.slow
 def test_results_are_written_and_compared(tmp_path: Path) -> None:
     kept, slower, faster = (tmp_path / f"{name}.json" for name in ("kept", "slower", "faster"))
     done = command("plugrad.bench", *SMALL, "--peers", "textbook", "--json", str(kept))
@@ -302,6 +303,7 @@ def test_an_interrupt_keeps_the_results_so_far(tmp_path: Path) -> None:
     assert 1 <= len(found["rows"]) < 40
 
 
+@pytest.mark.slow
 def test_written_results_are_shown_again(tmp_path: Path) -> None:
     kept, page, pictures, document = (tmp_path / name for name in ("kept.json", "page.html", "pictures", "document.md"))
     sizes = ("softmax", "--sizes", "8x5", "--backend", "numpy", "--peers", "textbook", "--quick")
@@ -338,6 +340,7 @@ def test_written_results_are_shown_again(tmp_path: Path) -> None:
     assert "new" not in done.stdout.splitlines()[3]
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_written_are_reported_before_and_after(tmp_path: Path) -> None:
     small = ("relu", "--sizes", "8x5", "--backend", "numpy", "--rounds", "1")
     (tmp_path / "file").touch()
@@ -455,6 +458,7 @@ def test_threads_are_bound_for_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(curve.numbers == numbers for curve in found)
 
 
+@pytest.mark.slow
 def test_quick_measures_less() -> None:
     done = command("plugrad.bench", "relu", "sigmoid", "--backend", "numpy", "--quick")
     assert done.returncode == 0, done.stderr
@@ -480,6 +484,7 @@ def test_products_are_those_of_the_kernel() -> None:
         products.prepare(Case("relu", "6x4"))
 
 
+@pytest.mark.slow
 def test_the_suite_for_pytest_benchmark(tmp_path: Path) -> None:
     path = tmp_path / "benchmarks.json"
     chosen = "float32 and numpy and (32x10 or 32x16x10 or 32-16-32-10)"
@@ -546,6 +551,7 @@ def test_the_parts_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computed == [True, True, False, False] * 2
 
 
+@pytest.mark.slow
 def test_memory_beside_arguments_and_results() -> None:
     name = "linear_cross_entropy_value_and_grad"
     sizes = ("--sizes", "3000x64x5000", "--backend", "numpy", "--peers", "textbook", "--rounds", "1", "--memory")

@@ -1,12 +1,10 @@
 """The cupy backend without a GPU: its sources compile for GPUs, and run on the CPU (see cuda_on_cpu/README.md)."""
 
-import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from plugrad.tests.records import RECORDS
 HERE = Path(__file__).parent
 RIG = HERE / "cuda_on_cpu"
 SOURCES = HERE.parent / "backends" / "cupy" / "cuda"
-SANITIZERS = "-g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+SANITIZERS = "-g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("g++")]
 
 # The launches that planted bugs are looked for in: rows of every length, both ways of losses, columns, sums.
 CALLS = """
@@ -39,12 +39,12 @@ print("done")
 """
 
 
-def environment(tmp_path: Path, order: str = "every", flags: str = "") -> dict[str, str]:
+def environment(cache: Path, order: str = "every", flags: str = "") -> dict[str, str]:
     """The environment of a process that has the device on the CPU in place of CuPy."""
     variables = {
         **os.environ,
         "PYTHONPATH": str(RIG / "stand_in"),
-        "CUPY_CACHE_DIR": str(tmp_path),
+        "CUPY_CACHE_DIR": str(cache),
         "CUDA_ON_CPU_ORDER": order,
         "CUDA_ON_CPU_FLAGS": flags,
         "PLUGRAD_BACKEND": "cupy",
@@ -55,10 +55,13 @@ def environment(tmp_path: Path, order: str = "every", flags: str = "") -> dict[s
     return variables
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiler() -> None:
-    if shutil.which("g++") is None:
-        pytest.fail("the device on the CPU needs g++: install it, for instance with apt-get install g++", pytrace=False)
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled code is kept, for the tests of all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cuda"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def run(*arguments: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -109,56 +112,47 @@ print("done")
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, subprocess.CompletedProcess[str]]":
-    """What takes minutes, two at a time: the suite in every order of threads and with sanitizers, and the tiers."""
-    suite = ("-m", "plugrad.tests", "--backend", "cupy")
-    plain, sanitized = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("sanitized")
-    layer = ["--kernel=linear_cross_entropy_value_and_grad"]  # all that the loss alone needs is in it
-    others = [f"--kernel={name}" for name in RECORDS if not name.startswith("linear")]
-    # The layer with its loss launches kernels of others, and copies, whose threads have nothing to do with each other:
-    # no order of theirs is compared.
-    ways = {
-        "sanitizers": ((*suite, *others), "alternating", SANITIZERS),
-        "orders": ((*suite, *others), "every", ""),
-        "layer with sanitizers": ((*suite, *layer), "alternating", SANITIZERS),
-        "tiers": (("-c", TIERS), "alternating", SANITIZERS),
-        "calls by chance": ((*suite, "--fuzz=15", "--seed=1"), "alternating", SANITIZERS),
-    }
-
-    def done(way: str) -> subprocess.CompletedProcess[str]:
-        arguments, order, flags = ways[way]
-        return run(*arguments, variables=environment(sanitized if flags else plain, order, flags))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(ways, pool.map(done, ways), strict=True))
-
-
-@pytest.mark.parametrize(("way", "most"), [("orders", 1400), ("sanitizers", 1400), ("layer with sanitizers", 140)])
-def test_the_conformance_suite_passes(runs: "dict[str, subprocess.CompletedProcess[str]]", way: str, most: int) -> None:
-    done = runs[way]
+@pytest.mark.parametrize(
+    ("kernels", "order", "most"),
+    [
+        ([name for name in RECORDS if not name.startswith("linear")], "every", 1400),
+        # It launches kernels of others, and copies, whose threads do not depend on each other: their orders are not
+        # compared. All that the loss alone needs is in it.
+        (["linear_cross_entropy_value_and_grad"], "alternating", 140),
+    ],
+    ids=["kernels in every order", "the last layer and its loss"],
+)
+def test_the_conformance_suite_passes_with_sanitizers(cache: Path, kernels: list[str], order: str, most: int) -> None:
+    chosen = [f"--kernel={name}" for name in kernels]
+    done = run("-m", "plugrad.tests", "--backend=cupy", *chosen, variables=environment(cache, order, SANITIZERS))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     passed = re.search(r"^(\d+) passed in", done.stdout, re.M)
     assert passed is not None, done.stdout[-4000:]
     assert int(passed[1]) > most, "most of the suite did not run"
 
 
-def test_calls_by_chance_with_sanitizers(runs: "dict[str, subprocess.CompletedProcess[str]]") -> None:
-    done = runs["calls by chance"]
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert re.search(r"^\d+ calls in \d+ s: 0 findings$", done.stdout.replace(",", ""), re.M)
+RANDOM_CALLS = """
+from plugrad.kernels import KERNELS
+from plugrad.tests.conformance import fuzz
+from plugrad.tests.conformance.around import AROUND
+from plugrad.tests.conformance.subject import Subject
+subjects = [Subject("cupy")]
+for number in range(150):
+    finding = fuzz.attempt(subjects, [*KERNELS, *AROUND], 1, number)
+    assert finding is None, finding
+print("done")
+"""
 
 
-def test_rows_of_every_length_with_sanitizers(runs: "dict[str, subprocess.CompletedProcess[str]]") -> None:
-    """Every instance for rows along the last axis is run, but those for odd addresses, and none leaves its arrays."""
-    done = runs["tiers"]
+def test_random_calls_with_sanitizers(cache: Path) -> None:
+    done = run("-c", RANDOM_CALLS, variables=environment(cache, "alternating", SANITIZERS))
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled code is kept for the tests that need no other."""
-    return tmp_path_factory.mktemp("cuda")
+def test_rows_of_every_length_with_sanitizers(cache: Path) -> None:
+    """Every instance for rows along the last axis is run, but those for odd addresses, and none leaves its arrays."""
+    done = run("-c", TIERS, variables=environment(cache, "alternating", SANITIZERS))
+    assert done.stdout == "done\n", done.stdout + done.stderr
 
 
 def test_the_digits_example_runs_unchanged(cache: Path) -> None:
@@ -480,18 +474,13 @@ def test_compiled_code_is_kept_and_trusted_only_where_it_is_whole_and_ours(tmp_p
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def reports() -> "dict[str, str]":
-    """What NVRTC tells of every instance, for the oldest and the newest GPUs that are aimed at."""
+def test_every_instance_compiles_for_gpus_and_spills_no_register() -> None:
+    """By NVRTC, for the oldest and the newest GPUs that are aimed at."""
     done = run(str(RIG / "registers.py"), variables={**os.environ, "PYTHONPATH": ""})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-
-
-def test_every_instance_compiles_for_gpus_and_spills_no_register() -> None:
-    told = reports()
-    assert len(told) > 1000
-    spilling = {kernel: report for kernel, report in told.items() if "spills 0 bytes" not in report}
+    reports = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert len(reports) > 1000
+    spilling = {kernel: report for kernel, report in reports.items() if "spills 0 bytes" not in report}
     assert not spilling, f"registers are spilled: {spilling}"
 
 

@@ -1,65 +1,81 @@
-"""Ctrl-C: long work ends soon, nothing is half done, and the library works on."""
+"""Ctrl-C: long work is broken off, nothing is half done, and the library works on."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-SOON = 3.0  # seconds, on a machine that does other things besides
-
 LONG = """
-import signal, sys, time
+import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background jobs of a shell ignore
 import numpy as np
 from plugrad import backends, kernels as K
 x = np.random.default_rng(0).normal(size=(8000, 5000)).astype("f4")
-t, out = np.zeros(8000, int), np.empty((8000, 5000), "f4")
+h, w = x[:, :500].copy(), x[:500].copy()
+t, out, dx = np.zeros(8000, int), np.empty((8000, 5000), "f4"), np.empty((8000, 500), "f4")
 calls = {
-    "softmax": lambda: K.softmax(x, out=out),
-    "log_softmax": lambda: K.log_softmax(x, axis=0, out=out),
-    "softmax_cross_entropy_value_and_grad": lambda: K.softmax_cross_entropy_value_and_grad(x, t, out=out),
-    "affine": lambda: K.affine(x, x[:5000], None),
-    "linear_cross_entropy": lambda: K.linear_cross_entropy(x, x[:5000], None, t),
+    "softmax": (lambda: K.softmax(x, out=out), out),
+    "log_softmax": (lambda: K.log_softmax(x, axis=0, out=out), out),
+    "softmax_cross_entropy_value_and_grad": (lambda: K.softmax_cross_entropy_value_and_grad(x, t, out=out), out),
+    "affine": (lambda: K.affine(h, w, None, out=out), out),
+    "linear_cross_entropy_value_and_grad": (
+        lambda: K.linear_cross_entropy_value_and_grad(
+            h, w, None, t, needs=("dx",), max_workspace="16MB", out=(None, dx, None, None)
+        ),
+        dx,
+    ),
 }
-call = calls[sys.argv[1]]
-backends.warmup([sys.argv[1], "relu", "softmax"])  # what is compiled has a test of its own
-print("begun", flush=True)
-end = time.monotonic() + 60
-try:
-    while time.monotonic() < end:
-        call()
-except KeyboardInterrupt:
-    print("stopped", flush=True)
+name = sys.argv[1]
+call, written = calls[name]
+backends.warmup([name, "relu", "softmax"])  # Ctrl-C while they are compiled has a test of its own
+UNTOUCHED = 7.0  # which no result is
+
+def interrupt():
+    while (written[::400, ::100] == UNTOUCHED).all():
+        time.sleep(1e-4)
+    os.kill(os.getpid(), signal.SIGINT)
+
+# Where the machine is busy the signal may come after the call's end: then the call is made again.
+for attempt in range(100):
+    written[...] = UNTOUCHED
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        try:
+            call()
+        finally:
+            thread.join()
+        print("Ctrl-C was ignored")
+    except KeyboardInterrupt:
+        if name == "affine" or (written == UNTOUCHED).any():  # a product is one call of the BLAS
+            print("broken off")
+            break
+left = written.copy()
 small = np.arange(-3, 4, dtype="f4")
 print(K.relu(small).sum() == 6, abs(K.softmax(x[:50]).sum() - 50) < 0.01)
-print(np.array_equal(K.relu(x, out=out), np.maximum(x, 0)))
+print(np.array_equal(left, written), np.array_equal(K.relu(x, out=out), np.maximum(x, 0)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize(
-    "kernel", ["softmax", "log_softmax", "softmax_cross_entropy_value_and_grad", "affine", "linear_cross_entropy"]
+    "kernel",
+    ["softmax", "log_softmax", "softmax_cross_entropy_value_and_grad", "affine", "linear_cross_entropy_value_and_grad"],
 )
 def test_a_long_kernel(kernel: str, backend: str) -> None:
-    with subprocess.Popen(
+    """It is broken off: when Ctrl-C comes after its first results, some are never written."""
+    done = subprocess.run(
         [sys.executable, "-c", LONG, kernel],
         env={**os.environ, "PLUGRAD_BACKEND": backend},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "begun\n"
-        time.sleep(1.5)
-        process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        assert process.stdout.readline() == "stopped\n"
-        assert time.monotonic() - start < SOON
-        assert process.stdout.read().split() == ["True"] * 3
-    assert process.returncode == 0
+        check=False,
+    )
+    assert done.stdout.split() == ["broken", "off", "True", "True", "True", "True"], done.stdout + done.stderr
 
 
 def on_numba(code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -147,25 +163,30 @@ import numpy as np
 from numba.core import codegen, event
 from plugrad import backends, kernels as K
 
+is_watched = False
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
-class Begins(event.Listener):
-    begun = None
+class Watch(event.Listener):
+    counts = {"start": 0, "end": 0}
     def on_start(self, _):
-        if self.begun is not None:
-            self.begun += 1
-            if sys.argv[1] == str(self.begun):
-                threading.Timer(float(sys.argv[2]), interrupt).start()
+        self.count("start")
     def on_end(self, _):
-        pass
+        self.count("end")
+    def count(self, what):
+        if is_watched:
+            self.counts[what] += 1
+            if sys.argv[1] == f"{what} of {self.counts[what]}":
+                thread = threading.Thread(target=interrupt)
+                thread.start()
+                thread.join()
 
-begins = Begins()
-event.register("numba:compile", begins)
+event.register("numba:compile", Watch())
 called_by_llvm = codegen.CPUCodeLibrary._object_compiled_hook.__func__
 
 def hook(library, module, code):
-    if sys.argv[1] == "called by LLVM" and begins.begun:
+    if sys.argv[1] == "called by LLVM" and is_watched:
         sys.argv[1] = ""
         interrupt()
     called_by_llvm(library, module, code)
@@ -174,7 +195,7 @@ codegen.CPUCodeLibrary._object_compiled_hook = classmethod(hook)
 x = np.arange(-3, 4, dtype="f4")
 with backends.use("numba"):
     assert K.sigmoid(x)[3] == 0.5  # numba is there
-begins.begun = interrupted = 0
+is_watched, interrupted = True, 0
 for _ in range(100):
     try:
         found = K.softmax_cross_entropy_value_and_grad(x[None], [6])[1]
@@ -186,10 +207,8 @@ print(interrupted, np.allclose(found[0], y, atol=1e-6), K.relu(x).sum() == 6)
 """
 
 
-@pytest.mark.parametrize(
-    ("where", "wait"), [("1", "0"), ("1", "0.5"), ("3", "0"), ("3", "0.2"), ("6", "0.1"), ("called by LLVM", "")]
-)
-def test_while_kernels_are_compiled(where: str, wait: str, tmp_path: Path) -> None:
-    """So long after one of the compilations has begun, or where an exception would be printed and forgotten."""
-    found = on_numba(COMPILED, where, wait, NUMBA_CACHE_DIR=str(tmp_path))
+@pytest.mark.parametrize("where", ["start of 1", "end of 1", "start of 3", "end of 3", "start of 6", "called by LLVM"])
+def test_while_kernels_are_compiled(where: str, tmp_path: Path) -> None:
+    """At the start or end of one of the compilations, or where an exception would be printed and forgotten."""
+    found = on_numba(COMPILED, where, NUMBA_CACHE_DIR=str(tmp_path))
     assert found.stdout.split() == ["1", "True", "True"], found.stderr

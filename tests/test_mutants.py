@@ -8,6 +8,8 @@ from plugrad.tests.conformance.subject import Subject
 from plugrad.tests.mutants import IN_PROCESSES, MUTANTS, Mutant, sound_room
 from plugrad.tests.records import RECORDS
 
+pytestmark = pytest.mark.slow
+
 
 def complaints(check: Check, subject: Subject, kernel: str) -> list[str]:
     """What a check has to say about a kernel of a backend, for each dtype."""

@@ -105,6 +105,7 @@ def test_what_is_committed_was_run_from_top_to_bottom(path: Path) -> None:
     assert not kinds & {"stderr", "error"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_it_prints_what_is_committed(path: Path, tmp_path: Path) -> None:
     committed = code(read(path))

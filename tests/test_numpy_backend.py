@@ -188,7 +188,7 @@ def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monke
         started.append(int(block[0]))
         if block[0] == 10 * broken:
             raise KeyboardInterrupt
-        time.sleep(0.001)
+        time.sleep(0.02)  # long enough for the error to be seen on a busy machine
         return int(block[0])
 
     with pytest.raises(KeyboardInterrupt):

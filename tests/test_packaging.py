@@ -15,6 +15,8 @@ import pytest
 
 import plugrad
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels", "backends", "tests", "bench")
 

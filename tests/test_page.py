@@ -1,6 +1,5 @@
 """The page of the results, in a browser: it draws, sorts and filters, by keyboard too, and fetches nothing."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,9 +20,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 COUNT = "document.querySelectorAll('#overview svg g.role-mark.mark-symbol path').length"
 KERNELS = ("softmax", "relu", "affine")
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium here: apt-get install chromium"
-)
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.xdist_group("page")]
 
 
 def side(seconds: float, ulp: float | None) -> Measurement:

@@ -288,7 +288,7 @@ def test_a_failing_backend_is_told_of_in_short(site: Path, tmp_path: Path) -> No
     table, _, summary = done.stdout.rpartition("\nwrong failed:\n")
     assert "relu: shapes (float16, bfloat16, float32, float64): AssertionError: y" in summary
     (row, of_numpy) = (line.split() for line in table.splitlines() if line.startswith("relu "))
-    assert row[-1] == "0/1"  # of the search
+    assert row[-1] == "0/1"  # of the random calls
     assert of_numpy[-1] == "1/1"
     assert json.loads(told.read_text())["counts"]["failed"] > 10
 

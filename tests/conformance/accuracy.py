@@ -182,12 +182,12 @@ def implementations(names: list[str] | None) -> dict[str, Implementation]:
     return {name: implementation for name, implementation in found.items() if implementation is not None}
 
 
-def groups(kernels: list[str] | None, long: bool) -> Iterator[list[Sample]]:
+def groups(kernels: list[str] | None) -> Iterator[list[Sample]]:
     """The cases of the report: lists of those of a kernel, a dtype and a span, for every number of classes."""
     for kernel, dtype, span in itertools.product(judged(), DTYPES, SPANS):
         if kernels and kernel.name not in kernels:
             continue
-        counts = (*CLASSES, *([MANY_CLASSES] if long else [])) if has_axis(kernel) else (1,)
+        counts = CLASSES if has_axis(kernel) else (1,)
         yield [sample(kernel, dtype, classes, span) for classes in counts]
 
 
@@ -205,8 +205,8 @@ Losses of 16-bit arrays are float32 here, and measured in ulp of that: who retur
 The budget is what a backend of plugrad is held to; ! marks an error beyond it."""
 
 
-def report(names: list[str] | None, kernels: list[str] | None, json: Path | None = None, long: bool = False) -> int:
-    """Print the largest error of every implementation in every case; ``long`` adds 50,257 classes.
+def report(names: list[str] | None, kernels: list[str] | None, json: Path | None = None) -> int:
+    """Print the largest error of every implementation in every case.
 
     The exit status is 1 if a backend cannot run, or is off by more than its budget.
     """
@@ -222,7 +222,7 @@ def report(names: list[str] | None, kernels: list[str] | None, json: Path | None
     heads = f"{'kernel':{WIDTH}}{'dtype':>9}{'classes':>9}{'span':>7}{'budget':>9}"
     print(heads + "".join(f"{name:>12}" for name in compared))
     rows = []
-    for group in groups(kernels, long):
+    for group in groups(kernels):
         worst = [{name: _worst(call, case) for name, call in compared.items()} for case in group]
         budget = allowed(group[0].kernel, group[0].dtype, max(errors["textbook"] or 0.0 for errors in worst))
         for case, errors in zip(group, worst, strict=True):

@@ -13,8 +13,8 @@ import numpy as np
 from plugrad.kernels import jacobians, layers, optim
 from plugrad.tests import oracles
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.random_calls import Call, random_call
-from plugrad.tests.conformance.spoiling import ARGUMENTS, Dice, spoil, spoiled
+from plugrad.tests.conformance.random_calls import Call, Dice, random_call
+from plugrad.tests.conformance.spoiling import ARGUMENTS, spoil, spoiled
 from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, close, epsilon, finfo
 from plugrad.tests.records import RECORDS, double
 

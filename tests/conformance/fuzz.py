@@ -21,8 +21,8 @@ from plugrad import backends
 from plugrad.backends import Backend, registry
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.around import AROUND
-from plugrad.tests.conformance.random_calls import Call, judge, random_call
-from plugrad.tests.conformance.spoiling import Dice, spoil
+from plugrad.tests.conformance.random_calls import Call, Dice, judge, random_call
+from plugrad.tests.conformance.spoiling import spoil
 from plugrad.tests.conformance.subject import Case, Subject, as_tuple
 from plugrad.tests.records import RECORDS, Record
 

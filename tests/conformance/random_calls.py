@@ -1,8 +1,9 @@
-"""Calls by chance: random shapes, dtypes, strides, options and values, and whether their results are right."""
+"""Random calls of kernels: shapes, dtypes, strides, options and values, and whether their results are right."""
 
 import math
+import random
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,17 +19,26 @@ LABELS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint6
 _T = TypeVar("_T")
 
 
-class Chance(Protocol):
-    """What decides: a generator of random numbers, or a search for the simplest call that goes wrong."""
+class Dice:
+    """Random choices, the same for the same seed and number of a call.
+
+    Python's generator is faster for single numbers than NumPy's.
+    """
+
+    def __init__(self, seed: int, number: int) -> None:
+        self._random = random.Random(f"{seed}:{number}")
 
     def integer(self, least: int, most: int) -> int:
         """An integer in [least, most]."""
+        return self._random.randint(least, most)
 
     def choice(self, options: Sequence[_T]) -> _T:
         """One of some."""
+        return self._random.choice(options)
 
     def flag(self) -> bool:
-        """Yes or no."""
+        """True or False."""
+        return self._random.random() < 0.5
 
 
 class Call:
@@ -41,34 +51,34 @@ class Call:
         return repr(self.case)
 
 
-def random_call(chance: Chance, subject: Subject, kernel: Record) -> Call:
+def random_call(dice: Dice, subject: Subject, kernel: Record) -> Call:
     """Any call of a kernel that is right."""
-    lead = tuple(chance.integer(1, 9) for _ in range(chance.integer(0, 3)))
-    classes = chance.integer(1, 70)
-    dtype = chance.choice(DTYPES)
-    axis = chance.integer(-len(lead) - 1, len(lead)) if cases.has_axis(kernel) else -1
-    seed = chance.integer(0, 1000)
+    lead = tuple(dice.integer(1, 9) for _ in range(dice.integer(0, 3)))
+    classes = dice.integer(1, 70)
+    dtype = dice.choice(DTYPES)
+    axis = dice.integer(-len(lead) - 1, len(lead)) if cases.has_axis(kernel) else -1
+    seed = dice.integer(0, 1000)
     plain = cases.sample(kernel, math.prod(lead), classes, dtype, seed)
     case = cases.reshaped(plain, lead, axis)
     inputs = dict(case.inputs)
     for name in kernel.arguments:
         if name not in ("t", "dloss", "w", "b", "p") and not (name == "y" and not is_elementwise(kernel)):
-            _put_special_values(chance, inputs, name)
+            _put_special_values(dice, inputs, name)
     options = dict(case.options)
     if cases.is_loss(kernel):
-        options |= _options(chance, inputs, lead, classes, axis)
+        options |= _options(dice, inputs, lead, classes, axis)
         if not cases.has_axis(kernel):
             del options["axis"]
     case = Case(kernel, inputs, options, seed=seed)
-    layouts = [chance.choice((None, *cases.layouts(subject))) for _ in kernel.arguments]
+    layouts = [dice.choice((None, *cases.layouts(subject))) for _ in kernel.arguments]
     arrays = [
         layout(subject, x) if layout is not None and np.ndim(x) else x
         for x, layout in zip((subject.array(inputs[n]) for n in kernel.arguments), layouts, strict=True)
     ]
     used = [f"{n} {layout.__name__}" for n, layout in zip(kernel.arguments, layouts, strict=True) if layout]
     more = {name: subject.array(value) for name, value in options.items()}
-    if chance.flag():
-        layout = chance.choice((None, *cases.ANYWHERE))
+    if dice.flag():
+        layout = dice.choice((None, *cases.ANYWHERE))
         results = [np.asarray(true) for true in case.expected()]
         dtypes = [cases.result_dtype(name, dtype) for name in kernel.results]
         stale = [subject.full(r.shape, d, 7) for r, d in zip(results, dtypes, strict=True)]
@@ -78,34 +88,34 @@ def random_call(chance: Chance, subject: Subject, kernel: Record) -> Call:
     return Call(case, arrays, more)
 
 
-def _put_special_values(chance: Chance, inputs: dict[str, Any], name: str) -> None:
+def _put_special_values(dice: Dice, inputs: dict[str, Any], name: str) -> None:
     x = np.array(inputs[name])
-    for _ in range(chance.integer(0, 3)) if x.size and x.ndim else ():
-        x.reshape(-1)[chance.integer(0, x.size - 1)] = chance.choice(SPECIAL)
+    for _ in range(dice.integer(0, 3)) if x.size and x.ndim else ():
+        x.reshape(-1)[dice.integer(0, x.size - 1)] = dice.choice(SPECIAL)
     inputs[name] = x if x.ndim else inputs[name]
 
 
-def _options(chance: Chance, inputs: dict[str, Any], lead: tuple[int, ...], classes: int, axis: int) -> dict[str, Any]:
+def _options(dice: Dice, inputs: dict[str, Any], lead: tuple[int, ...], classes: int, axis: int) -> dict[str, Any]:
     """Options of a loss; changes the labels and the upstream gradient to fit them."""
-    rng = np.random.default_rng(chance.integer(0, 1000))
-    form = chance.choice((cases.INDICES, cases.ONE_HOT, cases.SOFT))
-    ignored = chance.choice((None, 0, classes - 1, classes, -1, -100)) if form == cases.INDICES else None
+    rng = np.random.default_rng(dice.integer(0, 1000))
+    form = dice.choice((cases.INDICES, cases.ONE_HOT, cases.SOFT))
+    ignored = dice.choice((None, 0, classes - 1, classes, -1, -100)) if form == cases.INDICES else None
     t = np.array(inputs["t"])
     if form != cases.INDICES:
         t = cases.label_forms(t, classes, axis, rng)[form]
     elif ignored is not None:
         t = np.where(rng.random(lead) < 0.3, ignored, t)
     else:
-        t = t.astype(chance.choice(LABELS))
+        t = t.astype(dice.choice(LABELS))
     inputs["t"] = t if np.ndim(t) else np.asarray(t)
-    reduction = chance.choice(("mean", "sum", "none"))
+    reduction = dice.choice(("mean", "sum", "none"))
     if "dloss" in inputs and reduction == "none" and lead:
         inputs["dloss"] = rng.normal(size=lead).astype(np.float32)
     return {
         "axis": axis,
-        "weight": rng.random(classes).astype(np.float32) if chance.flag() else None,
+        "weight": rng.random(classes).astype(np.float32) if dice.flag() else None,
         "ignore_index": ignored,
-        "label_smoothing": chance.choice((0.0, 0.1, 1.0)),
+        "label_smoothing": dice.choice((0.0, 0.1, 1.0)),
         "reduction": reduction,
     }
 

@@ -3,7 +3,6 @@
 import datetime
 import json as json_format
 import platform
-import tempfile
 from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +12,11 @@ import numpy as np
 import pytest
 
 from plugrad.tests.conformance.checks import CHECKS
+from plugrad.tests.conformance.selection import absent
 from plugrad.tests.conformance.subject import Subject
 from plugrad.tests.records import RECORDS
 
-AREAS = (*dict.fromkeys(check.area for check in CHECKS.values()), "search")
+AREAS = (*dict.fromkeys(check.area for check in CHECKS.values()), "random")
 WIDTH = 160  # of a line that tells of a failure
 
 
@@ -106,7 +106,7 @@ class Matrix:
 
 def _area(check: str) -> str | None:
     """The column of a check."""
-    return CHECKS[check].area if check in CHECKS else "search" if check == "random_calls" else None
+    return CHECKS[check].area if check in CHECKS else "random" if check == "random_calls" else None
 
 
 def _group(result: dict[str, Any]) -> str:
@@ -126,7 +126,7 @@ def _message(report: pytest.TestReport) -> str | None:
     return crash.message if crash is not None else str(report.longrepr)
 
 
-def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None = None, long: bool = False) -> int:
+def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None = None) -> int:
     """Run the suite; the exit status is that of pytest."""
     folder = Path(__file__).parent
     matrix = Matrix()
@@ -134,17 +134,17 @@ def run(backends: list[str] | None, kernels: list[str] | None, json: Path | None
     arguments += ["--rootdir", str(folder.parent), "--confcutdir", str(folder.parent)]
     arguments += ["-c", str(folder / "standalone.ini")]
     arguments += [f"--backend={name}" for name in backends or ()] + [f"--kernel={name}" for name in kernels or ()]
-    with tempfile.TemporaryDirectory() as elsewhere, pytest.MonkeyPatch.context() as environment:
-        # Else these leave folders where they are run.
-        environment.setenv("HYPOTHESIS_STORAGE_DIRECTORY", elsewhere)
+    with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-        status = int(pytest.main([*arguments, *(["--long"] if long else [])], plugins=[matrix]))
+        status = int(pytest.main(arguments, plugins=[matrix]))
     tested = list(dict.fromkeys(r["backend"] for r in matrix.results if r["kernel"]))
     for backend in tested:
         print(f"\n{matrix.table(backend)}")
     for backend in dict.fromkeys(r["backend"] for r in matrix.results):
         if summary := matrix.summary(backend):
             print(f"\n{backend} failed:\n{summary}")
+    for entry in () if backends else absent():
+        print(f"\n{entry.name} is not tested: {entry.reason}")
     if json is not None:
         json.write_text(json_format.dumps(_document(matrix, tested), indent=1) + "\n")
         print(f"\nwritten: {json}")

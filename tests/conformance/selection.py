@@ -3,8 +3,6 @@
 import warnings
 from dataclasses import dataclass
 
-import pytest
-
 from plugrad.backends import BackendUnavailableError, registry
 from plugrad.tests.conformance.subject import Subject
 
@@ -15,18 +13,25 @@ class Absent:
 
     name: str
     reason: str
-    wanted: bool  # it was asked for by name
 
 
-def under_test(config: pytest.Config) -> list[Subject | Absent]:
-    """The backends named by ``--backend``, or else all that can run here, and those that are absent."""
-    wanted = config.getoption("backend") or []
+def under_test(wanted: list[str] | None) -> list[Subject | Absent]:
+    """The backends that ``--backend`` names, those that cannot run here included; else all that can."""
     if wanted:
-        return [_found(name, wanted=True) for name in dict.fromkeys(wanted)]
+        return [_found(name) for name in dict.fromkeys(wanted)]
+    return [entry for entry in _all() if isinstance(entry, Subject)]
+
+
+def absent() -> list[Absent]:
+    """The backends that are not tested unless ``--backend`` names them."""
+    return [entry for entry in _all() if isinstance(entry, Absent)]
+
+
+def _all() -> list[Subject | Absent]:
     return [
-        Absent(name, f"an installed plug-in, not loaded unless asked for: --backend {name}", wanted=False)
+        Absent(name, f"an installed plug-in, not loaded unless asked for: --backend {name}")
         if registry.is_plug_in(name)
-        else _found(name, wanted=False)
+        else _found(name)
         for name in registry.names()
     ]
 
@@ -38,10 +43,10 @@ def not_a_backend(name: str) -> str | None:
     return f"argument --backend: unknown backend {name!r}; known backends: {', '.join(registry.names())}"
 
 
-def _found(name: str, wanted: bool) -> Subject | Absent:
+def _found(name: str) -> Subject | Absent:
     try:
         with warnings.catch_warnings():  # warnings are errors in the calls, but not while a plug-in is imported
             warnings.simplefilter("default")
             return Subject(name)
     except (BackendUnavailableError, ValueError, TypeError) as error:
-        return Absent(name, str(error), wanted)
+        return Absent(name, str(error))

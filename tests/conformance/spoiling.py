@@ -1,36 +1,17 @@
 """What a call is spoiled by: arguments that are no arrays, or odd ones, options out of range, places for results."""
 
-import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.checks.memory import packed
-from plugrad.tests.conformance.random_calls import Call
+from plugrad.tests.conformance.random_calls import Call, Dice
 from plugrad.tests.conformance.subject import DTYPES, Subject
-
-_T = TypeVar("_T")
-
-
-class Dice:
-    """What decides: Python's generator, which is faster for single numbers than NumPy's."""
-
-    def __init__(self, seed: int, number: int) -> None:
-        self._random = random.Random(f"{seed}:{number}")
-
-    def integer(self, least: int, most: int) -> int:
-        return self._random.randint(least, most)
-
-    def choice(self, options: Sequence[_T]) -> _T:
-        return self._random.choice(options)
-
-    def flag(self) -> bool:
-        return self._random.random() < 0.5
 
 
 class Subclass(np.ndarray):

@@ -2,11 +2,14 @@
 
 import functools
 import os
+import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import unwrap
-from types import FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import ml_dtypes
@@ -255,70 +258,64 @@ def told(subject: Subject, case: Case) -> Iterator[None]:
 # Who does the work
 # ---------------------------------------------------------------------------------------------------------------------
 
-_refused: list[str] = []
-
 
 @contextmanager
 def witness(subject: Subject, kernel: Record) -> Iterator[dict[str, int]]:
-    """Count the kernel functions of the backend that are called; let none of another backend run meanwhile.
+    """Count the calls of the backend's own kernel functions; assert that none of another backend is called meanwhile.
 
-    The code of these is replaced, so that they are noticed in whatever thread and by whatever name they are called.
-    Functions beneath them, which backends may share, are left alone.
+    A profile function sees every Python function that is called, by whatever name, in this thread and in threads that
+    are started. Functions beneath the kernels, which backends may share, are not looked for.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    called: dict[int, CodeType] = {}
     functions = subject.backend.functions
-    before = {name: functions[name] for name in RECORDS if subject.has(name)}
-    foreign = _functions_of_others(subject)
-    own = _python(before[kernel.name])
-    assert own not in foreign, f"{kernel.name} is the function {foreign[own]} itself: declare that in STAND_INS"
+    own = {name: functions[name] for name in RECORDS if subject.has(name)}
+    function, foreign = _python(own[kernel.name]), _functions_of_others(subject)
+    assert function not in foreign, (
+        f"{kernel.name} is the function {foreign[function]} itself: declare that in STAND_INS"
+    )
+    is_over = False
 
-    def counted(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if is_over:
+            sys.setprofile(None)  # of a thread that outlives the call
+        elif event == "call":
+            called[id(frame.f_code)] = frame.f_code
+
+    def counted(name: str) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
-            counts[name] = counts.get(name, 0) + 1
-            function(*arguments)
+            counts[name] += 1
+            own[name](*arguments)
 
         return call
 
-    codes = {function: function.__code__ for function in foreign if function is not None}
-    _refused.clear()
+    functions.update({name: counted(name) for name in own})
+    threading.setprofile(profile)
+    sys.setprofile(profile)
     try:
-        functions.update({name: counted(name, function) for name, function in before.items()})
-        for function, code in codes.items():
-            function.__code__ = _refuse.__code__.replace(co_name=foreign[function], co_freevars=code.co_freevars)
         yield counts
-    except Exception:
-        if not _refused:
-            raise
     finally:
-        for function, code in codes.items():
-            function.__code__ = code
-        functions.update(before)
-    others = ", ".join(sorted(set(_refused)))
+        sys.setprofile(None)
+        threading.setprofile(None)
+        is_over = True
+        functions.update(own)
+    borrowed = {name for function, name in _functions_of_others(subject).items() if id(function.__code__) in called}
+    others = ", ".join(sorted(borrowed))
     assert not others, f"the work was done by {others}, not by {subject.name!r}, and not declared in STAND_INS"
 
 
-def _refuse(*arguments: Any, **named: Any) -> None:
-    """Its code takes the place of that of other backends' functions, under their names."""
-    import sys
-
-    from plugrad.tests.conformance import subject
-
-    name = sys._getframe().f_code.co_name
-    subject._refused.append(name)
-    raise RuntimeError(f"{name} was called")
-
-
-def _functions_of_others(subject: Subject) -> dict[FunctionType | None, str]:
-    """The functions of the kernels of other backends, as far as they are Python's, and their names."""
+def _functions_of_others(subject: Subject) -> dict[FunctionType, str]:
+    """The kernel functions of other backends that are imported, as far as they are Python's, and their names."""
     own = {_python(getattr(subject.backend.module, name, None)) for name in RECORDS}
-    found: dict[FunctionType | None, str] = {}
-    for other in dict.fromkeys((*registry.BUILTIN, *registry._loaded)):
+    imported = (name for name, module in registry.BUILTIN.items() if module in sys.modules)
+    found: dict[FunctionType, str] = {}
+    for other in dict.fromkeys((*imported, *registry._loaded)):
         backend = registry.usable(other)
         if other == subject.name or not isinstance(backend, Backend):
             continue
         for name in RECORDS:
             function = _python(getattr(backend.module, name, None))
-            # Which of two plug-ins has a function from the other is not to be told.
+            # Which of two plug-ins has a function from the other cannot be known.
             if function is not None and (function not in own or _is_from(other, function)):
                 found.setdefault(function, f"{other}.{name}")
     return found

@@ -5,13 +5,14 @@
 // some are elsewhere the launch fails, as a real one would hang or be undefined. Each warp runs as far as it can before
 // the next one does, and the order is ascending, descending or random, since a missing barrier does no harm in one order
 // or the other.
+//
+// Every kernel is compiled many times, for each dtype and length of rows. <cmath> and <utility> would take a third of that
+// time, so that the few functions needed from them are defined here.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
 
 #define __global__ __attribute__((annotate_kernel))
 #define __device__
@@ -126,7 +127,11 @@ inline bool run_block(int order, uint32_t& random) {
     for (int w = 0; w < warps; w++) turn[w] = order == DESCENDING ? warps - 1 - w : w;
     for (;;) {
         if (order == RANDOM)
-            for (int w = warps - 1; w > 0; w--) std::swap(turn[w], turn[draw(random) % (w + 1)]);
+            for (int w = warps - 1; w > 0; w--) {
+                int other = draw(random) % (w + 1), held = turn[w];
+                turn[w] = turn[other];
+                turn[other] = held;
+            }
         for (int w = 0; w < warps; w++) {
             int first = turn[w] * WARP_SIZE;
             run_warp(first, first + WARP_SIZE < count ? first + WARP_SIZE : count, order, random);
@@ -148,11 +153,13 @@ inline bool run_block(int order, uint32_t& random) {
     }
 }
 
+template <size_t... I> struct Indices {};
+
 template <class... P> struct Launch {
     void (*kernel)(P...);
     void** arguments;
-    template <size_t... I> void call(std::index_sequence<I...>) { kernel(*static_cast<P*>(arguments[I])...); }
-    static void run(void* self) { static_cast<Launch*>(self)->call(std::index_sequence_for<P...>{}); }
+    template <size_t... I> void call(Indices<I...>) { kernel(*static_cast<P*>(arguments[I])...); }
+    static void run(void* self) { static_cast<Launch*>(self)->call(Indices<__integer_pack(sizeof...(P))...>{}); }
 };
 
 // Runs a kernel, whose arguments are given by address, and in bytes. What is wrong is returned, or null.
@@ -220,8 +227,14 @@ inline double __longlong_as_double(long long bits) { return bits_as<double>(bits
 inline float float_of_half(unsigned short bits) { return bits_as<_Float16>(bits); }
 inline unsigned short half_of_float(float x) { return bits_as<unsigned short>(_Float16(x)); }
 
-using std::exp;
+inline float exp(float x) { return __builtin_expf(x); }
+inline double exp(double x) { return __builtin_exp(x); }
+inline float fabs(float x) { return __builtin_fabsf(x); }
+inline double fabs(double x) { return __builtin_fabs(x); }
+inline float fmaxf(float x, float y) { return __builtin_fmaxf(x, y); }
+inline double fmax(double x, double y) { return __builtin_fmax(x, y); }
+inline float log(float x) { return __builtin_logf(x); }
+inline double log(double x) { return __builtin_log(x); }
+inline float log1p(float x) { return __builtin_log1pf(x); }
+inline double log1p(double x) { return __builtin_log1p(x); }
 using std::memcpy;
-using std::fabs;
-using std::log;
-using std::log1p;
