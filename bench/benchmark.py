@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from plugrad.backends import available
-from plugrad.backends.selection import AUTO_ORDER
+from plugrad.backends.choice import AUTO_ORDER
 from plugrad.bench import arguments as types, comparison, curves, outputs, processes, sides
 from plugrad.bench.cases import DTYPES, Case
 from plugrad.bench.curves import Curve

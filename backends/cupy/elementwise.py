@@ -6,7 +6,7 @@ the kernel and, here, the function of the backend with its name.
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
 NAMES = tuple(re.findall(r"^MAP(?:_OF_TWO)?\((\w+), ", SOURCE, re.MULTILINE))
 
 
-def __getattr__(name: str) -> Callable[..., None]:
+def __getattr__(name: str) -> Elementwise | ElementwiseBackward:
     if name not in NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return backward(name) if f"MAP_OF_TWO({name}, " in SOURCE else forward(name)
