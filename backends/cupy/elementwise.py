@@ -50,7 +50,7 @@ def _run(name: str, *arrays: Array) -> None:
     dtype, size = arrays[0].dtype, arrays[0].size
     is_aligned = all(array.data.ptr % ACCESS == 0 for array in arrays)
     blocks = min(MOST_BLOCKS, -(-size // (THREADS * widest(dtype))))
-    kernel(name, instance(dtype, is_aligned))((blocks,), (THREADS,), (size, *arrays))
+    kernel(f"map_{name}", instance(dtype, is_aligned))((blocks,), (THREADS,), (size, *arrays))
 
 
 @functools.cache
@@ -62,4 +62,4 @@ def instance(dtype: np.dtype[Any], is_aligned: bool) -> Instance:
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
     """Everything that may be compiled for arrays of a dtype, and the names of the kernels in it."""
     for is_aligned in (True, False):
-        yield instance(dtype, is_aligned), NAMES
+        yield instance(dtype, is_aligned), tuple(f"map_{name}" for name in NAMES)

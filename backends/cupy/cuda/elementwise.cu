@@ -35,12 +35,13 @@ template <class F, class T, class... Ts> __device__ inline void map(int64 size, 
     if (int64 i = whole + first; i < size) out[i] = narrow<T>(F::of(widen(in[i])...));
 }
 
+// The prefix keeps the names of kernels apart from those of C's functions, such as tanh.
 #define MAP(NAME, FUNCTION)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(256, 2) NAME(int64 size, const REAL* x, REAL* out) {                     \
+    extern "C" __global__ void __launch_bounds__(256, 2) map_##NAME(int64 size, const REAL* x, REAL* out) {               \
         map<FUNCTION<Compute<REAL>>>(size, out, x);                                                                    \
     }
 #define MAP_OF_TWO(NAME, FUNCTION)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256, 2) NAME(int64 size, const REAL* dy, const REAL* y, REAL* out) {     \
+    extern "C" __global__ void __launch_bounds__(256, 2) map_##NAME(int64 size, const REAL* dy, const REAL* y, REAL* out) { \
         map<FUNCTION<Compute<REAL>>>(size, out, dy, y);                                                                \
     }
 
