@@ -147,13 +147,15 @@ def gradients(
     reads: tuple[Any, ...],
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The arrays for the gradients, None where not wanted, and the arrays that are read (see `result`)."""
-    found: tuple[Any, ...] = ()
-    for name, out, shape in zip(GRADIENTS, given, shapes, strict=True):
-        array = None
-        if name in wanted:
-            array, reads = result(kernel, f"out: {name}", out, shape, reads[0].dtype, backend, reads, found)
-        found = (*found, array)
-    return found, reads
+    dtype = reads[0].dtype
+    dx = dw = db = None
+    if "dx" in wanted:
+        dx, reads = result(kernel, "out: dx", given[0], shapes[0], dtype, backend, reads)
+    if "dw" in wanted:
+        dw, reads = result(kernel, "out: dw", given[1], shapes[1], dtype, backend, reads, (dx,))
+    if "db" in wanted:
+        db, reads = result(kernel, "out: db", given[2], shapes[2], dtype, backend, reads, (dx, dw))
+    return (dx, dw, db), reads
 
 
 def fit(kernel: str, x: Any, w: Any) -> None:

@@ -68,9 +68,13 @@ def promoted(*arrays: Any) -> tuple[Any, ...]:
     common dtype for float16 and bfloat16: they give float32.
     """
     dtype = arrays[0].dtype
-    if dtype in COMPUTE and all(array.dtype == dtype for array in arrays):
-        return arrays
-    dtype = _common(tuple(array.dtype for array in arrays))
+    for array in arrays:
+        if array.dtype is not dtype and array.dtype != dtype:
+            break
+    else:
+        if dtype in COMPUTE:
+            return arrays
+    dtype = _common(tuple([array.dtype for array in arrays]))
     return tuple([array if array.dtype == dtype else array.astype(dtype) for array in arrays])
 
 
