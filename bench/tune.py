@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from plugrad.backends import profile
-from plugrad.backends.profile import Steps
 from plugrad.backends.choice import AUTO_ORDER
+from plugrad.backends.profile import Steps
 from plugrad.bench import arguments as types, curves, outputs, processes
 from plugrad.bench.cases import Case
 from plugrad.bench.curves import Curve, groups

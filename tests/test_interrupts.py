@@ -207,6 +207,7 @@ print(interrupted, np.allclose(found[0], y, atol=1e-6), K.relu(x).sum() == 6)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["start of 1", "end of 1", "start of 3", "end of 3", "start of 6", "called by LLVM"])
 def test_while_kernels_are_compiled(where: str, tmp_path: Path) -> None:
     """At the start or end of one of the compilations, or where an exception would be printed and forgotten."""

@@ -12,7 +12,10 @@ from plugrad.kernels import KERNELS
 NAMES = [name for name in ("numpy", "numba") if backends.available()[name]]
 ROOM_FOR_LARGE = 6 * 2**30  # bytes, for arrays of more than 2^31 float16 numbers
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is called here is Linux's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="what is called here is Linux's"),
+]
 
 
 def python(code: str, backend: str, **environment: str) -> str:
@@ -148,7 +151,6 @@ def _free() -> int:
         return int(next(line for line in told if line.startswith("MemAvailable")).split()[1]) * 1024
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or _free() < ROOM_FOR_LARGE, reason="needs 6 GiB of memory")
 def test_arrays_of_more_elements_than_an_int_counts() -> None:
     code = """

@@ -41,6 +41,7 @@ def script(folder: Path, code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_pool_of_workers(method: str, before: bool, tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, total(3))
     assert script(tmp_path, code).split() == ["True", "True"]
 
 
+@pytest.mark.slow
 def test_a_fork_while_another_thread_compiles(tmp_path: Path) -> None:
     code = """
 import threading
@@ -152,6 +154,7 @@ def started(cache: Path, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_several_compile_into_one_folder_at_once(tmp_path: Path) -> None:
     processes = [started(tmp_path) for _ in range(4)]
     told = [process.communicate(timeout=300) for process in processes]
@@ -161,6 +164,7 @@ def test_several_compile_into_one_folder_at_once(tmp_path: Path) -> None:
     assert errors == ""  # the code is there, and whole: nothing is compiled, and there is no warning
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_while_it_compiles_leaves_nothing_behind_that_harms(tmp_path: Path) -> None:
     for wait in (0.8, 1.6, 2.4, 3.2):
         process = started(tmp_path)
@@ -171,6 +175,7 @@ def test_one_that_is_killed_while_it_compiles_leaves_nothing_behind_that_harms(t
     assert out == "6.0\n"
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     # No file may become larger than nothing, which is what a full disk comes to.
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));" + CALL

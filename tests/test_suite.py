@@ -281,6 +281,7 @@ def test_warnings_of_an_import_are_no_failures(site: Path) -> None:
     assert "'numpy' is declared to stand in for softmax" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_failing_backend_is_told_of_in_short(site: Path, tmp_path: Path) -> None:
     told = tmp_path / "results.json"
     done = suite(site, "--backend", "wrong", "--backend", "numpy", "--kernel", "relu", "--json", str(told))
@@ -309,6 +310,7 @@ def test_the_report_of_accuracy_tells_why_a_backend_cannot_run(site: Path) -> No
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_report_of_accuracy_marks_what_is_beyond_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     (mutant,) = (m for m in MUTANTS if m.name == "sigmoid_by_the_hyperbolic_tangent")
     backends.register("mutant", mutant.room())

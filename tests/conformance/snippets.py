@@ -118,7 +118,7 @@ def _value(case: Case, name: str, x: Any) -> list[str]:
         return [f"{name} = np.tile({literal(core)}, {repeats})"]
     return _out_of_sample(case, name, x) or [
         f"# {name}, {_dtype(x.dtype)} of shape {x.shape}, is too large to be shown; it is made by the test",
-        f"# {os.environ.get('PYTEST_CURRENT_TEST', 'that fails').rpartition(' ')[0]}",
+        f"# {os.environ.get('PYTEST_CURRENT_TEST', 'that fails').rpartition(' ')[0].partition('@')[0]}",
     ]
 
 

@@ -307,6 +307,7 @@ def witness(subject: Subject, kernel: Record) -> Iterator[dict[str, int]]:
 def _functions_of_others(subject: Subject) -> dict[FunctionType, str]:
     """The kernel functions of other backends that are imported, as far as they are Python's, and their names."""
     own = {_python(getattr(subject.backend.module, name, None)) for name in RECORDS}
+    own_code = {function.__code__ for function in own if function is not None}
     imported = (name for name, module in registry.BUILTIN.items() if module in sys.modules)
     found: dict[FunctionType, str] = {}
     for other in dict.fromkeys((*imported, *registry._loaded)):
@@ -315,8 +316,11 @@ def _functions_of_others(subject: Subject) -> dict[FunctionType, str]:
             continue
         for name in RECORDS:
             function = _python(getattr(backend.module, name, None))
-            # Which of two plug-ins has a function from the other cannot be known.
-            if function is not None and (function not in own or _is_from(other, function)):
+            if function is None:
+                continue
+            # Which of two plug-ins has a function from the other cannot be known, nor for whom shared code runs.
+            is_foreign = _is_from(other, function) if function in own else function.__code__ not in own_code
+            if is_foreign:
                 found.setdefault(function, f"{other}.{name}")
     return found
 
