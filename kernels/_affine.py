@@ -31,7 +31,8 @@ def affine(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, out: Array
     -------
     y : array
         Shape ``(..., out)``, in the promoted dtype of the arguments; float16 and bfloat16 are multiplied and summed
-        in float32.
+        in float32. Integers and booleans become float64 alone; with floating arrays they are promoted as NumPy's
+        ``@`` does.
 
     Raises
     ------

@@ -4,18 +4,20 @@ Rows do not depend on each other, so each has a Jacobian of its own: ``jacobian[
 element i of a row of results with respect to element j of the same row of arguments.
 """
 
+from typing import Any
+
 import numpy as np
 
 from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import fit
-from plugrad.kernels._arguments import Array, floating, promoted, real
+from plugrad.kernels._arguments import Array, ArrayLike, floating, promoted, real
 
 __all__ = ["affine_jacobian", "relu_jacobian", "sigmoid_jacobian", "softmax_jacobian"]
 
 
-def softmax_jacobian(y: Array) -> Array:
+def softmax_jacobian(y: ArrayLike) -> Array:
     """Jacobian of softmax, ``dy_i / dx_j = y_i (1 - y_i)`` for i = j, else ``-y_i y_j``.
 
     Parameters
@@ -43,14 +45,15 @@ def softmax_jacobian(y: Array) -> Array:
     array([[ 0.25, -0.25],
            [-0.25,  0.25]])
     """
-    backend, y = _rows("softmax_jacobian", "y", y)
-    work = y.astype(COMPUTE[y.dtype], copy=False)
+    backend, rows = _rows("softmax_jacobian", "y", y)
+    work = rows.astype(COMPUTE[rows.dtype], copy=False)
     column, row = work[..., :, None], work[..., None, :]
     with np.errstate(all="ignore"):
-        return (column * (_identity(backend, work) - row)).astype(y.dtype, copy=False)
+        jacobian: Array = (column * (_identity(backend, work) - row)).astype(rows.dtype, copy=False)
+        return jacobian
 
 
-def relu_jacobian(y: Array) -> Array:
+def relu_jacobian(y: ArrayLike) -> Array:
     """Jacobian of ReLU: 1 on the diagonal where ``y > 0``, else 0.
 
     Parameters
@@ -75,11 +78,11 @@ def relu_jacobian(y: Array) -> Array:
     array([[1., 0.],
            [0., 0.]])
     """
-    backend, y = _rows("relu_jacobian", "y", y)
-    return diagonal(backend, (y > 0).astype(y.dtype))
+    backend, rows = _rows("relu_jacobian", "y", y)
+    return diagonal(backend, (rows > 0).astype(rows.dtype))
 
 
-def sigmoid_jacobian(y: Array) -> Array:
+def sigmoid_jacobian(y: ArrayLike) -> Array:
     """Jacobian of the logistic sigmoid: ``y (1 - y)`` on the diagonal.
 
     Parameters
@@ -104,13 +107,13 @@ def sigmoid_jacobian(y: Array) -> Array:
     array([[0.25, 0.  ],
            [0.  , 0.  ]])
     """
-    backend, y = _rows("sigmoid_jacobian", "y", y)
-    work = y.astype(COMPUTE[y.dtype], copy=False)
+    backend, rows = _rows("sigmoid_jacobian", "y", y)
+    work = rows.astype(COMPUTE[rows.dtype], copy=False)
     with np.errstate(all="ignore"):
-        return diagonal(backend, work * (1 - work)).astype(y.dtype, copy=False)
+        return diagonal(backend, work * (1 - work)).astype(rows.dtype, copy=False)
 
 
-def affine_jacobian(x: Array, w: Array) -> tuple[Array, Array, Array]:
+def affine_jacobian(x: ArrayLike, w: ArrayLike) -> tuple[Array, Array, Array]:
     """Jacobians of ``y = x w + b`` with respect to `x`, `w` and `b`.
 
     ``dy_j / dx_i = w_ij``; ``dy_j / dw_ik = x_i`` for j = k, else 0; ``dy_j / db_k = 1`` for j = k, else 0.
@@ -147,6 +150,11 @@ def affine_jacobian(x: Array, w: Array) -> tuple[Array, Array, Array]:
     <BLANKLINE>
            [[0., 5.]]])
     """
+    return _affine_jacobian(x, w)
+
+
+def _affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
+    """Check the arguments of `affine_jacobian` and compute it."""
     kernel = "affine_jacobian"
     backend = backend_for(x)
     x, w = real(kernel, "x", x, backend), real(kernel, "w", w, backend)
@@ -163,7 +171,7 @@ def affine_jacobian(x: Array, w: Array) -> tuple[Array, Array, Array]:
     return dy_dx, dy_dw, dy_db
 
 
-def _rows(kernel: str, name: str, y: Array) -> tuple[Backend, Array]:
+def _rows(kernel: str, name: str, y: Any) -> tuple[Backend, Any]:
     """Return the backend, and `y` as its array of at least one dimension."""
     backend = backend_for(y)
     y = floating(kernel, name, y, backend)
@@ -172,11 +180,12 @@ def _rows(kernel: str, name: str, y: Array) -> tuple[Backend, Array]:
     return backend, y
 
 
-def diagonal(backend: Backend, slopes: Array) -> Array:
+def diagonal(backend: Backend, slopes: Any) -> Array:
     """Return the Jacobian of an elementwise function for each row of slopes: a matrix with the row as its diagonal."""
-    return _identity(backend, slopes) * slopes[..., None, :]
+    jacobian: Array = _identity(backend, slopes) * slopes[..., None, :]
+    return jacobian
 
 
-def _identity(backend: Backend, like: Array) -> Array:
+def _identity(backend: Backend, like: Any) -> Any:
     """Return the identity matrix of the size of the last axis of an array, in its dtype."""
     return backend.asarray(np.eye(like.shape[-1], dtype=like.dtype))

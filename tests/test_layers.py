@@ -405,6 +405,24 @@ def test_sequences_and_integers() -> None:
     assert layers.Relu().forward([[-1, 2]]).tolist() == [[0, 2]]
 
 
+@pytest.mark.parametrize("use_jacobian", [False, True])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_images_of_bytes_take_the_dtype_of_the_weights(is_nested: bool, use_jacobian: bool) -> None:
+    images = RNG.integers(0, 256, (5, 4), np.uint8)
+    affine = layers.Affine.init(4, 3, rng=0)
+    layer: layers.Layer = layers.Sequential(affine, layers.Relu()) if is_nested else affine
+    y = layer.forward(images)
+    assert y.dtype == np.float32
+    expected = images @ affine.w
+    np.testing.assert_allclose(y, np.maximum(expected, 0) if is_nested else expected, rtol=1e-5)
+    for dy in (np.ones_like(y), np.ones(y.shape, np.uint8)):
+        dx = layer.backward(dy, use_jacobian=use_jacobian)
+        passed = (y > 0 if is_nested else dy).astype(np.float32)
+        assert dx.dtype == affine.dw.dtype == affine.db.dtype == np.float32
+        np.testing.assert_allclose(dx, passed @ affine.w.T, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(affine.dw, images.T @ passed, rtol=1e-5)
+
+
 # Initial weights and files
 
 

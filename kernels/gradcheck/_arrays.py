@@ -9,7 +9,6 @@ import numpy.typing as npt
 from plugrad import backends
 from plugrad.backends.options import FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -34,7 +33,7 @@ def as_argument(x: Float64Array) -> Float64Array | float:
     return x.copy() if x.ndim else float(x)
 
 
-def as_float64(name: str, x: Array) -> Float64Array:
+def as_float64(name: str, x: Any) -> Float64Array:
     """Convert an argument to a NumPy array of float64."""
     array = np.asarray(backends.to_numpy(x) if hasattr(x, "dtype") else x)
     if array.dtype.kind not in "iub" and not is_supported(array.dtype):
@@ -42,7 +41,7 @@ def as_float64(name: str, x: Array) -> Float64Array:
     return array.astype(FLOAT64)
 
 
-def to_device_of(x: npt.NDArray[Any], like: Array) -> Array:
+def to_device_of(x: npt.NDArray[Any], like: Any) -> Any:
     """Return a NumPy array as an array of the same backend and device as another one."""
     return backend_for(like).asarray(x) if hasattr(like, "dtype") else x
 

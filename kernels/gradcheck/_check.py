@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from plugrad import backends
 from plugrad.kernels import KERNELS
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import ArrayLike
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_float64, evaluate, machine_epsilon
 from plugrad.kernels.gradcheck._differences import ULP, Slopes
 from plugrad.kernels.gradcheck._problems import Problem, problems_of_function, problems_of_kernel, problems_of_layer
@@ -24,8 +24,8 @@ MOST_ROUNDING = 0.01  # the largest share of a difference that rounding may make
 
 def check(
     target: Callable[..., Any] | Layer,
-    *inputs: Array,
-    gradients: Array | Sequence[Array | None] | None = None,
+    *inputs: ArrayLike,
+    gradients: ArrayLike | Sequence[ArrayLike | None] | None = None,
     loss: Loss | None = None,
     step: float | None = None,
     tolerance: float | None = None,

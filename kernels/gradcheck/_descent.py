@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import ArrayLike
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_argument, as_float64
 from plugrad.kernels.gradcheck._differences import gradient
 
 
 def gradient_descent(
     f: Callable[[Any], Any],
-    x0: Array,
+    x0: ArrayLike,
     *,
     lr: float = 0.01,
     steps: int = 1000,

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.options import FLOAT64
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import ArrayLike
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_float64, evaluate, machine_epsilon
 
 ULP = 4  # the error that a result of a function is assumed to have
 
 
-def gradient(f: Callable[[Any], Any], x: Array, *, step: float | None = None) -> Float64Array | float:
+def gradient(f: Callable[[Any], Any], x: ArrayLike, *, step: float | None = None) -> Float64Array | float:
     """Gradient of a scalar function, by central differences.
 
     ``df/dx_i = (f(x + h e_i) - f(x - h e_i)) / 2h``
@@ -58,7 +58,7 @@ def gradient(f: Callable[[Any], Any], x: Array, *, step: float | None = None) ->
     return found if found.ndim else float(found)
 
 
-def jacobian(f: Callable[[Any], Any], x: Array, *, step: float | None = None) -> Float64Array:
+def jacobian(f: Callable[[Any], Any], x: ArrayLike, *, step: float | None = None) -> Float64Array:
     """Jacobian of a function of an array, by central differences.
 
     Parameters
@@ -88,13 +88,13 @@ def jacobian(f: Callable[[Any], Any], x: Array, *, step: float | None = None) ->
     array([[ 0.25, -0.25],
            [-0.25,  0.25]])
     """
-    x = as_float64("x", x)
-    y = evaluate(f, x)
-    found = np.empty((y.size, x.size))
-    for column in range(x.size):
-        slopes = Slopes(f, x, column, step, y)
+    point = as_float64("x", x)
+    y = evaluate(f, point)
+    found = np.empty((y.size, point.size))
+    for column in range(point.size):
+        slopes = Slopes(f, point, column, step, y)
         found[:, column] = slopes.central
-    return found.reshape(y.shape + x.shape)
+    return found.reshape(y.shape + point.shape)
 
 
 class Slopes:

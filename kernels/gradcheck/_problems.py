@@ -12,7 +12,6 @@ from plugrad import backends
 from plugrad.backends.options import FLOAT64
 from plugrad.backends.selection import backend_for
 from plugrad.kernels import KERNELS, Kernel
-from plugrad.kernels._arguments import Array
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_float64, as_tuple, to_device_of
 from plugrad.kernels.layers import Layer, Loss
 
@@ -21,14 +20,14 @@ class Problem(NamedTuple):
     """A gradient, and the function that it belongs to."""
 
     name: str
-    x: Array  # the argument of the function
-    analytic: Array
+    x: Any  # the argument of the function
+    analytic: Any
     f: Callable[[Float64Array], Any]
     scale: float = 0.0  # of the upstream gradient: rounding errors of a gradient such as y - t are proportional to it
 
 
 def problems_of_kernel(
-    kernel: Kernel, inputs: tuple[Array, ...], options: Mapping[str, Any], rng: np.random.Generator
+    kernel: Kernel, inputs: tuple[Any, ...], options: Mapping[str, Any], rng: np.random.Generator
 ) -> Iterator[Problem]:
     """Yield a problem for each argument of a kernel that has a gradient."""
     if len(inputs) > len(kernel.arguments):
@@ -79,7 +78,7 @@ def _scale(upstream: Any, rows: Any) -> float:
 
 
 def problems_of_layer(
-    layer: Layer, inputs: tuple[Array, ...], loss: Loss | None, rng: np.random.Generator
+    layer: Layer, inputs: tuple[Any, ...], loss: Loss | None, rng: np.random.Generator
 ) -> Iterator[Problem]:
     """Yield a problem for the inputs of a layer, and one for each parameter."""
     if len(inputs) != 1 + (loss is not None or isinstance(layer, Loss)):
@@ -102,7 +101,7 @@ def problems_of_layer(
     inputs_as_float64 = as_float64("x", x)
     for (name, parameter), analytic, twin in zip(layer.named_params(), layer.grads, double.params, strict=True):
 
-        def with_parameter(v: Float64Array, twin: Array = twin) -> Any:
+        def with_parameter(v: Float64Array, twin: Any = twin) -> Any:
             twin[...] = to_device_of(v, twin)
             return f(inputs_as_float64.copy())
 
@@ -110,27 +109,25 @@ def problems_of_layer(
         twin[...] = to_device_of(as_float64(name, parameter), twin)
 
 
-def _forward_at(like: Array, f: Callable[[Array], Any], x: Float64Array) -> Any:
+def _forward_at(like: Any, f: Callable[[Any], Any], x: Float64Array) -> Any:
     """Call a function with an array on the device of another one."""
     return f(to_device_of(x, like))
 
 
-def _drawn_end(y: Array, rng: np.random.Generator) -> tuple[Array, Callable[[Array], Any], float]:
+def _drawn_end(y: Any, rng: np.random.Generator) -> tuple[Any, Callable[[Any], Any], float]:
     """Draw an upstream gradient; return it, the sum of results weighted by it, and its scale."""
     weights = rng.normal(size=y.shape).astype(np.asarray(backends.to_numpy(y)).dtype)
     as_float = weights.astype(FLOAT64)
     return to_device_of(weights, y), lambda y: (as_float * backends.to_numpy(y)).sum(), _scale(weights, None)
 
 
-def _loss_as_end(y: Array, loss: Loss, labels: list[Array], x: Array) -> tuple[Array, Callable[[Array], Any], float]:
+def _loss_as_end(y: Any, loss: Loss, labels: list[Any], x: Any) -> tuple[Any, Callable[[Any], Any], float]:
     """Return the gradient of a loss for a result, the loss as a function of the result, and the gradient's scale."""
     loss.forward(y, *labels)
     return loss.backward(), lambda y: loss.forward(y, *labels), _scale(1.0, x)
 
 
-def problems_of_function(
-    f: Callable[..., Any], inputs: tuple[Array, ...], gradients: Array | Sequence[Array | None] | None
-) -> Iterator[Problem]:
+def problems_of_function(f: Callable[..., Any], inputs: tuple[Any, ...], gradients: Any) -> Iterator[Problem]:
     """Yield a problem for each argument of a function whose gradient is given."""
     if gradients is None:
         raise TypeError("check: gradients: expected one for each argument of a function that is no kernel or layer")

@@ -6,7 +6,7 @@ import numpy as np
 
 from plugrad.backends.selection import backend_for
 from plugrad.kernels import KERNELS
-from plugrad.kernels._arguments import Array, floating, integer
+from plugrad.kernels._arguments import Array, ArrayLike, floating, integer, real
 from plugrad.kernels.jacobians import diagonal, relu_jacobian, sigmoid_jacobian, softmax_jacobian
 from plugrad.kernels.layers._errors import errors_name_layer
 from plugrad.kernels.layers._explicit import gradient_along
@@ -37,11 +37,11 @@ class Activation(ComputingLayer):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
     @errors_name_layer
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """Compute the result for inputs `x`."""
         return _protected(self.forward_unprotected(x))
 
-    def forward_unprotected(self, x: Array) -> Array:
+    def forward_unprotected(self, x: Any) -> Any:
         """Return the result itself, for callers that do not write to it."""
         self._saved = None  # first, so that its memory can be reused
         backend = backend_for(x)
@@ -51,29 +51,32 @@ class Activation(ComputingLayer):
         )
         return self._saved
 
-    def forward_in_place(self, x: Array) -> Array:
+    def forward_in_place(self, x: Any) -> Any:
         """Overwrite the inputs, an array of the backend, with the result."""
         self._saved = KERNELS[self.kernel].function(x, out=x, **self.options)
         return self._saved
 
     @errors_name_layer
-    def backward(self, dy: Array, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dy: ArrayLike, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of the inputs."""
         y, kernel = self.saved(), f"{self.kernel}_backward"
         backend = backend_for(y)
-        dy = floating(kernel, "dy", dy, backend)
+        upstream = real(kernel, "dy", dy, backend)
+        dx: Array
         if use_jacobian:
-            return gradient_along(self.options.get("axis", -1), dy, y, self._jacobian)
-        out = self._gradients.take(backend, y.shape, y.dtype) if dy.dtype == y.dtype else None
-        return KERNELS[kernel].function(dy, y, out=out, **self.options)
+            dx = gradient_along(self.options.get("axis", -1), upstream, y, self._jacobian)
+            return dx
+        out = self._gradients.take(backend, y.shape, y.dtype) if upstream.dtype == y.dtype else None
+        dx = KERNELS[kernel].function(upstream, y, out=out, **self.options)
+        return dx
 
-    def backward_in_place(self, dy: Array) -> Array:
+    def backward_in_place(self, dy: Any) -> Any:
         """Overwrite the gradient of the result with that of the inputs, if its dtype allows it."""
         y, kernel = self.saved(), f"{self.kernel}_backward"
-        dy = floating(kernel, "dy", dy, backend_for(y))
+        dy = real(kernel, "dy", dy, backend_for(y))
         return KERNELS[kernel].function(dy, y, out=dy if dy.dtype == y.dtype else None, **self.options)
 
-    def _jacobian(self, y: Array) -> Array:
+    def _jacobian(self, y: Any) -> Array:
         """Compute the Jacobian of each row: that of an elementwise kernel, unless overridden."""
         backend = backend_for(y)
         ones = backend.asarray(np.ones(y.shape, y.dtype))
@@ -95,7 +98,7 @@ class Relu(Activation):
 
     kernel = "relu"
 
-    def _jacobian(self, y: Array) -> Array:
+    def _jacobian(self, y: Any) -> Array:
         return relu_jacobian(y)
 
 
@@ -114,7 +117,7 @@ class Sigmoid(Activation):
 
     kernel = "sigmoid"
 
-    def _jacobian(self, y: Array) -> Array:
+    def _jacobian(self, y: Any) -> Array:
         return sigmoid_jacobian(y)
 
 
@@ -149,14 +152,15 @@ class Softmax(Activation):
     def __repr__(self) -> str:
         return "Softmax()" if self.axis == -1 else super().__repr__()
 
-    def _jacobian(self, y: Array) -> Array:
+    def _jacobian(self, y: Any) -> Array:
         return softmax_jacobian(y)
 
 
-def _protected(y: Array) -> Array:
+def _protected(y: Any) -> Array:
     """Return a read-only view; on a GPU, where arrays cannot be read-only, a copy."""
     if not isinstance(y, np.ndarray):
-        return y.copy()
+        copy: Array = y.copy()
+        return copy
     view = y.view()
     view.flags.writeable = False
     return view

@@ -8,7 +8,7 @@ from plugrad import backends
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import GRADIENTS, affine, affine_backward, biases
-from plugrad.kernels._arguments import Array, floating, promoted, real
+from plugrad.kernels._arguments import Array, ArrayLike, floating, promoted, real
 from plugrad.kernels.jacobians import affine_jacobian
 from plugrad.kernels.layers._errors import errors_name_layer
 from plugrad.kernels.layers._explicit import gradient_of_rows
@@ -56,8 +56,12 @@ class Affine(ComputingLayer):
 
     names: tuple[str, ...] = ("w", "b")
 
-    def __init__(self, w: Array, b: Array | None = None) -> None:
+    def __init__(self, w: ArrayLike, b: ArrayLike | None = None) -> None:
         super().__init__()
+        self._set_params(w, b)
+
+    def _set_params(self, w: Any, b: Any) -> None:
+        """Check the parameters and copy them."""
         name = type(self).__name__
         backend = backend_for(w)
         w = floating(name, "w", w, backend)
@@ -127,46 +131,48 @@ class Affine(ComputingLayer):
         return f"{type(self).__name__}({inputs}, {outputs}{without})"
 
     @errors_name_layer
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """Compute ``x w + b`` for inputs of shape ``(..., in)``; a vector is one row."""
         self._saved = None
         w = self.w
         backend = backend_for(w)
-        x = real("affine", "x", x, backend)
-        if x.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
-            x = promoted(x, w)[0]
-        out = self._results.take(backend, x.shape[:-1] + w.shape[1:], w.dtype) if x.dtype == w.dtype else None
-        y = affine(x, w, self.b, out=out)
-        self._saved = x
+        inputs = real("affine", "x", x, backend)
+        if inputs.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
+            inputs = promoted(inputs, w)[0]
+        is_same_dtype = inputs.dtype == w.dtype
+        out = self._results.take(backend, inputs.shape[:-1] + w.shape[1:], w.dtype) if is_same_dtype else None
+        y = affine(inputs, w, self.b, out=out)
+        self._saved = inputs
         return y
 
     @errors_name_layer
-    def backward(self, dy: Array, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
+    def backward(self, dy: ArrayLike, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Store ``dw = x^T dy`` and ``db``, and return ``dx = dy w^T``, or None if it is not needed."""
         x, w = self.saved(), self.w
         backend = backend_for(w)
-        dy = floating("affine_backward", "dy", dy, backend)
+        upstream = real("affine_backward", "dy", dy, backend)
         if use_jacobian:
-            return self._backward_by_jacobian(dy, x)
+            return self._backward_by_jacobian(upstream, x)
         has_bias = self.b is not None
         needs = GRADIENTS if needs_dx and has_bias else ("dw", *("dx",) * needs_dx, *("db",) * has_bias)
-        if not dy.dtype == x.dtype == w.dtype:
-            dx, dw, db = affine_backward(dy, x, w, needs=needs)
+        if not upstream.dtype == x.dtype == w.dtype:
+            dx, dw, db = affine_backward(upstream, x, w, needs=needs)
             with np.errstate(all="ignore"):  # values that the dtype of the parameters cannot hold become infinite or 0
                 self.dw[...] = dw
                 if self.db is not None:
                     self.db[...] = db
             return dx
-        dx = self._gradients.take(backend, x.shape, x.dtype) if needs_dx else None
-        return affine_backward(dy, x, w, needs=needs, out=(dx, self.dw, self.db))[0]
+        out = self._gradients.take(backend, x.shape, x.dtype) if needs_dx else None
+        return affine_backward(upstream, x, w, needs=needs, out=(out, self.dw, self.db))[0]
 
-    def _backward_by_jacobian(self, dy: Array, x: Array) -> Array:
+    def _backward_by_jacobian(self, dy: Any, x: Any) -> Array:
         shape = x.shape[:-1] + self.w.shape[1:]
         dy_dx, dy_dw, dy_db = affine_jacobian(x, self.w)
         self.dw[...] = gradient_of_rows(dy, dy_dw, shape).reshape(-1, *self.w.shape).sum(axis=0)
         if self.db is not None:
             self.db[...] = gradient_of_rows(dy, dy_db, shape).reshape(-1, *self.db.shape).sum(axis=0)
-        return gradient_of_rows(dy, dy_dx, shape).astype(dy_dx.dtype, copy=False)
+        dx: Array = gradient_of_rows(dy, dy_dx, shape).astype(dy_dx.dtype, copy=False)
+        return dx
 
 
 class MatMul(Affine):
@@ -184,7 +190,7 @@ class MatMul(Affine):
     array([[11.]])
     """
 
-    def __init__(self, w: Array) -> None:
+    def __init__(self, w: ArrayLike) -> None:
         super().__init__(w)
 
     @classmethod

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from plugrad.backends.options import COMPUTE
 from plugrad.kernels._arguments import Array
 
 
-def gradient_along(axis: int, dy: Array, y: Array, jacobian: Callable[[Array], Array]) -> Array:
+def gradient_along(axis: int, dy: Any, y: Any, jacobian: Callable[[Any], Array]) -> Any:
     """Compute the gradient of a kernel whose rows lie along an axis; `jacobian` takes rows along the last one."""
     if not y.ndim:
         raise ValueError("use_jacobian: expected an array of at least one dimension, got a single number")
@@ -19,7 +20,7 @@ def gradient_along(axis: int, dy: Array, y: Array, jacobian: Callable[[Array], A
     return gradient_of_rows(dy, jacobian(rows), rows.shape).swapaxes(axis, -1).astype(y.dtype, copy=False)
 
 
-def gradient_of_rows(dy: Array, jacobian: Array, expected: tuple[int, ...]) -> Array:
+def gradient_of_rows(dy: Any, jacobian: Any, expected: tuple[int, ...]) -> Any:
     """Multiply the upstream gradient of each row by the row's Jacobian: ``sum_i dy_i jacobian_i``.
 
     `expected` is the shape of `dy`. The result has the shape of the argument for each row.

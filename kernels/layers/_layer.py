@@ -11,7 +11,7 @@ import numpy as np
 from plugrad import backends
 from plugrad.backends.options import FLOAT64, is_supported
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels.layers import _files
 from plugrad.kernels.layers._memory import ResultMemory
 
@@ -50,11 +50,11 @@ class Layer(ABC):
         return f"{type(self).__name__}()"
 
     @abstractmethod
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Any:
         """Compute the result for inputs `x`."""
 
     @abstractmethod
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Any) -> Any:
         """Return the gradient of the inputs, and store those of the parameters, given the gradient of the result.
 
         The layers of this package also accept ``use_jacobian=True`` and then use explicit Jacobians, which is slow
@@ -108,7 +108,7 @@ class Layer(ABC):
         """Return copies of the parameters by name, as NumPy arrays."""
         return {name: np.array(backends.to_numpy(parameter), order="C") for name, parameter in self.named_params()}
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy the arrays of a dictionary, as `state_dict` returns it, into the parameters of this layer.
 
         Raises
@@ -183,7 +183,7 @@ def zeros_like(parameter: Array) -> Array:
     return gradient
 
 
-def _loaded(name: str, given: Array, parameter: Array) -> np.ndarray[Any, Any]:
+def _loaded(name: str, given: Any, parameter: Array) -> np.ndarray[Any, Any]:
     """Convert an array to the dtype of its parameter, if that loses nothing."""
     value = np.asarray(given)
     if not is_supported(value.dtype) or isinstance(given, np.ma.MaskedArray):

@@ -8,7 +8,7 @@ import numpy as np
 
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import REDUCTIONS, Array, floating, loss_options, upstream
+from plugrad.kernels._arguments import REDUCTIONS, Array, ArrayLike, Loss as LossValue, floating, loss_options, upstream
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._softmax import softmax
 from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy_value_and_grad
@@ -39,7 +39,7 @@ class Loss(ComputingLayer):
         self,
         *,
         axis: int = -1,
-        weight: Array | None = None,
+        weight: ArrayLike | None = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
@@ -62,14 +62,14 @@ class Loss(ComputingLayer):
         return f"{type(self).__name__}({', '.join(given)})"
 
     @abstractmethod
-    def forward(self, x: Array, t: Array = None) -> Array:
+    def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
         """Compute the loss of `x` for labels `t`."""
 
     @abstractmethod
-    def backward(self, dloss: Array | float = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of `x`, given that of the loss."""
 
-    def _upstream(self, dloss: Array | float, x: Array, loss: Array) -> Any:
+    def _upstream(self, dloss: Any, x: Any, loss: Any) -> Any:
         """Check the gradient of the loss; the number 1 stands for an array of ones."""
         backend = backend_for(x)
         if self.options["reduction"] == "none" and _is_one(dloss):
@@ -96,23 +96,24 @@ class CrossEntropy(Loss):
     """
 
     @errors_name_layer
-    def forward(self, x: Array, t: Array = None) -> Array:
+    def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
         """Compute the loss of probabilities `x` for labels `t`: indices, one-hot or probabilities."""
         self.forget()
         p = floating("cross_entropy", "p", x, backend_for(x))
-        loss = cross_entropy(p, t, **self.options)
-        self._saved = p, t, loss
+        labels: Any = t  # None is refused by the kernel
+        loss = cross_entropy(p, labels, **self.options)
+        self._saved = p, labels, loss
         return loss
 
     @errors_name_layer
-    def backward(self, dloss: Array | float = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of the probabilities, which is also the Jacobian of a loss."""
         p, t, loss = self.saved()
-        dloss = self._upstream(dloss, p, loss)
+        checked = self._upstream(dloss, p, loss)
         if use_jacobian:
-            return cross_entropy_backward(dloss, p, t, **self.options)
+            return cross_entropy_backward(checked, p, t, **self.options)
         out = self._gradients.take(backend_for(p), p.shape, p.dtype)
-        return cross_entropy_backward(dloss, p, t, out=out, **self.options)
+        return cross_entropy_backward(checked, p, t, out=out, **self.options)
 
 
 class SoftmaxWithLoss(Loss):
@@ -133,24 +134,27 @@ class SoftmaxWithLoss(Loss):
     """
 
     @errors_name_layer
-    def forward(self, x: Array, t: Array = None) -> Array:
+    def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
         """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient."""
         self.forget()
         backend = backend_for(x)
-        x = floating("softmax_cross_entropy_value_and_grad", "x", x, backend)
-        dx = self._gradients.take(backend, x.shape, x.dtype)
-        loss, dx = softmax_cross_entropy_value_and_grad(x, t, out=dx, **self.options)
-        self._saved = x, t, loss, dx
+        logits = floating("softmax_cross_entropy_value_and_grad", "x", x, backend)
+        labels: Any = t  # None is refused by the kernel
+        out = self._gradients.take(backend, logits.shape, logits.dtype)
+        loss, dx = softmax_cross_entropy_value_and_grad(logits, labels, out=out, **self.options)
+        self._saved = logits, labels, loss, dx
         return loss
 
     @errors_name_layer
-    def backward(self, dloss: Array | float = 1.0, *, use_jacobian: bool = False) -> Array:
+    def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of the logits; `forward` has computed it already for the default, 1."""
-        x, t, loss, dx = self.saved()
+        x, t, loss, kept = self.saved()
+        dx: Array
         if use_jacobian:
             return self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t)
-        if _is_one(dloss) and dx is not None:
-            self._saved = x, t, loss, None  # from now on dx belongs to the caller, who may write to it
+        if _is_one(dloss) and kept is not None:
+            self._saved = x, t, loss, None  # from now on it belongs to the caller, who may write to it
+            dx = kept
             return dx
         # In 16 bits the gradient may have underflowed, which no factor can undo.
         wide = x.astype(COMPUTE[x.dtype], copy=False)
@@ -159,7 +163,7 @@ class SoftmaxWithLoss(Loss):
             dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
             return dx.astype(x.dtype, copy=False)
 
-    def _factors(self, dloss: Any, x: Array, t: Array) -> Any:
+    def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
         """Return the upstream gradient in a form that broadcasts to the gradients of all rows."""
         axis, ignore, backend = self.options["axis"] % x.ndim, self.options["ignore_index"], backend_for(x)
         rows = x.shape[:axis] + x.shape[axis + 1 :]
@@ -170,11 +174,12 @@ class SoftmaxWithLoss(Loss):
             dloss = each
         return dloss.reshape((*rows[:axis], 1, *rows[axis:])) if getattr(dloss, "ndim", 0) else dloss
 
-    def _backward_by_jacobian(self, dloss: Any, x: Array, t: Array) -> Array:
+    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any) -> Array:
         wide = x.astype(COMPUTE[x.dtype], copy=False)
         y = softmax(wide, axis=self.options["axis"])
         dy = cross_entropy_backward(dloss, y, t, **self.options)
-        return gradient_along(self.options["axis"], dy, y, softmax_jacobian).astype(x.dtype, copy=False)
+        dx: Array = gradient_along(self.options["axis"], dy, y, softmax_jacobian).astype(x.dtype, copy=False)
+        return dx
 
 
 def _is_one(dloss: Any) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend
-from plugrad.kernels._arguments import Array
 
 
 def _references(arrays: list[Any], position: int) -> int:
@@ -28,9 +27,9 @@ class ResultMemory:
     MOST = 2
 
     def __init__(self) -> None:
-        self._kept: list[Array] = []
+        self._kept: list[Any] = []
 
-    def take(self, backend: Backend, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    def take(self, backend: Backend, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Return a C-contiguous array with undefined values, in the memory of an unused one that is large enough."""
         if backend.arrays != "numpy":  # CuPy and its like reuse memory by themselves
             return backend.empty(shape, dtype)

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeGuard
 
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels.layers._activations import Activation, Relu
 from plugrad.kernels.layers._affine import Affine
 from plugrad.kernels.layers._errors import name_place
@@ -118,19 +118,24 @@ class Sequential(Layer):
         other._arrange(tuple(layer.astype(dtype) for layer in self.layers))
         return other
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """Compute the result of the last layer."""
         self.forget()  # so that no layer keeps a result that another layer is about to overwrite
+        y: Any = x
+        del x  # its memory is free as soon as no layer needs it
         for position, forward in enumerate(self._forwards):
             try:
-                x = forward(x)
+                y = forward(y)
             except (TypeError, ValueError) as error:
                 self._name_place(error, position)
                 raise
-        return x
+        result: Array = y
+        return result
 
-    def backward(self, dy: Array, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
+    def backward(self, dy: ArrayLike, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients, and return that of the inputs; None, with less work, if it is not needed."""
+        gradient: Any = dy
+        del dy  # its memory is free as soon as the last layer has used it
         options = {"use_jacobian": True} if use_jacobian else {}
         backwards = [layer.backward for layer in self.layers] if use_jacobian else self._backwards
         first = 0 if needs_dx else self._first_with_params
@@ -138,11 +143,13 @@ class Sequential(Layer):
             if position == first and not needs_dx and self._first_takes_needs_dx:
                 options["needs_dx"] = False
             try:
-                dy = backwards[position](dy, **options)
+                gradient = backwards[position](gradient, **options)
             except (TypeError, ValueError) as error:
                 self._name_place(error, position)
                 raise
-        return dy if needs_dx else None
+        unneeded: Any = None
+        dx: Array = gradient if needs_dx else unneeded
+        return dx
 
     def _name_place(self, error: Exception, position: int) -> None:
         layer = type(self.layers[position]).__name__
@@ -164,7 +171,7 @@ def _all_layers(layers: Iterable[Layer]) -> Iterator[Layer]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _forward_of(layers: tuple[Layer, ...], position: int) -> Callable[[Array], Array]:
+def _forward_of(layers: tuple[Layer, ...], position: int) -> Callable[[Any], Any]:
     layer = layers[position]
     following = layers[position + 1 : position + 2]
     if not _is_activation(layer) or not any(_is_activation(other) or _is_affine(other) for other in following):
@@ -173,7 +180,7 @@ def _forward_of(layers: tuple[Layer, ...], position: int) -> Callable[[Array], A
     return layer.forward_in_place if is_behind_affine and isinstance(layer, Relu) else layer.forward_unprotected
 
 
-def _backward_of(layers: tuple[Layer, ...], position: int) -> Callable[..., Array]:
+def _backward_of(layers: tuple[Layer, ...], position: int) -> Callable[..., Any]:
     layer = layers[position]
     is_before_affine = any(map(_is_affine, layers[position + 1 : position + 2]))
     if is_before_affine and _is_activation(layer) and isinstance(layer, Relu):

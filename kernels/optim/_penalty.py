@@ -7,11 +7,11 @@ import numpy as np
 
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array, floating
+from plugrad.kernels._arguments import Array, ArrayLike, Loss, floating
 from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads
 
 
-def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array] | None = None) -> Array:
+def l2_penalty(params: Iterable[ArrayLike], factor: float, *, grads: Iterable[Array] | None = None) -> Loss:
     """Return the L2 penalty, ``factor * sum(p^2)`` over all parameters, and add its gradient, ``2 factor p``.
 
     Parameters
@@ -46,17 +46,18 @@ def l2_penalty(params: Iterable[Array], factor: float, *, grads: Iterable[Array]
     (12.5, array([3., 4.]))
     """
     factor = at_least_0("l2_penalty", "factor", factor)
-    params = tuple([floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params])
-    given = None if grads is None else checked_grads("l2_penalty", params, grads)
+    arrays = tuple([floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params])
+    given = None if grads is None else checked_grads("l2_penalty", arrays, grads)
     for position, gradient in enumerate(given or ()):
         check_writeable(f"l2_penalty: grads: {position}", gradient)
     total: Any = np.float64(0)
     dtype = FLOAT32
     with np.errstate(all="ignore"):  # values that a dtype cannot hold become infinite or 0
-        for parameter in params:
+        for parameter in arrays:
             flat = parameter.reshape(-1).astype(FLOAT64, copy=False)  # float32 would lose digits of large sums
             total, dtype = total + flat @ flat, max(dtype, COMPUTE[parameter.dtype])
-        for parameter, gradient in zip(params, given or (), strict=False):
+        for parameter, gradient in zip(arrays, given or (), strict=False):
             wide = COMPUTE[parameter.dtype]
             gradient[...] = gradient.astype(wide, copy=False) + 2 * factor * parameter.astype(wide, copy=False)
-        return (factor * total).astype(dtype)
+        penalty: Loss = (factor * total).astype(dtype)
+    return penalty
