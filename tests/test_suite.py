@@ -240,7 +240,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     relu = "import numpy as np\ndef relu(x, out):\n    out[...] = np.where(x < 0, np.zeros_like(x), x)\n"
-    everything = "from plugrad.kernels import RECORDS\nSTAND_INS = {name: %r for name in RECORDS if name != 'relu'}\n"
+    everything = "from plugrad.kernels import KERNELS\nSTAND_INS = {name: %r for name in KERNELS if name != 'relu'}\n"
     plug_in(folder, "lost", everything % "nonexistent" + relu)
     plug_in(folder, "empty", (everything % "numpy").replace(" if name != 'relu'", ""))
     plug_in(

@@ -54,6 +54,8 @@ def _imports(code: str) -> list[str]:
     lines.append("from plugrad import backends, kernels as K")
     if "cases." in code:
         lines.append("from plugrad.tests.conformance import cases")
+    if "RECORDS[" in code:
+        lines.append("from plugrad.tests.records import RECORDS")
     if "Subject(" in code:
         lines.append("from plugrad.tests.conformance.subject import Subject")
     return lines
