@@ -1,9 +1,9 @@
-"""The checks of every call, and the canonical form in which arguments reach the backend.
+"""The checks of every call, which return arguments in the canonical form for backends.
 
-The order is the same everywhere: choose the backend, check every argument without looking at its data, and only then
-compute. Each function returns the canonical argument or raises an error that names kernel and argument, says what was
-expected and what came, and what to do. Arguments in canonical form pass each check early, because on small arrays the
-checks are most of the cost of a call.
+The order is the same in every call: choose the backend, check every argument without reading its data, and then
+compute. Each function returns the canonical argument or raises an error that names the kernel and the argument, the
+expected and the actual value, and the remedy. Arguments in canonical form pass each check early, because on small
+arrays the checks are most of the cost of a call.
 """
 
 import functools

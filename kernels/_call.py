@@ -1,4 +1,4 @@
-"""Calls with one result: forward and backward, by element or along an axis, and the gradients of losses."""
+"""The calls of kernels with one result: elementwise or along an axis, and the gradients of losses."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from plugrad.kernels._arguments import (
     upstream,
 )
 
-ELEMENTWISE = object()  # in place of an axis: the kernel has none
+ELEMENTWISE = object()  # for kernels without an axis
 
 
 def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:

@@ -66,7 +66,7 @@ def linear_cross_entropy(
     weight, ignore_index, label_smoothing, reduction
         As for `softmax_cross_entropy`.
     max_workspace : int, str or Workspace
-        How much memory the call may work in, beside its arguments and results: bytes, or text such as ``"64MB"`` or
+        How much memory the call may use, besides its arguments and results: bytes, or text such as ``"64MB"`` or
         ``"1GiB"``. More makes larger products, which are faster up to some hundred rows: for as many it needs
         ``rows * classes * 4`` bytes, or 8 in float64. A `Workspace` keeps the memory for the next call.
     out : array, optional
@@ -89,7 +89,7 @@ def linear_cross_entropy(
     Notes
     -----
     The results depend on `max_workspace` in their last digits, as those of matrix products depend on how they are cut
-    up. Beside the workspace each thread uses a few megabytes at the most. Arguments of three or more dimensions that
+    up. Besides the workspace, each thread uses a few megabytes at the most. Arguments of three or more dimensions that
     are not C-contiguous are copied as a whole, on a GPU also those of two, and so are arguments that have to be
     promoted. The chunks of rows are as in Hsu et al., "Liger Kernel: Efficient
     Triton kernels for LLM training", 2024, section 3.2.
@@ -186,9 +186,9 @@ def linear_cross_entropy_value_and_grad(
     Notes
     -----
     Sums are taken in float32 at least. Where `dw` has float16 or bfloat16, it is summed in half of the workspace, for
-    as many classes at a time as there is room for, and the logits are computed anew for each part: such calls are
+    as many classes at a time as fit, and the logits are computed anew for each part: such calls are
     fast in a workspace of ``8 * in * classes`` bytes or more, and take several times as long in a small one. So do
-    calls in a workspace that has not room for a thousandth of the rows, since float32 cannot add up so many chunks.
+    calls in a workspace that holds less than a thousandth of the rows, since float32 cannot add up so many chunks.
 
     Gradients of float16 underflow where ``reduction="mean"`` divides by many rows: ``"sum"`` keeps them. To write `dw`
     over `w`, or `dx` over another argument than `x`, takes memory of its size.

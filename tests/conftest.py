@@ -87,7 +87,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     else:
         metafunc.parametrize(
             ("subject", "kernel"),
-            [pytest.param(s, RECORDS[n], id=f"{s.name}-{n}") for s in subjects for n in kernels if s.has(n)],
+            [
+                pytest.param(s, RECORDS[n], id=f"{s.name}-{n}", marks=[] if s.name == "numpy" else [pytest.mark.slow])
+                for s in subjects
+                for n in kernels
+                if s.has(n)
+            ],
         )
 
 

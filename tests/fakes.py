@@ -1,4 +1,4 @@
-"""Modules of backends, and arrays, that tests make up."""
+"""Fake backend modules and arrays for tests."""
 
 import threading
 import types
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def counting_module(**members: Any) -> types.SimpleNamespace:
-    """A module of a backend whose relu records the thread of each call in `calls`."""
+    """A backend module whose relu records the thread of each call in `calls`."""
 
     def relu(x: Any, out: Any) -> None:
         calls.append(threading.get_ident())
@@ -19,7 +19,7 @@ def counting_module(**members: Any) -> types.SimpleNamespace:
 
 
 class DeviceArray:
-    """An array on a GPU, as far as the DLPack protocol shows it."""
+    """An array that the DLPack protocol places on a GPU."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, 0)

@@ -1,7 +1,7 @@
-"""Arrays at the edge of memory: ``python -m plugrad.tests.guarded BACKEND`` calls every kernel on such.
+"""Arrays between guard pages: ``python -m plugrad.tests.guarded BACKEND`` calls every kernel on them.
 
-Before and behind each array, argument or result, lies a page that may not be touched, so that the process ends at once
-if a kernel reads or writes one byte beyond. Linux only, for `mprotect`.
+An inaccessible page precedes and follows each argument and result, so that the process crashes if a kernel reads or
+writes one byte outside an array. Linux only, for `mprotect`.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ def guarded(x: Any, at_end: bool) -> Any:
 
 
 def calls(subject: Subject, at_end: bool) -> int:
-    """Call every kernel for every dtype and some odd sizes; the number of calls, each of which was right."""
+    """Call every kernel for every dtype and shape, compare the results, and return the number of calls."""
     made = 0
     for kernel, dtype, (rows, classes) in itertools.product(RECORDS.values(), DTYPES, SHAPES):
         plain = cases.sample(kernel, rows, classes, dtype)
@@ -63,7 +63,7 @@ def calls(subject: Subject, at_end: bool) -> int:
 
 
 def _soft(plain: Case) -> list[Case]:
-    """With a number for each class as labels, and with weights and a loss for each row."""
+    """The other samples of a loss: a label for each class; weights and a loss for each row."""
     case = list(cases.samples(plain.kernel, *_sizes(plain), plain.dtype))
     return case[1:]
 
@@ -76,7 +76,7 @@ def _sizes(plain: Case) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Call all of them, on the backend that is named."""
+    """Call every kernel on the backend of the command line."""
     (name,) = sys.argv[1:]
     backends.get(name)
     print(sum(calls(Subject(name), at_end) for at_end in (True, False)), "calls")

@@ -1,7 +1,7 @@
-"""Backends that are broken on purpose, in one way each: what the conformance suite must notice.
+"""Backends that are broken on purpose, in one way each, which the conformance suite must catch.
 
-A mutant starts as a room with all functions of the numpy backend; its function here then breaks one thing. The table
-says by which check it must be caught, and on which kernel.
+A mutant starts as a backend module with all functions of the numpy backend; its function here breaks one of them. The
+table lists the check that must catch each mutant, and the kernel.
 """
 
 import functools
@@ -22,7 +22,7 @@ from plugrad.backends.options import LossOptions
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 
-Room: TypeAlias = Any
+BackendModule: TypeAlias = Any
 Array: TypeAlias = Any
 
 finfo: Any = ml_dtypes.finfo  # knows bfloat16 too
@@ -30,64 +30,64 @@ finfo: Any = ml_dtypes.finfo  # knows bfloat16 too
 
 @dataclass(frozen=True)
 class Mutant:
-    """A way to break a backend: how, and who must notice."""
+    """A way to break a backend, and the check that must catch it."""
 
-    spoil: Callable[[Room], None]
+    spoil: Callable[[BackendModule], None]
     kernel: str
     caught_by: str
 
     @property
     def name(self) -> str:
-        """The name of the function that does it."""
+        """The name of the function that breaks the backend."""
         return self.spoil.__name__
 
-    def room(self) -> Room:
-        """A room that is broken so."""
-        room = sound_room()
-        self.spoil(room)
-        return room
+    def module(self) -> BackendModule:
+        """A backend module that is broken in this way."""
+        module = sound_module()
+        self.spoil(module)
+        return module
 
 
 MUTANTS: list[Mutant] = []
 
 
-def sound_room() -> Room:
-    """A room with every function of the numpy backend, by ways of its own."""
-    numpy_room = backends.get("numpy").module
+def sound_module() -> BackendModule:
+    """A correct backend module: every function calls that of the numpy backend."""
+    numpy_module = backends.get("numpy").module
 
     def own(name: str) -> Callable[..., None]:
-        function = getattr(numpy_room, name)
+        function = getattr(numpy_module, name)
         return lambda *arguments: function(*arguments)
 
     return SimpleNamespace(**{name: own(name) for name in KERNELS})
 
 
-def mutant(kernel: str, caught_by: str) -> Callable[[Callable[[Room], None]], Callable[[Room], None]]:
-    """Enter a function that spoils a room into the table."""
+def mutant(kernel: str, caught_by: str) -> Callable[[Callable[[BackendModule], None]], Callable[[BackendModule], None]]:
+    """Enter a function that spoils a backend module into the table."""
 
-    def enter(spoil: Callable[[Room], None]) -> Callable[[Room], None]:
+    def enter(spoil: Callable[[BackendModule], None]) -> Callable[[BackendModule], None]:
         MUTANTS.append(Mutant(spoil, kernel, caught_by))
         return spoil
 
     return enter
 
 
-def afterwards(room: Room, kernel: str, change: Callable[..., None]) -> None:
-    """Let `kernel` compute what is right, and `change` the result then; it gets all arguments."""
-    sound = getattr(room, kernel)
+def afterwards(module: BackendModule, kernel: str, change: Callable[..., None]) -> None:
+    """Call `change` with all arguments after `kernel` has computed the correct result."""
+    sound = getattr(module, kernel)
 
     def broken(*arguments: Any) -> None:
         sound(*arguments)
         change(*arguments)
 
-    setattr(room, kernel, broken)
+    setattr(module, kernel, broken)
 
 
-def with_options(room: Room, kernel: str, change: Callable[[LossOptions], LossOptions]) -> None:
-    """Let `kernel` compute with other options than it was given."""
-    sound = getattr(room, kernel)
+def with_options(module: BackendModule, kernel: str, change: Callable[[LossOptions], LossOptions]) -> None:
+    """Pass changed options to `kernel`."""
+    sound = getattr(module, kernel)
     setattr(
-        room,
+        module,
         kernel,
         lambda *arguments: sound(*(change(a) if isinstance(a, LossOptions) else a for a in arguments)),
     )
@@ -99,112 +99,112 @@ def with_options(room: Room, kernel: str, change: Callable[[LossOptions], LossOp
 
 
 @mutant("softmax_cross_entropy", "gradients_along_directions")
-def gradient_of_the_wrong_sign(room: Room) -> None:
-    afterwards(room, "softmax_cross_entropy_backward", lambda dloss, y, t, options, dx: np.negative(dx, out=dx))
+def gradient_of_the_wrong_sign(module: BackendModule) -> None:
+    afterwards(module, "softmax_cross_entropy_backward", lambda dloss, y, t, options, dx: np.negative(dx, out=dx))
 
 
 @mutant("sigmoid", "jacobians_by_sympy")
-def slope_of_the_input_for_that_of_the_output(room: Room) -> None:
+def slope_of_the_input_for_that_of_the_output(module: BackendModule) -> None:
     def broken(dy: Array, y: Array, out: Array) -> None:
         out[...] = dy * np.exp(-y) / (1 + np.exp(-y)) ** 2
 
-    room.sigmoid_backward = broken
+    module.sigmoid_backward = broken
 
 
 @mutant("softmax_backward", "shapes")
-def diagonal_of_the_jacobian_only(room: Room) -> None:
+def diagonal_of_the_jacobian_only(module: BackendModule) -> None:
     def broken(dy: Array, y: Array, axis: int, out: Array) -> None:
         out[...] = dy * y * (1 - y)
 
-    room.softmax_backward = broken
+    module.softmax_backward = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "shapes")
-def mean_not_divided_by_the_rows(room: Room) -> None:
-    with_options(room, "softmax_cross_entropy_value_and_grad", lambda o: o._replace(reduction="sum"))
+def mean_not_divided_by_the_rows(module: BackendModule) -> None:
+    with_options(module, "softmax_cross_entropy_value_and_grad", lambda o: o._replace(reduction="sum"))
 
 
 @mutant("cross_entropy", "options_with_class_indices")
-def label_smoothing_ignored(room: Room) -> None:
-    with_options(room, "cross_entropy", lambda o: o._replace(label_smoothing=0.0))
+def label_smoothing_ignored(module: BackendModule) -> None:
+    with_options(module, "cross_entropy", lambda o: o._replace(label_smoothing=0.0))
 
 
 @mutant("softmax_cross_entropy", "options_with_one_hot_labels")
-def weight_applied_twice(room: Room) -> None:
-    with_options(room, "softmax_cross_entropy", lambda o: o if o.weight is None else o._replace(weight=o.weight**2))
+def weight_applied_twice(module: BackendModule) -> None:
+    with_options(module, "softmax_cross_entropy", lambda o: o if o.weight is None else o._replace(weight=o.weight**2))
 
 
 @mutant("softmax_cross_entropy_backward", "options_with_soft_labels")
-def labels_taken_to_sum_to_one(room: Room) -> None:
-    sound = room.softmax_cross_entropy_backward
+def labels_taken_to_sum_to_one(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_backward
 
     def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         if t.ndim == y.ndim:
             t = t / np.maximum(t.astype(float).sum(axis=options.axis, keepdims=True), 1e-9)
         sound(dloss, y, t, options, dx)
 
-    room.softmax_cross_entropy_backward = broken
+    module.softmax_cross_entropy_backward = broken
 
 
 @mutant("cross_entropy_backward", "shapes")
-def upstream_gradient_ignored(room: Room) -> None:
-    sound = room.cross_entropy_backward
-    room.cross_entropy_backward = lambda dloss, *rest: sound(1.0, *rest)
+def upstream_gradient_ignored(module: BackendModule) -> None:
+    sound = module.cross_entropy_backward
+    module.cross_entropy_backward = lambda dloss, *rest: sound(1.0, *rest)
 
 
 @mutant("softmax", "any_axis")
-def always_along_the_first_axis(room: Room) -> None:
-    sound = room.softmax
-    room.softmax = lambda x, axis, out: sound(x, 0, out)
+def always_along_the_first_axis(module: BackendModule) -> None:
+    sound = module.softmax
+    module.softmax = lambda x, axis, out: sound(x, 0, out)
 
 
 @mutant("affine", "leading_axes")
-def bias_forgotten_for_a_single_row(room: Room) -> None:
-    sound = room.affine
-    room.affine = lambda x, w, b, out: sound(x, w, b if x.ndim > 1 else None, out)
+def bias_forgotten_for_a_single_row(module: BackendModule) -> None:
+    sound = module.affine
+    module.affine = lambda x, w, b, out: sound(x, w, b if x.ndim > 1 else None, out)
 
 
 @mutant("affine_backward", "shapes")
-def gradient_of_the_bias_averaged(room: Room) -> None:
+def gradient_of_the_bias_averaged(module: BackendModule) -> None:
     def change(dy: Array, x: Array, w: Array, dx: Array, dw: Array, db: Array) -> None:
         if db is not None:
             db /= max(1, len(dy))
 
-    afterwards(room, "affine_backward", change)
+    afterwards(module, "affine_backward", change)
 
 
 @mutant("affine", "without_biases")
-def no_biases_taken_for_ones(room: Room) -> None:
-    sound = room.affine
-    room.affine = lambda x, w, b, out: sound(x, w, np.ones(w.shape[1], w.dtype) if b is None else b, out)
+def no_biases_taken_for_ones(module: BackendModule) -> None:
+    sound = module.affine
+    module.affine = lambda x, w, b, out: sound(x, w, np.ones(w.shape[1], w.dtype) if b is None else b, out)
 
 
 @mutant("affine_backward", "some_gradients_only")
-def gradient_of_the_biases_only_along_with_that_of_the_weights(room: Room) -> None:
-    sound = room.affine_backward
+def gradient_of_the_biases_only_along_with_that_of_the_weights(module: BackendModule) -> None:
+    sound = module.affine_backward
 
     def broken(dy: Array, x: Array, w: Array, dx: Array, dw: Array, db: Array) -> None:
         sound(dy, x, w, dx, dw, db)
         if dw is None and db is not None:
             db[...] = dy.reshape(-1, dy.shape[-1])[0]
 
-    room.affine_backward = broken
+    module.affine_backward = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "fused_equals_composed")
-def fused_gradient_of_smoothed_labels_not_smoothed(room: Room) -> None:
-    sound, plain = room.softmax_cross_entropy_value_and_grad, room.softmax_cross_entropy
+def fused_gradient_of_smoothed_labels_not_smoothed(module: BackendModule) -> None:
+    sound, plain = module.softmax_cross_entropy_value_and_grad, module.softmax_cross_entropy
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
         kept = x.copy()
         sound(x, t, options._replace(label_smoothing=0.0), loss, dx)
         plain(kept, t, options, loss, np.empty_like(kept))
 
-    room.softmax_cross_entropy_value_and_grad = broken
+    module.softmax_cross_entropy_value_and_grad = broken
 
 
 @mutant("log_softmax", "rows_are_independent")
-def rows_shifted_by_the_largest_logit_of_all(room: Room) -> None:
+def rows_shifted_by_the_largest_logit_of_all(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def broken(x: Array, axis: int, out: Array) -> None:
         z = x.astype(np.float64)
@@ -212,7 +212,7 @@ def rows_shifted_by_the_largest_logit_of_all(room: Room) -> None:
         z = z.astype(x.dtype)
         out[...] = z - np.log(np.exp(z.astype(np.float32)).sum(axis=axis, keepdims=True))
 
-    room.log_softmax = broken
+    module.log_softmax = broken
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,34 +221,34 @@ def rows_shifted_by_the_largest_logit_of_all(room: Room) -> None:
 
 
 @mutant("softmax_backward", "numbers_of_classes")
-def off_by_one_behind_a_whole_vector(room: Room) -> None:
+def off_by_one_behind_a_whole_vector(module: BackendModule) -> None:
     def change(dy: Array, y: Array, axis: int, out: Array) -> None:
         if out.shape[-1] > 16 and out.shape[-1] % 16 == 1:
             out[..., -1] = 0
 
-    afterwards(room, "softmax_backward", change)
+    afterwards(module, "softmax_backward", change)
 
 
 @mutant("sigmoid_backward", "large_arrays")
-def last_block_forgotten(room: Room) -> None:
+def last_block_forgotten(module: BackendModule) -> None:
     def change(dy: Array, y: Array, out: Array) -> None:
         if out.size > 2**19:
             out.reshape(-1)[2**19 :] = 0
 
-    afterwards(room, "sigmoid_backward", change)
+    afterwards(module, "sigmoid_backward", change)
 
 
 @mutant("softmax", "large_arrays")
-def last_rows_forgotten_where_classes_lie_apart(room: Room) -> None:
+def last_rows_forgotten_where_classes_lie_apart(module: BackendModule) -> None:
     def change(x: Array, axis: int, out: Array) -> None:
         if axis == 0 and out.size > 2**19 and out.dtype == np.float64:
             out[:, -1:] = 0
 
-    afterwards(room, "softmax", change)
+    afterwards(module, "softmax", change)
 
 
 @mutant("log_softmax_backward", "large_arrays")
-def bfloat16_summed_class_by_class_in_bfloat16(room: Room) -> None:
+def bfloat16_summed_class_by_class_in_bfloat16(module: BackendModule) -> None:
     def change(dy: Array, y: Array, axis: int, out: Array) -> None:
         if out.dtype.name == "bfloat16" and out.shape[axis] > 1000 and axis == 1 and out.ndim == 3:
             total = dy[:, 0].copy()
@@ -256,35 +256,35 @@ def bfloat16_summed_class_by_class_in_bfloat16(room: Room) -> None:
                 total += dy[:, column]
             out[...] = dy - np.exp(y) * total[:, None]
 
-    afterwards(room, "log_softmax_backward", change)
+    afterwards(module, "log_softmax_backward", change)
 
 
 @mutant("softmax_cross_entropy_backward", "options_of_large_arrays")
-def weights_forgotten_for_many_classes(room: Room) -> None:
-    sound = room.softmax_cross_entropy_backward
+def weights_forgotten_for_many_classes(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_backward
 
     def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         many = y.shape[options.axis] > 1024
         sound(dloss, y, t, options._replace(weight=None) if many else options, dx)
 
-    room.softmax_cross_entropy_backward = broken
+    module.softmax_cross_entropy_backward = broken
 
 
 @mutant("cross_entropy", "options_of_large_arrays")
-def smoothing_forgotten_behind_the_first_block(room: Room) -> None:
-    sound = room.cross_entropy
+def smoothing_forgotten_behind_the_first_block(module: BackendModule) -> None:
+    sound = module.cross_entropy
 
     def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
         sound(p, t, options, loss)
         if options.reduction == "none" and options.label_smoothing and len(p) > 2048:
             sound(p[2048:], t[2048:], options._replace(label_smoothing=0.0), loss[2048:])
 
-    room.cross_entropy = broken
+    module.cross_entropy = broken
 
 
 @mutant("softmax_cross_entropy_backward", "weights_and_upstream_gradients_of_every_dtype")
-def upstream_gradient_taken_for_float32(room: Room) -> None:
-    sound = room.softmax_cross_entropy_backward
+def upstream_gradient_taken_for_float32(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_backward
 
     def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         if isinstance(dloss, np.ndarray) and dloss.dtype == np.float64 and y.dtype != np.float64:
@@ -292,84 +292,84 @@ def upstream_gradient_taken_for_float32(room: Room) -> None:
         with np.errstate(all="ignore"):
             sound(dloss, y, t, options, dx)
 
-    room.softmax_cross_entropy_backward = broken
+    module.softmax_cross_entropy_backward = broken
 
 
 @mutant("cross_entropy", "weights_and_upstream_gradients_of_every_dtype")
-def weights_cut_to_integers(room: Room) -> None:
-    with_options(room, "cross_entropy", lambda o: o if o.weight is None else o._replace(weight=np.trunc(o.weight)))
+def weights_cut_to_integers(module: BackendModule) -> None:
+    with_options(module, "cross_entropy", lambda o: o if o.weight is None else o._replace(weight=np.trunc(o.weight)))
 
 
 @mutant("relu", "no_rows")
-def empty_results_are_float64(room: Room) -> None:
-    room.empty = lambda shape, dtype: np.empty(shape, dtype if 0 not in shape else np.float64)
+def empty_results_are_float64(module: BackendModule) -> None:
+    module.empty = lambda shape, dtype: np.empty(shape, dtype if 0 not in shape else np.float64)
 
 
 @mutant("softmax", "shapes")
-def results_silently_widened(room: Room) -> None:
-    room.empty = lambda shape, dtype: np.empty(shape, np.float64)
+def results_silently_widened(module: BackendModule) -> None:
+    module.empty = lambda shape, dtype: np.empty(shape, np.float64)
 
 
 @mutant("relu", "shapes")
-def results_of_another_library(room: Room) -> None:
-    room.empty = lambda shape, dtype: np.ma.empty(shape, dtype)
+def results_of_another_library(module: BackendModule) -> None:
+    module.empty = lambda shape, dtype: np.ma.empty(shape, dtype)
 
 
 @mutant("affine", "sequences_and_integers")
-def integers_become_float32(room: Room) -> None:
+def integers_become_float32(module: BackendModule) -> None:
     def take(what: str, x: Any) -> Array:
         array = host.take(what, x)
         return array.astype(np.float32) if array.dtype.kind in "iub" else array
 
-    room.take = take
+    module.take = take
 
 
 @mutant("sigmoid_backward", "mixed_dtypes")
-def promotion_goes_down(room: Room) -> None:
+def promotion_goes_down(module: BackendModule) -> None:
     def take(what: str, x: Any) -> Array:
         array = host.take(what, x)
         return array.astype(np.float32) if array.dtype == np.float64 and what.endswith(": y") else array
 
-    room.take, room.NATIVE = take, None
+    module.take, module.NATIVE = take, None
 
 
 @mutant("softmax_cross_entropy", "mean_of_many_rows")
-def losses_summed_in_float16(room: Room) -> None:
+def losses_summed_in_float16(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         if x.dtype == np.float16 and not loss.ndim:
             with np.errstate(all="ignore"):
                 total = loss * (1 if options.reduction == "sum" else len(x))
                 loss[...] = np.float16(total) / np.float16(1 if options.reduction == "sum" else len(x))
 
-    afterwards(room, "softmax_cross_entropy", change)
+    afterwards(module, "softmax_cross_entropy", change)
 
 
 @mutant("cross_entropy", "mean_of_many_rows")
-def losses_summed_in_float32(room: Room) -> None:
+def losses_summed_in_float32(module: BackendModule) -> None:
     def change(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
         loss[...] = np.float32(loss)
 
-    afterwards(room, "cross_entropy", change)
+    afterwards(module, "cross_entropy", change)
 
 
 @mutant("affine_backward", "gradients_of_parameters_over_many_rows")
-def rows_added_one_by_one_in_float32(room: Room) -> None:
+def rows_added_one_by_one_in_float32(module: BackendModule) -> None:
     def change(dy: Array, x: Array, w: Array, dx: Array, dw: Array, db: Array) -> None:
         if db is not None and dy.ndim == 2:
             db[...] = np.add.accumulate(dy.astype(np.float32), axis=0)[-1]
 
-    afterwards(room, "affine_backward", change)
+    afterwards(module, "affine_backward", change)
 
 
 @mutant("softmax_cross_entropy", "labels_of_every_dtype")
-def unsigned_labels_read_as_signed(room: Room) -> None:
-    sound = room.softmax_cross_entropy
+def unsigned_labels_read_as_signed(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         t = t.view(np.int8).astype(int) % x.shape[options.axis] if t.dtype == np.uint8 else t
         sound(x, t, options, loss, y)
 
-    room.softmax_cross_entropy = broken
+    module.softmax_cross_entropy = broken
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -378,136 +378,136 @@ def unsigned_labels_read_as_signed(room: Room) -> None:
 
 
 @mutant("relu", "results_go_to_out")
-def result_written_elsewhere(room: Room) -> None:
-    room.relu = lambda x, out: np.maximum(x, 0, out=out.copy()) is None
+def result_written_elsewhere(module: BackendModule) -> None:
+    module.relu = lambda x, out: np.maximum(x, 0, out=out.copy()) is None
 
 
 @mutant("softmax_cross_entropy", "some_results_go_to_out")
-def loss_written_to_the_array_of_the_call_before(room: Room) -> None:
-    sound = room.softmax_cross_entropy
+def loss_written_to_the_array_of_the_call_before(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy
     kept: list[Array] = []
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         kept.append(loss)
         sound(x, t, options, kept[0], y)
 
-    room.softmax_cross_entropy = broken
+    module.softmax_cross_entropy = broken
 
 
 @mutant("sigmoid", "nothing_beside_out_is_written")
-def whole_vectors_written(room: Room) -> None:
+def whole_vectors_written(module: BackendModule) -> None:
     def change(x: Array, out: Array) -> None:
         if out.base is not None and out.base.size >= out.size + 16:
             out.base.reshape(-1)[-16:] = 0
 
-    afterwards(room, "sigmoid", change)
+    afterwards(module, "sigmoid", change)
 
 
 @mutant("softmax_backward", "in_place")
-def result_written_before_the_argument_is_read(room: Room) -> None:
+def result_written_before_the_argument_is_read(module: BackendModule) -> None:
     def broken(dy: Array, y: Array, axis: int, out: Array) -> None:
         compute = np.float64 if out.dtype == np.float64 else np.float32
         product = dy.astype(compute) * y.astype(compute)
         out[...] = product
         out[...] = product - y.astype(compute) * product.sum(axis=axis, keepdims=True)
 
-    room.softmax_backward = broken
+    module.softmax_backward = broken
 
 
 @mutant("softmax_cross_entropy_backward", "in_place")
-def labels_overwritten_before_they_are_read(room: Room) -> None:
-    sound = room.softmax_cross_entropy_backward
+def labels_overwritten_before_they_are_read(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_backward
 
     def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         if dx is t:
             dx[...] = y
         sound(dloss, y, t, options, dx)
 
-    room.softmax_cross_entropy_backward = broken
+    module.softmax_cross_entropy_backward = broken
 
 
 @mutant("softmax_cross_entropy", "in_place_of_the_weights")
-def weights_overwritten_before_they_are_read(room: Room) -> None:
-    sound = room.softmax_cross_entropy
+def weights_overwritten_before_they_are_read(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         if y is options.weight:
-            room.softmax(x, options.axis, y)
+            module.softmax(x, options.axis, y)
         sound(x, t, options, loss, y)
 
-    room.softmax_cross_entropy = broken
+    module.softmax_cross_entropy = broken
 
 
 @mutant("relu_backward", "one_array_for_two_arguments")
-def gradient_of_an_array_by_itself_taken_for_its_square(room: Room) -> None:
-    sound = room.relu_backward
+def gradient_of_an_array_by_itself_taken_for_its_square(module: BackendModule) -> None:
+    sound = module.relu_backward
 
     def broken(dy: Array, y: Array, out: Array) -> None:
         sound(dy, y, out)
         if dy is y:
             np.multiply(out, out, out=out)
 
-    room.relu_backward = broken
+    module.relu_backward = broken
 
 
 @mutant("softmax_cross_entropy_backward", "one_array_for_two_arguments")
-def probabilities_written_over_labels_that_they_are(room: Room) -> None:
+def probabilities_written_over_labels_that_they_are(module: BackendModule) -> None:
     def change(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         if t is y and dx is not y:
             dx[...] = 0
 
-    afterwards(room, "softmax_cross_entropy_backward", change)
+    afterwards(module, "softmax_cross_entropy_backward", change)
 
 
 @mutant("relu", "out_in_another_order")
-def other_orders_not_looked_for(room: Room) -> None:
+def other_orders_not_looked_for(module: BackendModule) -> None:
     def broken(x: Array, out: Array) -> None:
         for i in np.ndindex(out.shape[:1]):
             out[i] = np.maximum(x[i], x.dtype.type(0))  # before the next row is read
 
-    room.relu = broken
-    room.overlap = lambda a, b: "none"
+    module.relu = broken
+    module.overlap = lambda a, b: "none"
 
 
 @mutant("relu", "out_in_another_order")
-def rows_between_taken_for_the_rows_themselves(room: Room) -> None:
-    sound = room.relu
+def rows_between_taken_for_the_rows_themselves(module: BackendModule) -> None:
+    sound = module.relu
 
     def overlap(a: Array, b: Array) -> str:
         return "same" if np.may_share_memory(a, b) and a.strides == b.strides else host.overlap(a, b)
 
-    room.relu, room.overlap = lambda x, out: sound(x, out), overlap
+    module.relu, module.overlap = lambda x, out: sound(x, out), overlap
 
 
 @mutant("affine_backward", "results_over_each_other")
-def results_over_each_other_not_looked_for(room: Room) -> None:
-    room.overlap = lambda a, b: "none"
+def results_over_each_other_not_looked_for(module: BackendModule) -> None:
+    module.overlap = lambda a, b: "none"
 
 
 @mutant("sigmoid_backward", "overlapping_out")
-def overlaps_not_looked_for(room: Room) -> None:
-    sound = room.sigmoid_backward
+def overlaps_not_looked_for(module: BackendModule) -> None:
+    sound = module.sigmoid_backward
 
     def broken(dy: Array, y: Array, out: Array) -> None:
         for i in np.ndindex(out.shape[:1]):  # row by row, so that what is written is read again
             sound(dy[i], y[i], out[i])
 
-    room.sigmoid_backward = broken
-    room.overlap = lambda a, b: "none"
+    module.sigmoid_backward = broken
+    module.overlap = lambda a, b: "none"
 
 
 @mutant("relu_backward", "layouts_of_arguments")
-def strides_ignored(room: Room) -> None:
-    sound = room.relu_backward
+def strides_ignored(module: BackendModule) -> None:
+    sound = module.relu_backward
 
     def broken(dy: Array, y: Array, out: Array) -> None:
         sound(dy, y.ravel(order="K").reshape(y.shape), out)
 
-    room.relu_backward = broken
+    module.relu_backward = broken
 
 
 @mutant("softmax_cross_entropy", "layouts_of_arguments")
-def strides_of_the_weights_ignored(room: Room) -> None:
+def strides_of_the_weights_ignored(module: BackendModule) -> None:
     def contiguous(options: LossOptions) -> LossOptions:
         weight = options.weight
         if weight is None or weight.flags.c_contiguous or weight.base is None or weight.strides[0] < 0:
@@ -515,55 +515,55 @@ def strides_of_the_weights_ignored(room: Room) -> None:
         start = np.lib.stride_tricks.as_strided(weight, weight.shape, (weight.itemsize,))
         return options._replace(weight=start)
 
-    with_options(room, "softmax_cross_entropy", contiguous)
+    with_options(module, "softmax_cross_entropy", contiguous)
 
 
 @mutant("cross_entropy_backward", "layouts_of_arguments")
-def strides_of_the_upstream_gradient_ignored(room: Room) -> None:
-    sound = room.cross_entropy_backward
+def strides_of_the_upstream_gradient_ignored(module: BackendModule) -> None:
+    sound = module.cross_entropy_backward
 
     def broken(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
         if isinstance(dloss, np.ndarray) and dloss.strides and dloss.strides[0] < 0:
             dloss = dloss[::-1]
         sound(dloss, p, t, options, dp)
 
-    room.cross_entropy_backward = broken
+    module.cross_entropy_backward = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "layouts_of_arguments")
-def strides_of_labels_for_each_class_ignored(room: Room) -> None:
-    sound = room.softmax_cross_entropy_value_and_grad
+def strides_of_labels_for_each_class_ignored(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_value_and_grad
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
         sound(x, t.ravel(order="K").reshape(t.shape) if t.ndim == 2 else t, options, loss, dx)
 
-    room.softmax_cross_entropy_value_and_grad = broken
+    module.softmax_cross_entropy_value_and_grad = broken
 
 
 @mutant("softmax", "broadcast_arguments")
-def strides_of_zero_taken_for_contiguous(room: Room) -> None:
+def strides_of_zero_taken_for_contiguous(module: BackendModule) -> None:
     def change(x: Array, axis: int, out: Array) -> None:
         if 0 in x.strides:
             out[1:] = 0
 
-    afterwards(room, "softmax", change)
+    afterwards(module, "softmax", change)
 
 
 @mutant("log_softmax", "arguments_are_not_written")
-def maximum_subtracted_from_the_argument(room: Room) -> None:
-    sound = room.log_softmax
+def maximum_subtracted_from_the_argument(module: BackendModule) -> None:
+    sound = module.log_softmax
 
     def broken(x: Array, axis: int, out: Array) -> None:
         sound(x, axis, out)
         if x.flags.writeable and out is not x:
             x -= x.max(axis=axis, keepdims=True)
 
-    room.log_softmax = broken
+    module.log_softmax = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "new_results_are_written_whole")
-def gradient_of_ignored_rows_left_as_it_was(room: Room) -> None:
-    sound = room.softmax_cross_entropy_value_and_grad
+def gradient_of_ignored_rows_left_as_it_was(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_value_and_grad
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
         held = dx.copy()
@@ -571,7 +571,7 @@ def gradient_of_ignored_rows_left_as_it_was(room: Room) -> None:
         if options.ignore_index is not None and t.ndim == 1:
             dx[t == options.ignore_index] = held[t == options.ignore_index]
 
-    room.softmax_cross_entropy_value_and_grad = broken
+    module.softmax_cross_entropy_value_and_grad = broken
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -580,18 +580,18 @@ def gradient_of_ignored_rows_left_as_it_was(room: Room) -> None:
 
 
 @mutant("softmax", "special_logits")
-def exponentials_of_the_logits_themselves(room: Room) -> None:
+def exponentials_of_the_logits_themselves(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def broken(x: Array, axis: int, out: Array) -> None:
         e = np.exp(x.astype(np.float64))
         out[...] = e / e.sum(axis=axis, keepdims=True)
 
-    room.softmax = broken
+    module.softmax = broken
 
 
 @mutant("log_softmax", "special_logits")
-def logarithm_of_the_softmax(room: Room) -> None:
-    softmax = room.softmax
+def logarithm_of_the_softmax(module: BackendModule) -> None:
+    softmax = module.softmax
 
     @np.errstate(all="ignore")
     def broken(x: Array, axis: int, out: Array) -> None:
@@ -599,96 +599,96 @@ def logarithm_of_the_softmax(room: Room) -> None:
         softmax(x.astype(np.float64), axis, y)
         out[...] = np.log(y)
 
-    room.log_softmax = broken
+    module.log_softmax = broken
 
 
 @mutant("sigmoid", "special_numbers")
-def sigmoid_of_the_textbook(room: Room) -> None:
+def sigmoid_of_the_textbook(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def broken(x: Array, out: Array) -> None:
         compute = np.float64 if x.dtype == np.float64 else np.float32
         out[...] = 1 / (1 + np.exp(-x.astype(compute)))
 
-    room.sigmoid = broken
+    module.sigmoid = broken
 
 
 @mutant("relu_backward", "special_numbers")
-def gradient_passed_at_zero(room: Room) -> None:
+def gradient_passed_at_zero(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def broken(dy: Array, y: Array, out: Array) -> None:
         out[...] = np.where(y >= 0, dy, np.zeros_like(dy))
 
-    room.relu_backward = broken
+    module.relu_backward = broken
 
 
 @mutant("relu_backward", "special_numbers")
-def infinite_gradient_times_zero(room: Room) -> None:
+def infinite_gradient_times_zero(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def broken(dy: Array, y: Array, out: Array) -> None:
         out[...] = dy * (y > 0).astype(dy.dtype)
 
-    room.relu_backward = broken
+    module.relu_backward = broken
 
 
 @mutant("relu", "special_numbers")
-def nan_swallowed(room: Room) -> None:
+def nan_swallowed(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def broken(x: Array, out: Array) -> None:
         out[...] = np.where(x > 0, x, np.zeros_like(x))
 
-    room.relu = broken
+    module.relu = broken
 
 
 @mutant("softmax", "nan_stays_in_its_row")
-def nan_leaks_to_the_next_row(room: Room) -> None:
+def nan_leaks_to_the_next_row(module: BackendModule) -> None:
     def change(x: Array, axis: int, out: Array) -> None:
         if out.ndim == 2:
             poisoned = np.isnan(out.astype(np.float32)).any(axis=1).nonzero()[0]
             out[np.minimum(poisoned + 1, len(out) - 1)] = np.nan
 
-    afterwards(room, "softmax", change)
+    afterwards(module, "softmax", change)
 
 
 @mutant("cross_entropy", "nan_stays_in_its_row")
-def undefined_probabilities_taken_for_certain(room: Room) -> None:
-    sound = room.cross_entropy
-    room.cross_entropy = lambda p, *rest: sound(np.where(np.isnan(p), p.dtype.type(1), p), *rest)
+def undefined_probabilities_taken_for_certain(module: BackendModule) -> None:
+    sound = module.cross_entropy
+    module.cross_entropy = lambda p, *rest: sound(np.where(np.isnan(p), p.dtype.type(1), p), *rest)
 
 
 @mutant("softmax_backward", "nan_stays_in_its_row")
-def undefined_probabilities_taken_for_impossible(room: Room) -> None:
-    sound = room.softmax_backward
+def undefined_probabilities_taken_for_impossible(module: BackendModule) -> None:
+    sound = module.softmax_backward
 
     def broken(dy: Array, y: Array, axis: int, out: Array) -> None:
         sound(dy, np.where(np.isnan(y), y.dtype.type(0), y), axis, out)
 
-    room.softmax_backward = broken
+    module.softmax_backward = broken
 
 
 @mutant("affine", "nan_stays_in_its_row")
-def weights_that_are_not_finite_left_out(room: Room) -> None:
-    sound = room.affine
-    room.affine = lambda x, w, b, out: sound(x, np.where(np.isfinite(w), w, w.dtype.type(0)), b, out)
+def weights_that_are_not_finite_left_out(module: BackendModule) -> None:
+    sound = module.affine
+    module.affine = lambda x, w, b, out: sound(x, np.where(np.isfinite(w), w, w.dtype.type(0)), b, out)
 
 
 @mutant("cross_entropy", "special_probabilities")
-def probabilities_kept_away_from_zero(room: Room) -> None:
-    sound = room.cross_entropy
+def probabilities_kept_away_from_zero(module: BackendModule) -> None:
+    sound = module.cross_entropy
 
     def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
         with np.errstate(all="ignore"):
             sound(np.maximum(p, p.dtype.type(1e-12)), t, options, loss)
 
-    room.cross_entropy = broken
+    module.cross_entropy = broken
 
 
 @mutant("log_softmax_backward", "impossible_classes")
-def impossible_classes_give_nan(room: Room) -> None:
+def impossible_classes_give_nan(module: BackendModule) -> None:
     def change(dy: Array, y: Array, axis: int, out: Array) -> None:
         with np.errstate(all="ignore"):
             out += np.exp(y) * y * 0  # as p log p has it
 
-    afterwards(room, "log_softmax_backward", change)
+    afterwards(module, "log_softmax_backward", change)
 
 
 def flushed(out: Array) -> None:
@@ -698,92 +698,92 @@ def flushed(out: Array) -> None:
 
 
 @mutant("relu", "special_numbers")
-def subnormal_numbers_taken_for_zero(room: Room) -> None:
-    afterwards(room, "relu", lambda x, out: flushed(out))
+def subnormal_numbers_taken_for_zero(module: BackendModule) -> None:
+    afterwards(module, "relu", lambda x, out: flushed(out))
 
 
 @mutant("relu_backward", "numbers_come_through_bit_for_bit")
-def subnormal_gradients_taken_for_zero(room: Room) -> None:
-    afterwards(room, "relu_backward", lambda dy, y, out: flushed(out))
+def subnormal_gradients_taken_for_zero(module: BackendModule) -> None:
+    afterwards(module, "relu_backward", lambda dy, y, out: flushed(out))
 
 
 @mutant("softmax", "subnormal_rows")
-def subnormal_probabilities_flushed_to_zero(room: Room) -> None:
-    afterwards(room, "softmax", lambda x, axis, out: flushed(out))
+def subnormal_probabilities_flushed_to_zero(module: BackendModule) -> None:
+    afterwards(module, "softmax", lambda x, axis, out: flushed(out))
 
 
 @mutant("softmax_backward", "subnormal_rows")
-def subnormal_gradients_flushed_to_zero(room: Room) -> None:
-    afterwards(room, "softmax_backward", lambda dy, y, axis, out: flushed(out))
+def subnormal_gradients_flushed_to_zero(module: BackendModule) -> None:
+    afterwards(module, "softmax_backward", lambda dy, y, axis, out: flushed(out))
 
 
 @mutant("log_softmax", "confident_rows_keep_their_accuracy")
-def subnormal_logarithms_flushed_to_zero(room: Room) -> None:
-    afterwards(room, "log_softmax", lambda x, axis, out: flushed(out))
+def subnormal_logarithms_flushed_to_zero(module: BackendModule) -> None:
+    afterwards(module, "log_softmax", lambda x, axis, out: flushed(out))
 
 
 @mutant("softmax_cross_entropy", "ignored_rows_count_for_nothing")
-def ignored_rows_counted_in_the_mean(room: Room) -> None:
+def ignored_rows_counted_in_the_mean(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         if options.reduction == "mean" and options.ignore_index is not None and t.size:
             loss *= np.count_nonzero(t != options.ignore_index) / t.size
 
-    afterwards(room, "softmax_cross_entropy", change)
+    afterwards(module, "softmax_cross_entropy", change)
 
 
 @mutant("softmax_cross_entropy_backward", "ignored_rows_count_for_nothing")
-def ignored_rows_multiplied_by_zero(room: Room) -> None:
+def ignored_rows_multiplied_by_zero(module: BackendModule) -> None:
     def change(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         if options.ignore_index is not None:
             with np.errstate(all="ignore"):
                 dx += (y * np.zeros_like(y)).astype(dx.dtype)
 
-    afterwards(room, "softmax_cross_entropy_backward", change)
+    afterwards(module, "softmax_cross_entropy_backward", change)
 
 
 @mutant("cross_entropy", "where_nothing_counts")
-def mean_over_nothing(room: Room) -> None:
+def mean_over_nothing(module: BackendModule) -> None:
     def change(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
         if options.reduction == "mean" and options.ignore_index is not None and (t == options.ignore_index).all():
             loss[...] = np.nan
 
-    afterwards(room, "cross_entropy", change)
+    afterwards(module, "cross_entropy", change)
 
 
 @mutant("softmax_cross_entropy_backward", "where_nothing_counts")
-def nothing_written_where_all_labels_are_zero(room: Room) -> None:
-    sound = room.softmax_cross_entropy_backward
+def nothing_written_where_all_labels_are_zero(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_backward
 
     def broken(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
         if t.ndim < y.ndim or t.any():
             sound(dloss, y, t, options, dx)
 
-    room.softmax_cross_entropy_backward = broken
+    module.softmax_cross_entropy_backward = broken
 
 
 @mutant("softmax_cross_entropy", "labels_of_zero_on_impossible_classes")
-def zero_times_infinity(room: Room) -> None:
+def zero_times_infinity(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         if t.ndim == x.ndim and loss.ndim:
             loss[((t == 0) & np.isneginf(x)).any(axis=options.axis)] = np.nan
 
-    afterwards(room, "softmax_cross_entropy", change)
+    afterwards(module, "softmax_cross_entropy", change)
 
 
 @mutant("softmax_cross_entropy", "confident_rows_keep_their_accuracy")
-def loss_as_a_difference_of_large_numbers(room: Room) -> None:
+def loss_as_a_difference_of_large_numbers(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         if loss.ndim == 1 and t.ndim == 1:
             with np.errstate(all="ignore"):
                 label = y[np.arange(len(t)), t].astype(loss.dtype)
                 loss[...] = -np.log(label)
 
-    afterwards(room, "softmax_cross_entropy", change)
+    afterwards(module, "softmax_cross_entropy", change)
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "confident_rows_keep_their_accuracy")
-def gradient_at_the_label_as_the_difference_from_one(room: Room) -> None:
-    sound, softmax = room.softmax_cross_entropy_value_and_grad, room.softmax
+def gradient_at_the_label_as_the_difference_from_one(module: BackendModule) -> None:
+    sound, softmax = module.softmax_cross_entropy_value_and_grad, module.softmax
 
     def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
         y = np.empty_like(x)
@@ -793,48 +793,48 @@ def gradient_at_the_label_as_the_difference_from_one(room: Room) -> None:
             rows = np.arange(len(t))
             dx[rows, t] = y[rows, t] - y.dtype.type(1)
 
-    room.softmax_cross_entropy_value_and_grad = broken
+    module.softmax_cross_entropy_value_and_grad = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "tiny_weights")
-def weights_divided_by_their_float32_sum(room: Room) -> None:
+def weights_divided_by_their_float32_sum(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
         if options.weight is not None:
             with np.errstate(all="ignore"):
                 loss *= np.float32(1) / options.weight.sum(dtype=np.float32) * options.weight.sum(dtype=np.float32)
 
-    afterwards(room, "softmax_cross_entropy_value_and_grad", change)
+    afterwards(module, "softmax_cross_entropy_value_and_grad", change)
 
 
 @mutant("sigmoid", "errors_within_the_budget")
-def sigmoid_by_the_hyperbolic_tangent(room: Room) -> None:
+def sigmoid_by_the_hyperbolic_tangent(module: BackendModule) -> None:
     def change(x: Array, out: Array) -> None:
         out[...] = (0.5 * np.tanh(0.5 * x.astype(np.float64)) + 0.5).astype(out.dtype)
 
-    afterwards(room, "sigmoid", change)
+    afterwards(module, "sigmoid", change)
 
 
 @mutant("sigmoid", "errors_within_the_budget")
-def sigmoid_of_float16_in_float16(room: Room) -> None:
+def sigmoid_of_float16_in_float16(module: BackendModule) -> None:
     @np.errstate(all="ignore")
     def change(x: Array, out: Array) -> None:
         if x.dtype == np.float16:
             out[...] = 1 / (1 + np.exp(-x))
 
-    afterwards(room, "sigmoid", change)
+    afterwards(module, "sigmoid", change)
 
 
 @mutant("softmax", "errors_beside_the_formula")
-def sums_that_lose_some_bits(room: Room) -> None:
+def sums_that_lose_some_bits(module: BackendModule) -> None:
     def change(x: Array, axis: int, out: Array) -> None:
         if out.dtype == np.float32:
             out *= np.float32(1 + 2.0**-20)
 
-    afterwards(room, "softmax", change)
+    afterwards(module, "softmax", change)
 
 
 @mutant("log_softmax", "errors_over_many_classes")
-def many_classes_added_up_one_by_one(room: Room) -> None:
+def many_classes_added_up_one_by_one(module: BackendModule) -> None:
     def change(x: Array, axis: int, out: Array) -> None:
         if x.shape[axis] > 10_000:
             with np.errstate(all="ignore"):
@@ -842,24 +842,24 @@ def many_classes_added_up_one_by_one(room: Room) -> None:
                 total = np.add.accumulate(np.exp(z), axis=axis, dtype=np.float32).take([-1], axis=axis)
                 out[...] = z - np.log(total)
 
-    afterwards(room, "log_softmax", change)
+    afterwards(module, "log_softmax", change)
 
 
 @mutant("softmax", "small_elements_keep_their_accuracy")
-def small_probabilities_cut_off(room: Room) -> None:
+def small_probabilities_cut_off(module: BackendModule) -> None:
     def change(x: Array, axis: int, out: Array) -> None:
         if out.dtype == np.float64:
             out[out < 1e-17] = 0
 
-    afterwards(room, "softmax", change)
+    afterwards(module, "softmax", change)
 
 
 @mutant("softmax_cross_entropy", "small_elements_keep_their_accuracy")
-def probabilities_no_smaller_than_the_rounding_of_one(room: Room) -> None:
+def probabilities_no_smaller_than_the_rounding_of_one(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         y[y < finfo(y.dtype).eps] = 0
 
-    afterwards(room, "softmax_cross_entropy", change)
+    afterwards(module, "softmax_cross_entropy", change)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -870,8 +870,8 @@ LAYER_WITH_LOSS = "linear_cross_entropy_value_and_grad"
 
 
 @mutant(LAYER_WITH_LOSS, "chunks_of_any_size")
-def last_chunk_left_out(room: Room) -> None:
-    sound = getattr(room, LAYER_WITH_LOSS)
+def last_chunk_left_out(module: BackendModule) -> None:
+    sound = getattr(module, LAYER_WITH_LOSS)
 
     def broken(x: Array, w: Array, b: Any, t: Array, options: LossOptions, workspace: Workspace, *results: Any) -> None:
         some = slice(None) if workspace.size >= 10**6 or len(x) < 2 else slice(0, -1)
@@ -880,22 +880,22 @@ def last_chunk_left_out(room: Room) -> None:
             loss = loss[some]
         sound(x[some], w, b, t[some], options, workspace, loss, dx if dx is None else dx[some], *parameters)
 
-    setattr(room, LAYER_WITH_LOSS, broken)
+    setattr(module, LAYER_WITH_LOSS, broken)
 
 
 @mutant(LAYER_WITH_LOSS, "chunks_of_any_layout")
-def weights_read_after_their_gradient_was_written(room: Room) -> None:
+def weights_read_after_their_gradient_was_written(module: BackendModule) -> None:
     def change(*arguments: Any) -> None:
         x, w, dx, dw = arguments[0], arguments[1], arguments[-3], arguments[-2]
         if dw is w and dx is not None:
             dx[...] = x @ w.T
 
-    afterwards(room, LAYER_WITH_LOSS, change)
+    afterwards(module, LAYER_WITH_LOSS, change)
 
 
 @mutant(LAYER_WITH_LOSS, "the_least_that_works")
-def twice_the_least_named(room: Room) -> None:
-    sound = getattr(room, LAYER_WITH_LOSS)
+def twice_the_least_named(module: BackendModule) -> None:
+    sound = getattr(module, LAYER_WITH_LOSS)
 
     def broken(*arguments: Any) -> None:
         try:
@@ -903,11 +903,11 @@ def twice_the_least_named(room: Room) -> None:
         except ValueError as error:
             raise ValueError(re.sub(r"at least (\d+)", lambda m: f"at least {2 * int(m[1])}", str(error))) from None
 
-    setattr(room, LAYER_WITH_LOSS, broken)
+    setattr(module, LAYER_WITH_LOSS, broken)
 
 
 @mutant(LAYER_WITH_LOSS, "a_workspace_is_kept")
-def what_the_last_call_left_counts(room: Room) -> None:
+def what_the_last_call_left_counts(module: BackendModule) -> None:
     seen: WeakSet[Workspace] = WeakSet()
 
     def change(*arguments: Any) -> None:
@@ -916,7 +916,7 @@ def what_the_last_call_left_counts(room: Room) -> None:
             loss[...] *= 1.5
         seen.add(workspace)
 
-    afterwards(room, LAYER_WITH_LOSS, change)
+    afterwards(module, LAYER_WITH_LOSS, change)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -925,56 +925,56 @@ def what_the_last_call_left_counts(room: Room) -> None:
 
 
 @mutant("softmax", "mistakes")
-def complex_numbers_cut_to_their_real_parts(room: Room) -> None:
-    room.take = lambda what, x: host.take(what, x).real
+def complex_numbers_cut_to_their_real_parts(module: BackendModule) -> None:
+    module.take = lambda what, x: host.take(what, x).real
 
 
 @mutant("cross_entropy", "labels_that_name_no_class")
-def negative_labels_wrapped(room: Room) -> None:
-    sound = room.cross_entropy
+def negative_labels_wrapped(module: BackendModule) -> None:
+    sound = module.cross_entropy
 
     def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
         if t.ndim < p.ndim and t.dtype.kind == "i":
             t = np.where(t < 0, t.astype(np.int64) % p.shape[options.axis], t)
         sound(p, t, options, loss)
 
-    room.cross_entropy = broken
+    module.cross_entropy = broken
 
 
 @mutant("softmax", "arrays_that_are_elsewhere")
-def arrays_moved_in_silence(room: Room) -> None:
-    room.take = lambda what, x: np.zeros((3, 4), np.float32) if host.on_device(x) else host.take(what, x)
+def arrays_moved_in_silence(module: BackendModule) -> None:
+    module.take = lambda what, x: np.zeros((3, 4), np.float32) if host.on_device(x) else host.take(what, x)
 
 
 @mutant("softmax", "the_backend_does_the_work")
-def silent_fallback(room: Room) -> None:
-    """What every sound room here does, through ways of its own: the numpy backend computes."""
+def silent_fallback(module: BackendModule) -> None:
+    """Leave the sound module as it is: the numpy backend computes behind it."""
 
 
 @mutant("softmax_cross_entropy", "the_same_bits_each_time")
-def sums_in_an_order_of_their_own(room: Room) -> None:
+def sums_in_an_order_of_their_own(module: BackendModule) -> None:
     calls = iter(range(10**9))
 
     def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
         if next(calls) % 2:
             loss[...] = np.nextafter(loss, np.inf)
 
-    afterwards(room, "softmax_cross_entropy", change)
+    afterwards(module, "softmax_cross_entropy", change)
 
 
-def sums_that_depend_on_the_threads(room: Room) -> None:
+def sums_that_depend_on_the_threads(module: BackendModule) -> None:
     def change(x: Array, t: Array, options: LossOptions, loss: Array) -> None:
         if threads.count() > 2:
             loss[...] = np.nextafter(loss, np.inf)
 
-    afterwards(room, "cross_entropy", change)
+    afterwards(module, "cross_entropy", change)
 
 
-def products_that_depend_on_the_process(room: Room) -> None:
+def products_that_depend_on_the_process(module: BackendModule) -> None:
     def change(x: Array, w: Array, b: Array, y: Array) -> None:
         y[...] = os.getpid() % 251  # which every dtype can hold
 
-    afterwards(room, "affine", change)
+    afterwards(module, "affine", change)
 
 
 IN_PROCESSES = (
@@ -984,15 +984,15 @@ IN_PROCESSES = (
 
 
 @functools.cache
-def _room_in_processes() -> Room:
-    room = sound_room()
+def _module_in_processes() -> BackendModule:
+    module = sound_module()
     for mutant in IN_PROCESSES:
-        mutant.spoil(room)
-    return room
+        mutant.spoil(module)
+    return module
 
 
 def __getattr__(name: str) -> Any:
-    """The functions broken by `IN_PROCESSES`: this module is their room, which other processes can import."""
+    """The functions broken by `IN_PROCESSES`: other processes import this file as their backend module."""
     if name in KERNELS:
-        return getattr(_room_in_processes(), name)
+        return getattr(_module_in_processes(), name)
     raise AttributeError(name)

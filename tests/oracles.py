@@ -1,4 +1,4 @@
-"""Jacobians and optimizers in float64, written apart from the library. The kernels' oracles are in their records."""
+"""Jacobians and optimizers in float64, independent of the library. The oracles of kernels are in their records."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from plugrad.tests.records._record import Array, double
 
 
 def jacobian(name: str, *arguments: Any) -> tuple[Array, ...]:
-    """The Jacobian of that name: row i of each is the gradient of the i-th result of a row."""
+    """The Jacobian called `name`: row i of each array is the gradient of the i-th result of a row."""
     if name == "affine_jacobian":
         x, w = map(double, arguments)
         identity = np.eye(w.shape[1])

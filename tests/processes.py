@@ -1,4 +1,4 @@
-"""Python code in a new process, whose choice of a backend the test makes."""
+"""Run Python code in a new process without the environment variables of plugrad."""
 
 import os
 import subprocess
@@ -6,12 +6,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-# Computes, and prints the backend that did it.
+# Computes, and prints the backend in force.
 SHOW = "from plugrad import backends, kernels as K; K.relu([1.0]); print(backends.current())"
 
 
 def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a new process with these environment variables and no others of plugrad."""
+    """Run `code` in a new process with these environment variables of plugrad only."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PLUGRAD_")}
     clean.update(environment)
     if path:

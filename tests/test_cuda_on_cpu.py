@@ -82,16 +82,16 @@ from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.subject import Subject
 subject = Subject("cupy")
 used = set()
-planned = rows.plan
+launch_plan = rows.launch_plan
 def watched(operation, dtype, how, is_aligned):
-    found = planned(operation, dtype, how, is_aligned)
+    found = launch_plan(operation, dtype, how, is_aligned)
     macros = dict(found.instance.macros)
     used.add((operation.name, dtype.name, macros["TIER"], macros["ITEMS"], macros["WIDTH"]))
     return found
-rows.plan = watched
+rows.launch_plan = watched
 dtypes = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 for places in (256, 1):  # 1: as if there were so many rows that none is shared by blocks
-    planned.cache_clear()
+    launch_plan.cache_clear()
     rows.PLACES = places
     for kernel in filter(cases.has_axis, RECORDS.values()):
         for dtype in dtypes:
@@ -134,11 +134,11 @@ def test_the_conformance_suite_passes_with_sanitizers(cache: Path, kernels: list
 RANDOM_CALLS = """
 from plugrad.kernels import KERNELS
 from plugrad.tests.conformance import fuzz
-from plugrad.tests.conformance.around import AROUND
+from plugrad.tests.conformance.other_calls import OTHER_CALLS
 from plugrad.tests.conformance.subject import Subject
 subjects = [Subject("cupy")]
 for number in range(150):
-    finding = fuzz.attempt(subjects, [*KERNELS, *AROUND], 1, number)
+    finding = fuzz.attempt(subjects, [*KERNELS, *OTHER_CALLS], 1, number)
     assert finding is None, finding
 print("done")
 """

@@ -1,4 +1,4 @@
-"""The fuzzer finds nothing in what there is, and what is planted."""
+"""The fuzzer finds nothing in the library, and finds planted errors."""
 
 import json
 import signal
@@ -16,16 +16,16 @@ from plugrad import backends
 from plugrad.kernels import jacobians, layers, optim
 from plugrad.tests.__main__ import main as command
 from plugrad.tests.conformance import fuzz
-from plugrad.tests.conformance.around import AROUND
+from plugrad.tests.conformance.other_calls import OTHER_CALLS
 from plugrad.tests.conformance.subject import Case, Subject, close
 from plugrad.tests.records import RECORDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_nothing_is_found(backend: str) -> None:
+def test_the_library_has_no_findings(backend: str) -> None:
     subjects = [Subject(backend)]
-    findings = [fuzz.attempt(subjects, [*RECORDS, *AROUND], 20261127, number) for number in range(1000)]
+    findings = [fuzz.attempt(subjects, [*RECORDS, *OTHER_CALLS], 20261127, number) for number in range(1000)]
     assert not any(findings), findings
 
 
@@ -47,7 +47,7 @@ def test_a_call_is_repeated_by_its_number(capsys: pytest.CaptureFixture[str]) ->
             fuzz.attempt(subjects, ["relu", "softmax"], 5, 17)
     assert repr(made[0]) == repr(made[1])
     assert command(["--fuzz", "0", "--seed", "5", "--call", "17", "--backend", "numpy"]) == 0
-    for seconds in ("0", "-1", "nan", "inf"):  # in which nothing could be found, or which never end
+    for seconds in ("0", "-1", "nan", "inf"):  # too short to find anything, or endless
         with pytest.raises(SystemExit):
             command(["--fuzz", seconds])
     assert "1 calls" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_the_backends_are_those_that_can_run(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "backend 'broken' cannot run here: it lacks a driver\n"
 
 
-def test_what_is_stopped_tells_what_it_found_so_far(tmp_path: Path) -> None:
+def test_a_stopped_search_reports_its_findings(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     command = [sys.executable, "-m", "plugrad.tests", "--fuzz", "100", "--seed", "1", "--backend", "numpy"]
     command += ["--json", str(record)]
@@ -82,13 +82,13 @@ def test_what_is_stopped_tells_what_it_found_so_far(tmp_path: Path) -> None:
         assert process.stdout.readline().startswith("seed ")
         assert process.stdout.readline().startswith("1 calls in ")
         process.send_signal(signal.SIGINT)
-        told = process.stdout.read()
-    assert told.splitlines()[-1].endswith(" s: 0 findings"), told
+        output = process.stdout.read()
+    assert output.splitlines()[-1].endswith(" s: 0 findings"), output
     assert process.returncode == 130
     assert json.loads(record.read_text())["calls"] > 0
 
 
-def test_without_its_assertions_it_does_not_run() -> None:
+def test_it_does_not_run_without_assertions() -> None:
     command = [sys.executable, "-O", "-m", "plugrad.tests", "--fuzz", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -113,7 +113,7 @@ def test_labels_that_cancel_leave_the_rounding_of_their_terms(kernel: str, backe
         subject.compare(case, (np.float32(loss + 1e-4 * term), *got[1:]), slack=fuzz.SLACK)
 
 
-def test_what_is_wrong_is_told_even_if_it_is_infinite() -> None:
+def test_infinite_errors_are_reported() -> None:
     exact, got = np.array([1.0, np.inf]), np.array([np.inf, np.inf])
     with pytest.raises(AssertionError, match=r"y\[0\]: expected 1.0, got inf, off by inf"):
         close("y", got, exact, 1e-6, 0.0)
@@ -152,7 +152,7 @@ def _quits(x: Any, y: Any) -> None:
 
 
 @pytest.mark.parametrize("planted", [_nearly, _index_error, _greedy, _warns, _late, _quits])
-def test_what_is_planted_is_found(planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_errors_of_kernels_are_found(planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.get("numpy").functions, "relu", planted)
     subjects = [Subject("numpy")]
     assert any(fuzz.attempt(subjects, ["relu"], 1, number) for number in range(300))
@@ -186,7 +186,7 @@ def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("around", "where", "name", "wrong"),
+    ("called", "where", "name", "wrong"),
     [
         ("layer", layers.Softmax, "backward", _a_little_more),
         ("layer", layers.Relu, "forward", _writing),
@@ -196,17 +196,17 @@ def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
         ("jacobian", jacobians, "softmax_jacobian", _a_little_more),
     ],
 )
-def test_what_is_planted_around_the_kernels_is_found(
-    around: str, where: Any, name: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_planted_errors_of_other_calls_are_found(
+    called: str, where: Any, name: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects = [Subject("numpy")]
-    assert not any(fuzz.attempt(subjects, [around], 1, number) for number in range(100))
+    assert not any(fuzz.attempt(subjects, [called], 1, number) for number in range(100))
     monkeypatch.setattr(where, name, wrong(getattr(where, name)))
-    assert any(fuzz.attempt(subjects, [around], 1, number) for number in range(100))
+    assert any(fuzz.attempt(subjects, [called], 1, number) for number in range(100))
 
 
-def test_what_was_found_beyond_the_kernels() -> None:
-    """Errors of Python's or NumPy's own, and warnings of what 16 bits cannot hold."""
+def test_errors_that_the_fuzzer_once_found_in_other_calls() -> None:
+    """They raised errors of Python or NumPy, or warned of values outside the range of 16-bit floats."""
     w, fixed = np.ones(3, np.float16), np.ones(3)
     fixed.flags.writeable = False
     with pytest.raises(ValueError, match="SGD: lr: expected a finite number of at least 0, got 1000"):
@@ -229,8 +229,8 @@ def test_what_was_found_beyond_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["softmax", "affine_backward", "linear_cross_entropy_value_and_grad"])
-def test_what_is_spoiled_is_tried(kernel: str) -> None:
-    """Refused calls and accepted ones both occur, else the fuzzer would try too little."""
+def test_spoiled_calls_are_made(kernel: str) -> None:
+    """Both rejected and accepted calls occur."""
     refused, accepted = [], []
     subject = Subject("numpy")
     call_on = subject.call_on

@@ -1,4 +1,4 @@
-"""Ctrl-C: long work is broken off, nothing is half done, and the library works on."""
+"""Ctrl-C stops long work, and the library works afterwards."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 LONG = """
 import os, signal, sys, threading, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background jobs of a shell ignore
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 import numpy as np
 from plugrad import backends, kernels as K
 x = np.random.default_rng(0).normal(size=(8000, 5000)).astype("f4")
@@ -30,15 +30,15 @@ calls = {
 }
 name = sys.argv[1]
 call, written = calls[name]
-backends.warmup([name, "relu", "softmax"])  # Ctrl-C while they are compiled has a test of its own
-UNTOUCHED = 7.0  # which no result is
+backends.warmup([name, "relu", "softmax"])  # test_while_kernels_are_compiled interrupts compilation
+UNTOUCHED = 7.0  # a value that no result has
 
 def interrupt():
     while (written[::400, ::100] == UNTOUCHED).all():
         time.sleep(1e-4)
     os.kill(os.getpid(), signal.SIGINT)
 
-# Where the machine is busy the signal may come after the call's end: then the call is made again.
+# On a busy machine the signal may arrive after the end of the call. The call is then repeated.
 for attempt in range(100):
     written[...] = UNTOUCHED
     thread = threading.Thread(target=interrupt)
@@ -67,7 +67,7 @@ print(np.array_equal(left, written), np.array_equal(K.relu(x, out=out), np.maxim
     ["softmax", "log_softmax", "softmax_cross_entropy_value_and_grad", "affine", "linear_cross_entropy_value_and_grad"],
 )
 def test_a_long_kernel(kernel: str, backend: str) -> None:
-    """It is broken off: when Ctrl-C comes after its first results, some are never written."""
+    """Ctrl-C stops it: after its first results, the rest is never written."""
     done = subprocess.run(
         [sys.executable, "-c", LONG, kernel],
         env={**os.environ, "PLUGRAD_BACKEND": backend},
@@ -118,13 +118,13 @@ print(interrupted, np.allclose(y, np.exp(x) / np.exp(x).sum()))
 
 
 def test_while_numba_imports_itself() -> None:
-    """It imports much of itself only when it first compiles, and is of no use if that ends halfway."""
+    """Numba imports most of its modules at the first compilation, and is broken if that stops halfway."""
     found = on_numba(IMPORTED)
     assert found.stdout.split() == ["1", "True"], found.stderr
 
 
 @pytest.mark.parametrize("backend", ["auto", "numba"])
-def test_a_signal_handler_that_ends_the_process_ends_it_while_numba_is_imported(backend: str) -> None:
+def test_a_signal_handler_may_end_the_process_while_numba_is_imported(backend: str) -> None:
     code = "def handler(number, frame): raise SystemExit('ended')\n" + IMPORTED.replace("SIGINT", "SIGTERM")
     found = on_numba(code.replace("signal.default_int_handler", "handler"), PLUGRAD_BACKEND=backend)
     assert found.returncode == 1
@@ -132,7 +132,7 @@ def test_a_signal_handler_that_ends_the_process_ends_it_while_numba_is_imported(
 
 
 def test_a_handler_that_calls_a_kernel_while_numba_is_imported() -> None:
-    """It is computed by another backend then, and numba is whole afterwards."""
+    """Another backend computes the call, and numba works afterwards."""
     handler = """
 def handler(number, frame):
     print(K.relu([-1.0, 2.0]).tolist(), str(backends.current()), str(backends.available()["numba"])[-25:])
@@ -148,7 +148,7 @@ def handler(number, frame):
 
 
 @pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
-def test_what_a_process_does_with_ctrl_c_is_its_own_choice(handled: signal.Handlers) -> None:
+def test_the_handler_of_the_process_stays_in_force(handled: signal.Handlers) -> None:
     code = IMPORTED.replace("signal.default_int_handler", str(handled))
     found = on_numba(code)
     ends = handled == signal.SIG_DFL
@@ -194,7 +194,7 @@ def hook(library, module, code):
 codegen.CPUCodeLibrary._object_compiled_hook = classmethod(hook)
 x = np.arange(-3, 4, dtype="f4")
 with backends.use("numba"):
-    assert K.sigmoid(x)[3] == 0.5  # numba is there
+    assert K.sigmoid(x)[3] == 0.5  # numba is imported
 is_watched, interrupted = True, 0
 for _ in range(100):
     try:
@@ -210,6 +210,6 @@ print(interrupted, np.allclose(found[0], y, atol=1e-6), K.relu(x).sum() == 6)
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["start of 1", "end of 1", "start of 3", "end of 3", "start of 6", "called by LLVM"])
 def test_while_kernels_are_compiled(where: str, tmp_path: Path) -> None:
-    """At the start or end of one of the compilations, or where an exception would be printed and forgotten."""
+    """At the start or end of a compilation, or where Python would print the exception and ignore it."""
     found = on_numba(COMPILED, where, NUMBA_CACHE_DIR=str(tmp_path))
     assert found.stdout.split() == ["1", "True", "True"], found.stderr

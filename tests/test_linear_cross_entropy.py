@@ -1,6 +1,6 @@
-"""The layer with its loss on the CPU: the memory it takes, the BLAS beneath, and workspaces.
+"""The layer with its loss on the CPU: its memory, the BLAS, and workspaces.
 
-What it computes is for the conformance suite to check.
+The conformance suite checks its results.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def close(got: tuple[Any, ...], expected: tuple[Any, ...], tolerance: float = 1e
 @numba_too
 @pytest.mark.parametrize("lead", [(4,), (2, 3), (0, 3)])
 def test_a_layer_without_inputs_adds_nothing(backend: str, lead: tuple[int, ...]) -> None:
-    """Found by chance, as an error of the oracle."""
+    """A random call once found an error of the oracle here."""
     x, w, b = np.ones((*lead, 0)), np.ones((0, 5)), np.arange(5.0)
     t = np.full(lead, 2)
     with backends.use(backend):
@@ -60,7 +60,7 @@ def test_a_layer_without_inputs_adds_nothing(backend: str, lead: tuple[int, ...]
 @numba_too
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("size", ["4MB", "9MB"])
-def test_the_bound_is_kept(backend: str, dtype: Any, size: str) -> None:
+def test_memory_stays_within_the_bound(backend: str, dtype: Any, size: str) -> None:
     given = arguments(2000, 64, 4000, dtype)
     with backends.use(backend):
         for way in (K.linear_cross_entropy, K.linear_cross_entropy_value_and_grad):
@@ -70,12 +70,12 @@ def test_the_bound_is_kept(backend: str, dtype: Any, size: str) -> None:
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             held = sum(r.nbytes for r in (results if isinstance(results, tuple) else (results,)))
-            # Beside it: a product of 2 MiB that is added in parts, blocks of 2 MiB of the losses, sums of classes.
+            # Besides the bound: a product of 2 MiB to add in parts, blocks of 2 MiB of the losses, sums of classes.
             assert most - held < bytes_of("", size) + 12 * 2**20, most - held
 
 
 @numba_too
-def test_a_training_loop_allocates_nothing_that_grows(backend: str) -> None:
+def test_no_allocation_of_a_training_loop_grows(backend: str) -> None:
     workspace, peaks = K.Workspace("2MB"), []
     for rows in (9 * 999, 27 * 999):  # chunks of 999
         given = arguments(rows, 40, 500)
@@ -115,7 +115,7 @@ def test_no_gradient_is_computed_for_the_loss(backend: str, monkeypatch: pytest.
 
 
 @numba_too
-def test_weights_as_other_libraries_have_them_are_not_copied(backend: str) -> None:
+def test_transposed_weights_are_not_copied(backend: str) -> None:
     x, w, b, t = arguments(200, 64, 3000)
     turned = np.ascontiguousarray(w.T).T  # (in, out) of an array (out, in)
     gradient = np.empty((3000, 64), np.float32)
@@ -132,7 +132,7 @@ def test_weights_as_other_libraries_have_them_are_not_copied(backend: str) -> No
     assert most < w.nbytes
 
 
-def test_chunks_are_about_as_large_as_each_other() -> None:
+def test_chunks_have_similar_sizes() -> None:
     plan = planned("k", 1000, 100, 400, 0, 8, [Way(0)], 1000, 400 * 333 + 448)
     assert plan.rows == 250  # four chunks, since three do not fit
     assert planned("k", 1000, 100, 400, 0, 8, [Way(0)], 90, 10**6).rows == 84  # 12 chunks, and not 11 and a small one
@@ -145,7 +145,7 @@ def test_chunks_are_about_as_large_as_each_other() -> None:
 @pytest.mark.parametrize(
     ("most", "size", "times"),
     [
-        (1024, 2000, 1),  # 25 chunks, and no room for a fourth of dw in float64
+        (1024, 2000, 1),  # 25 chunks, and too few bytes for a fourth of dw in float64
         (1024, 34_000, 4),  # a fourth of it in half of the workspace: 4 parts
         (1024, 18_000, 4),  # the same, though it takes more than half
         (10, 2000, 100),  # too many chunks for float32: one class at a time
@@ -204,7 +204,7 @@ def test_products_are_added(dtype: Any, is_known: bool, monkeypatch: pytest.Monk
             np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_no_matrix_for_a_blas() -> None:
+def test_arrays_that_a_blas_cannot_read() -> None:
     x = np.zeros((6, 8), np.float32)
     for other in (x[:, ::2], x[::-1], x[:, ::-1], np.broadcast_to(x[:1], (6, 8)), x.astype(np.float64)):
         assert not blas.is_matrix(other, FLOAT32)
@@ -227,7 +227,7 @@ def test_gradients_of_weights_from_arrays_that_a_blas_cannot_read(backend: str, 
 
 
 @numba_too
-def test_the_bound_is_kept_where_rows_are_ignored(backend: str) -> None:
+def test_ignored_rows_keep_the_bound(backend: str) -> None:
     x, w, b, t = arguments(4096, 512, 4)
     t[::2], x[0, 0] = -100, np.inf
     with backends.use(backend):
@@ -244,7 +244,7 @@ def test_the_bound_is_kept_where_rows_are_ignored(backend: str) -> None:
 
 @numba_too
 @pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float32, np.float64])
-def test_the_bound_is_kept_with_a_label_for_each_class(backend: str, dtype: Any) -> None:
+def test_labels_for_each_class_keep_the_bound(backend: str, dtype: Any) -> None:
     x, w, b, t = arguments(2000, 8, 2000)
     soft = np.asfortranarray(np.eye(2000)[t].astype(dtype))
     with backends.use(backend):
@@ -254,7 +254,7 @@ def test_the_bound_is_kept_with_a_label_for_each_class(backend: str, dtype: Any)
             K.linear_cross_entropy(x, w, b, soft, max_workspace="12MB")
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert most < (12 + 9) * 10**6  # numpy works on blocks of 2 MiB beside it
+    assert most < (12 + 9) * 10**6  # numpy also uses blocks of 2 MiB
 
 
 @numba_too
@@ -308,14 +308,14 @@ def test_sizes(size: Any, count: int) -> None:
         (b"1MB", TypeError),
     ],
 )
-def test_what_is_no_size(size: Any, error: type[Exception]) -> None:
+def test_invalid_sizes(size: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^Workspace: size: expected "):
         K.Workspace(size)
     with pytest.raises(error, match=r"^linear_cross_entropy: max_workspace: expected "):
         K.linear_cross_entropy(*arguments(2, 3, 4), max_workspace=size)
 
 
-def test_a_workspace_goes_on_to_another_thread_when_its_own_has_ended() -> None:
+def test_another_thread_may_use_a_workspace_after_its_thread_has_ended() -> None:
     workspace, found = K.Workspace("1MB"), []
 
     def call() -> None:
@@ -329,7 +329,7 @@ def test_a_workspace_goes_on_to_another_thread_when_its_own_has_ended() -> None:
     assert found[0] == found[1]
 
 
-def test_a_workspace_of_a_thread_at_work_is_refused() -> None:
+def test_a_workspace_in_use_by_another_thread_is_rejected() -> None:
     workspace, started, over = K.Workspace("1MB"), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -348,7 +348,7 @@ def test_a_workspace_of_a_thread_at_work_is_refused() -> None:
     thread.join()
 
 
-def test_it_grows_within_its_bound_and_serves_several_backends() -> None:
+def test_a_workspace_grows_within_its_bound_and_serves_several_backends() -> None:
     workspace = K.Workspace("1MB")
     for rows in (3, 300, 3000):
         given = arguments(rows, 8, 50)

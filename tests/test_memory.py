@@ -1,4 +1,4 @@
-"""Memory: nothing beyond an array is touched, nothing leaks, and what cannot be had is told."""
+"""Memory: no access outside an array, no leaks, and an error where memory cannot be allocated."""
 
 import os
 import subprocess
@@ -10,20 +10,20 @@ from plugrad import backends
 from plugrad.kernels import KERNELS
 
 NAMES = [name for name in ("numpy", "numba") if backends.available()[name]]
-ROOM_FOR_LARGE = 6 * 2**30  # bytes, for arrays of more than 2^31 float16 numbers
+LARGE_MEMORY = 6 * 2**30  # bytes, for arrays of more than 2^31 float16 numbers
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="what is called here is Linux's"),
+    pytest.mark.skipif(sys.platform != "linux", reason="uses mprotect and /proc, which are Linux's"),
 ]
 
 
 def python(code: str, backend: str, **environment: str) -> str:
-    """What a process prints that runs code on a backend."""
-    told = {**os.environ, "PLUGRAD_BACKEND": backend, **environment}
+    """Run code on a backend in a new process, and return its output."""
+    variables = {**os.environ, "PLUGRAD_BACKEND": backend, **environment}
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
-        env=told,
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
@@ -34,7 +34,7 @@ def python(code: str, backend: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_nothing_beyond_an_array_is_touched(backend: str) -> None:
+def test_kernels_access_no_memory_outside_their_arrays(backend: str) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", "plugrad.tests.guarded", backend]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,7 +42,7 @@ def test_nothing_beyond_an_array_is_touched(backend: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["x[-1:].view('u1')[4]", "x.view('u1')[-1 - x.nbytes]"])
-def test_the_guard_catches_who_reads_beyond(place: str) -> None:
+def test_the_guard_page_stops_reads_outside_an_array(place: str) -> None:
     code = f"""
 import ctypes, numpy as np
 from plugrad.tests.guarded import guarded
@@ -125,12 +125,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_memory_that_cannot_be_had_is_an_error_and_no_more(backend: str) -> None:
+def test_a_failed_allocation_raises_memory_error_and_nothing_breaks(backend: str) -> None:
     code = """
 calls()
 large = np.broadcast_to(np.float32(1), (30_000, 30_000))  # in 4 bytes
-with open("/proc/self/statm") as told:
-    used = int(told.read().split()[0]) * resource.getpagesize()
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
 failed = 0
 for call in (lambda: K.relu(large), lambda: K.softmax(large), lambda: K.log_softmax(large, axis=0),
@@ -147,12 +147,12 @@ print(failed, abs(float(K.softmax(x).sum()) - 8) < 1e-5)
 
 
 def _free() -> int:
-    with open("/proc/meminfo") as told:
-        return int(next(line for line in told if line.startswith("MemAvailable")).split()[1]) * 1024
+    with open("/proc/meminfo") as meminfo:
+        return int(next(line for line in meminfo if line.startswith("MemAvailable")).split()[1]) * 1024
 
 
-@pytest.mark.skipif(sys.platform != "linux" or _free() < ROOM_FOR_LARGE, reason="needs 6 GiB of memory")
-def test_arrays_of_more_elements_than_an_int_counts() -> None:
+@pytest.mark.skipif(sys.platform != "linux" or _free() < LARGE_MEMORY, reason="needs 6 GiB of memory")
+def test_arrays_of_more_than_2_to_the_31_elements() -> None:
     code = """
 import numpy as np
 from plugrad import kernels as K
@@ -167,5 +167,5 @@ rows[:, 1:] = -np.inf  # all of each row in its first class
 K.softmax(rows, out=rows)
 print(rows[[0, 1, 2**21 - 1, 2**21, -1], 0].tolist(), np.count_nonzero(rows) == len(rows))
 """
-    told = python(code, NAMES[-1]).splitlines()
-    assert told == ["[0.0, 2.0, 0.0, 4.0, 0.0, 6.0] 3", "[1.0, 1.0, 1.0, 1.0, 1.0] True"]
+    lines = python(code, NAMES[-1]).splitlines()
+    assert lines == ["[0.0, 2.0, 0.0, 4.0, 0.0, 6.0] 3", "[1.0, 1.0, 1.0, 1.0, 1.0] True"]

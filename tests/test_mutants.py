@@ -5,29 +5,29 @@ import pytest
 from plugrad import backends
 from plugrad.tests.conformance.checks import CHECKS, Check
 from plugrad.tests.conformance.subject import Subject
-from plugrad.tests.mutants import IN_PROCESSES, MUTANTS, Mutant, sound_room
+from plugrad.tests.mutants import IN_PROCESSES, MUTANTS, Mutant, sound_module
 from plugrad.tests.records import RECORDS
 
 pytestmark = pytest.mark.slow
 
 
 def complaints(check: Check, subject: Subject, kernel: str) -> list[str]:
-    """What a check has to say about a kernel of a backend, for each dtype."""
-    told = []
+    """The messages of the failures of a check for a kernel, one for each dtype that fails."""
+    messages = []
     for dtype in check.dtypes:
         try:
             check(subject, RECORDS[kernel], dtype)
         except AssertionError as error:
-            told.append(str(error))
-    return told
+            messages.append(str(error))
+    return messages
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.name}-by-{mutant.caught_by}")
 def test_a_broken_backend_is_caught(mutant: Mutant) -> None:
     check = CHECKS[mutant.caught_by]
-    backends.register("mutant", mutant.room())
-    if mutant.caught_by != "the_backend_does_the_work":  # for that one, sound rooms of this kind are broken already
-        backends.register("sound", sound_room())
+    backends.register("mutant", mutant.module())
+    if mutant.caught_by != "the_backend_does_the_work":  # this check fails for the sound module too
+        backends.register("sound", sound_module())
         assert complaints(check, Subject("sound"), mutant.kernel) == []
     assert complaints(check, Subject("mutant"), mutant.kernel)
 

@@ -1,4 +1,4 @@
-"""What only the numba backend has: its functions of numbers, its threads, and the code it keeps on disk."""
+"""The parts that only the numba backend has: its scalar functions, its threads, and its cache of compiled code."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ FLOATS = (np.float32, np.float64)
 
 
 def over_array(function: Any) -> Callable[..., None]:
-    """A function of numbers, compiled for every element of arrays; the last one is for the results."""
+    """A scalar function, compiled to a loop over arrays; the last array is for the results."""
 
     @inlined()
     def one(x: Array, y: Array) -> None:
@@ -87,7 +87,7 @@ def test_exponential_with_the_scaling_of_a_row(dtype: Any, top: float) -> None:
     x = np.minimum((top - np.linspace(0, span, 200_001)).astype(dtype), top)
     x = x[x.astype(np.longdouble) - top >= -span]
     shift = top if abs(top) >= 2 * span + 2 else 0
-    exact = np.exp(x.astype(np.longdouble) - shift)  # nothing is rounded but the result
+    exact = np.exp(x.astype(np.longdouble) - shift)  # only the result is rounded
     got = values(x)
     power = np.round(np.log2(got[0] / exact[0]))
     assert worst_ulp(got, exact * np.exp2(power)) < 1.1
@@ -100,7 +100,7 @@ def test_exponential_with_the_scaling_of_a_row(dtype: Any, top: float) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("top", [np.inf, -np.inf, np.nan])
-def test_no_frame_makes_a_number_of_what_is_none(dtype: Any, top: float) -> None:
+def test_scaled_exponentials_keep_nan_and_infinity(dtype: Any, top: float) -> None:
     @inlined()
     def scaled(x: Any, top: Any) -> Any:
         shift, lowest, magic = vector.exp_scaling(top)
@@ -179,7 +179,7 @@ def test_16_bit_numbers(dtype: Any, integer: Any, widen: Any, narrow: Any) -> No
     "kernel", [rows.softmax, rows.softmax_backward, elementwise._relu, elementwise._sigmoid, tiles.softmax]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_numbers_are_read_side_by_side(kernel: Any, dtype: Any) -> None:
+def test_kernels_are_vectorised(kernel: Any, dtype: Any) -> None:
     flat = np.ones(4096, dtype)
     if kernel is tiles.softmax:
         arguments: tuple[Any, ...] = (0, 1, flat.reshape(-1, 4, 1), 256, flat.reshape(-1, 4, 1).copy())
@@ -187,7 +187,7 @@ def test_numbers_are_read_side_by_side(kernel: Any, dtype: Any) -> None:
         array = flat.reshape(64, 64) if kernel in (rows.softmax, rows.softmax_backward) else flat
         backward = kernel in (rows.softmax_backward,)
         arguments = (0, 1, array, *([array] * backward), False, array.copy())
-    anew = inlined()(kernel.py_func)  # code that was kept cannot be read
+    anew = inlined()(kernel.py_func)  # cached code has no assembly to inspect
     anew(*arguments)
     (assembly,) = anew.inspect_asm().values()
     assert "xmm" in assembly
@@ -206,7 +206,7 @@ def test_blocks_are_transposed() -> None:
             def there_and_back(x: Array, lanes: int, y: Array) -> Any:
                 place, flat, tile = tiles.place_of(0, x, lanes), tiles.flat_like(x, lanes), tiles.tile_like(x, lanes)
                 tiles.gather(x.reshape(-1), place, flat, tile)
-                tile *= tile.dtype.type(2)  # the padding of the tile stays as it was, and must not get into it
+                tile *= tile.dtype.type(2)  # the padding of the tile must not be written
                 tiles.scatter(tile, place, flat, y)
                 return tile.copy()
 
@@ -265,7 +265,7 @@ ODD_CALLS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("call", ODD_CALLS.values(), ids=ODD_CALLS)
-def test_odd_calls_come_to_what_the_numpy_backend_makes_of_them(call: Callable[[], Any]) -> None:
+def test_unusual_calls_return_the_results_of_the_numpy_backend(call: Callable[[], Any]) -> None:
     with backends.use("numpy"):
         expected = call()
     with backends.use("numba"):
@@ -279,7 +279,7 @@ def test_odd_calls_come_to_what_the_numpy_backend_makes_of_them(call: Callable[[
     "shape", [(200, 10, 2), (7, 40, 15), (3, 5, 16), (3, 5, 17), (50, 1), (2, 300, 1), (2, 40_000, 3)]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_rows_along_any_axis_come_to_what_they_do_along_the_last(shape: tuple[int, ...], dtype: Any) -> None:
+def test_results_along_any_axis_equal_those_along_the_last(shape: tuple[int, ...], dtype: Any) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(dtype)
     t = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
     with backends.use("numba"):
@@ -300,7 +300,7 @@ def test_rows_along_any_axis_come_to_what_they_do_along_the_last(shape: tuple[in
                 np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=tolerance, atol=tolerance)
 
 
-def test_arrays_that_cannot_be_written_are_not_compiled_for_again() -> None:
+def test_read_only_and_unaligned_arrays_need_no_other_compilation() -> None:
     x = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
     with backends.use("numba"):
         expected = K.softmax(x)
@@ -320,7 +320,7 @@ def test_many_threads_call_at_once() -> None:
 
     def work(seed: int) -> bool:
         with backends.use("numba"):
-            mine = x + np.float32(seed)  # softmax does not notice
+            mine = x + np.float32(seed)  # softmax is invariant
             y = K.softmax(mine)
             _, dx = K.softmax_cross_entropy_value_and_grad(mine, t, reduction="sum")
         return bool(np.allclose(y, exact, atol=1e-5) and np.allclose(dx, exact - np.eye(500)[t], atol=1e-5))
@@ -343,7 +343,7 @@ def test_an_error_in_a_piece_reaches_the_caller() -> None:
     assert sorted(done) == list(range(64))
 
 
-def test_after_an_interrupt_nobody_computes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_helper_computes_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 3)
     monkeypatch.setattr(team, "_team", None)
     caller, running, finished = threading.get_ident(), threading.Event(), []
@@ -359,12 +359,12 @@ def test_after_an_interrupt_nobody_computes_any_more(monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         team.share_work(interrupted, 1000, team.WORTH_SHARING)
     before = list(finished)
-    assert before  # what had begun was waited for
+    assert before  # the call waited for pieces that had begun
     time.sleep(0.5)
     assert finished == before
 
 
-def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_waiting_is_raised_after_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     begun, done = threading.Event(), []
     caller = threading.get_ident()
@@ -393,20 +393,20 @@ def test_an_interrupt_while_waiting_waits_on(monkeypatch: pytest.MonkeyPatch) ->
     assert not job.named
 
 
-def test_jobs_do_not_pile_up_while_everyone_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_do_not_queue_up_while_all_helpers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     busy, crew = threading.Event(), team._Team()
     threading.Thread(
         target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), {}, iter([(0, 1), (1, 2)])),)
     ).start()
-    time.sleep(0.2)  # both workers are at it
+    time.sleep(0.2)  # both workers are busy
     for _ in range(50):
         crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], {}, iter([(0, 1), (1, 2)])))
     assert len(crew.jobs) <= 2
     busy.set()
 
 
-def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None:
+def test_a_late_helper_is_not_counted_as_computing() -> None:
     begun, done = threading.Event(), []
 
     def slow(start: int, stop: int) -> None:
@@ -422,9 +422,9 @@ def test_a_helper_that_comes_late_does_not_count_for_one_that_computes() -> None
     assert done == [1]
 
 
-def test_helpers_may_come_and_go_while_the_caller_collects_errors() -> None:
+def test_helpers_may_join_and_leave_while_the_caller_collects_errors() -> None:
     class Watched(deque[Any]):
-        """One comes late and leaves at each look at what is in it."""
+        """A set in which a late helper appears and disappears at each read."""
 
         def __iter__(self) -> Iterator[Any]:
             for entry in super().__iter__():
@@ -450,7 +450,7 @@ def test_pieces_cover_all_units() -> None:
                 assert found == list(range(units))
 
 
-def test_where_no_thread_can_be_started_the_caller_does_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caller_does_all_the_work_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -472,7 +472,7 @@ def test_memory_of_large_results_is_used_again_within_bounds() -> None:
     assert first.flags.aligned
     address, part = first.ctypes.data, first[5:7]
     del first
-    assert recycling.empty(large, np.dtype(np.float32)).ctypes.data != address  # a view of it is still there
+    assert recycling.empty(large, np.dtype(np.float32)).ctypes.data != address  # a view of it still exists
     recycling._idle.clear()
     del part
     assert recycling.empty((*large, 1), np.dtype(np.float32)).ctypes.data == address
@@ -482,7 +482,7 @@ def test_memory_of_large_results_is_used_again_within_bounds() -> None:
     kept = len(recycling._idle)
     huge = recycling.empty((recycling.MOST,), np.dtype(np.float32))  # is never touched
     del huge
-    assert len(recycling._idle) == kept > 0  # what cannot be kept does not take the place of what can
+    assert len(recycling._idle) == kept > 0  # memory too large to keep does not evict other memory
     small = recycling.empty((3,), np.dtype(np.float32))
     assert small.base is None
     recycling._idle.clear()
@@ -503,10 +503,10 @@ x = np.random.default_rng(0).normal(size=(600, 500)).astype(np.float32)
 
 
 def python(code: str, script: str = SCRIPT, **environment: str) -> str:
-    """What a process prints that runs `code` after a script above."""
-    told = {**os.environ, **environment}
+    """Run `code` after one of the scripts above in a new process, and return its output."""
+    variables = {**os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", script + code], env=told, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", script + code], env=variables, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -525,7 +525,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), abs(K.softmax(x).sum() -
     assert python("K.softmax(x)\n" + fork).startswith("0 True")
 
 
-def test_a_handler_of_signals_may_call_a_kernel_in_the_middle_of_a_call() -> None:
+def test_a_signal_handler_may_call_a_kernel_during_a_call() -> None:
     code = """
 from plugrad.backends import selection
 from plugrad.backends.numba import team
@@ -540,36 +540,36 @@ with team._team.announcing:
 
 
 @pytest.mark.slow
-def test_one_thread_starts_no_others() -> None:
+def test_one_thread_starts_no_helpers() -> None:
     count = "import threading; K.softmax(x); print(threading.active_count())"
     assert python(count, PLUGRAD_NUM_THREADS="1").split()[0] == "1"
     assert python(count, PLUGRAD_NUM_THREADS="3").split()[0] == "3"
     assert python(count, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").split()[0] == "2"
     assert python(count, PLUGRAD_NUM_THREADS="20000").split()[0] == str(team.MOST_THREADS)
-    told = "print(backends.get('numba').describe()['threads'])"
-    assert python(told, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").startswith("2")
+    code = "print(backends.get('numba').describe()['threads'])"
+    assert python(code, PLUGRAD_NUM_THREADS="3", NUMBA_NUM_THREADS="2").startswith("2")
 
 
-def test_without_its_compiler_numba_is_not_used() -> None:
+def test_numba_is_unavailable_without_its_compiler() -> None:
     code = "print(backends.available()['numba']); print(backends.current())"
     script = SCRIPT.replace('backends.set_default("numba")', "") + code
-    told = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PLUGRAD_BACKEND": "auto"}
-    done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True, check=True)
+    variables = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PLUGRAD_BACKEND": "auto"}
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True)
     assert "NUMBA_DISABLE_JIT" in done.stdout
     assert done.stdout.strip().endswith("numpy")
 
 
 @pytest.mark.parametrize("number", ["0", "-3"])
-def test_without_a_number_of_threads_that_it_can_use_numba_is_not_used(number: str) -> None:
+def test_numba_is_unavailable_with_an_invalid_number_of_threads(number: str) -> None:
     code = "from plugrad import backends; print(backends.available()['numba']); print(backends.current())"
-    told = {**os.environ, "NUMBA_NUM_THREADS": number, "PLUGRAD_BACKEND": "auto"}
-    done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
+    variables = {**os.environ, "NUMBA_NUM_THREADS": number, "PLUGRAD_BACKEND": "auto"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert f"NUMBA_NUM_THREADS={number}: numba expects a positive integer" in done.stdout
     assert done.stdout.strip().endswith("numpy")
 
 
 @pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
-def test_many_threads_beside_functions_that_numba_itself_shares_out(layer: str) -> None:
+def test_many_threads_next_to_parallel_functions_of_numba(layer: str) -> None:
     code = """
 import numba
 from concurrent.futures import ThreadPoolExecutor
@@ -590,7 +590,7 @@ print(all(abs(total - 600) < 0.1 for total in sums), theirs(np.ones(1000)))
     assert python(code, NUMBA_THREADING_LAYER=layer).startswith("True 1000.0")
 
 
-def test_no_memory_is_needed_beside_the_result() -> None:
+def test_no_memory_is_allocated_except_the_result() -> None:
     code = """
 import resource
 x = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
@@ -629,8 +629,8 @@ for classes in (10, 500):
     K.softmax_cross_entropy_value_and_grad(part, np.zeros(600, int), ignore_index=3, label_smoothing=0.1)
 print(before, before == [len(function.signatures) for function in found])
 """
-    told = python(code, NUMBA_CACHE_DIR=str(tmp_path))
-    assert told.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
+    output = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
 
 
 @pytest.mark.slow
@@ -648,8 +648,8 @@ def test_every_kernel_can_be_compiled_ahead() -> None:
 
 def test_processors_without_instructions_for_float16(tmp_path: Path) -> None:
     code = "print(float(abs(K.relu(x.astype(np.float16)).astype(float) - np.maximum(x.astype(np.float16), 0)).max()))"
-    told = python(code, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))
-    assert told.splitlines()[0] == "0.0"
+    output = python(code, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.splitlines()[0] == "0.0"
 
 
 CALL = "print(abs(K.relu(x).sum() - np.maximum(x, 0).sum()) < 1)"
@@ -660,19 +660,19 @@ def kept_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_compiled_code_is_kept_and_anything_wrong_with_it_costs_only_time(tmp_path: Path) -> None:
+def test_compiled_code_is_cached_and_a_damaged_cache_costs_only_time(tmp_path: Path) -> None:
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     first = python(CALL, **folder)
     assert "True" in first
     assert "compiling kernels" in first
-    assert python(CALL, **folder).strip() == "True"  # without a word of compiling
+    assert python(CALL, **folder).strip() == "True"  # no message of compiling
     assert kept_in(tmp_path)
     for path in kept_in(tmp_path):
         path.write_bytes(b"not what it was")
     again = python(CALL, **folder)
     assert "True" in again
     assert again.count("RuntimeWarning") == 1
-    assert python(CALL, **folder).strip() == "True"  # what was wrong has been replaced
+    assert python(CALL, **folder).strip() == "True"  # the damaged file has been replaced
 
 
 @pytest.mark.slow
@@ -681,10 +681,10 @@ def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) ->
     python(CALL, **folder)
     index = next(path for path in kept_in(tmp_path) if path.suffix == ".nbi" and "relu" in path.name)
     index.chmod(0o666)
-    told = python(CALL, **folder)
-    assert "True" in told
-    assert "can be written to by other users" in told
-    assert "compiling kernels" in told
+    output = python(CALL, **folder)
+    assert "True" in output
+    assert "can be written to by other users" in output
+    assert "compiling kernels" in output
     index.chmod(0o644)
     assert python(CALL, **folder).strip() == "True"
     index.parent.chmod(0o777)
@@ -694,7 +694,7 @@ def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o1777, True), (0o755, True)])
 @pytest.mark.parametrize("by_link", [False, True])
-def test_nor_is_code_in_a_folder_that_another_user_could_have_moved_there(
+def test_code_in_a_folder_that_another_user_could_have_replaced_is_not_run(
     mode: int, is_used: bool, by_link: bool, tmp_path: Path
 ) -> None:
     cache = tmp_path / "around" / "cache"
@@ -702,13 +702,13 @@ def test_nor_is_code_in_a_folder_that_another_user_could_have_moved_there(
     cache.parent.chmod(mode)
     (tmp_path / "link").symlink_to(cache, target_is_directory=True)
     folder = {"NUMBA_CACHE_DIR": str(tmp_path / "link" if by_link else cache)}
-    told = f"is not used: {cache.parent} can be written to by other users"
+    warning = f"is not used: {cache.parent} can be written to by other users"
     for _ in range(2):
-        assert (told not in python(CALL, **folder)) == is_used
+        assert (warning not in python(CALL, **folder)) == is_used
     assert bool(kept_in(tmp_path)) == is_used
 
 
-def test_what_another_user_owns_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_what_another_user_owns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.touch()
     assert trust.untrusted(path) is None
@@ -716,16 +716,16 @@ def test_what_another_user_owns_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         os.chown(path, 65534, 65534)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 1)
-    monkeypatch.setattr(trust, "__file__", "/")  # which is root's
+    monkeypatch.setattr(trust, "__file__", "/")  # owned by root
     assert trust.untrusted(path) == f"{path} belongs to another user"
 
 
-def test_what_a_group_can_write_to_is_told(tmp_path: Path) -> None:
+def test_the_message_names_what_a_group_can_write_to(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     path.chmod(0o664)
     about = path.stat()
-    own = about.st_gid == about.st_uid  # a group of this user alone
+    own = about.st_gid == about.st_uid  # the private group of this user
     assert (trust.untrusted(path) is None) == own
     if os.getuid() == 0:
         os.chown(path, 0, 65534)
@@ -750,12 +750,12 @@ def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:
     assert python(call, **folder).split().count("True") == 2
     one, other = (path for path in kept_in(tmp_path) if path.suffix == ".nbc" and "relu" in path.name)
     code = one.read_bytes()
-    one.write_bytes(other.read_bytes())  # as two processes that write at once can leave them
+    one.write_bytes(other.read_bytes())  # two processes that write at once can cause this
     other.write_bytes(code)
     assert python(call, **folder).split().count("True") == 2
 
 
-def test_others_may_compile_functions_of_no_module() -> None:
+def test_other_code_may_compile_functions_without_a_module() -> None:
     code = """
 K.relu(x)
 import numba
@@ -767,7 +767,7 @@ print(numba.njit(space["theirs"])(1))
     assert python(code).split()[0] == "2"
 
 
-def test_ctrl_c_while_numba_is_imported_leaves_it_whole() -> None:
+def test_ctrl_c_while_numba_is_imported_does_not_break_it() -> None:
     code = """
 import signal, threading
 x = np.ones((3, 4), np.float32)
@@ -782,22 +782,22 @@ print(K.relu(x).sum())
     assert python(code, BARE, PLUGRAD_BACKEND="numba").split()[0] == "12.0"
 
 
-def test_where_nothing_can_be_kept_it_compiles_each_time() -> None:
+def test_without_a_cache_folder_every_process_compiles() -> None:
     code = """
 import tempfile
 
 def refuse(*arguments, **options):
     raise OSError("a disk that can only be read")
 
-tempfile.TemporaryFile = refuse  # by which numba finds out
+tempfile.TemporaryFile = refuse  # numba tests folders with it
 print(K.relu([-1.0, 2.0]).min() == 0)
 """
-    told = python(code, BARE, PLUGRAD_BACKEND="numba")
-    assert told.startswith("True\n")
-    assert "compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it" in told
+    output = python(code, BARE, PLUGRAD_BACKEND="numba")
+    assert output.startswith("True\n")
+    assert "compiled code cannot be kept, unless NUMBA_CACHE_DIR names a folder for it" in output
 
 
-def test_threads_that_come_first_at_once_start_one_team() -> None:
+def test_concurrent_first_calls_start_one_team() -> None:
     code = """
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -817,7 +817,7 @@ with ThreadPoolExecutor(8) as pool:
     assert python(code, PLUGRAD_NUM_THREADS="3").startswith("True 1\n")
 
 
-def test_memory_much_larger_than_a_result_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_much_larger_than_a_result_is_not_recycled_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = np.empty(100, np.uint8)
     monkeypatch.setattr(recycling, "_idle", deque([kept]))
     assert recycling._memory(79).size == 79
@@ -825,7 +825,7 @@ def test_memory_much_larger_than_a_result_is_not_taken_for_it(monkeypatch: pytes
     assert recycling._memory(80) is kept
 
 
-def test_numba_is_imported_when_it_is_asked_for_only() -> None:
+def test_numba_is_imported_only_when_it_is_selected() -> None:
     code = """
 with backends.use("numpy"):
     K.relu(1.0)
@@ -835,12 +835,12 @@ print(backends.available()["numba"], "numba" in sys.modules)
     assert python(code, BARE, PLUGRAD_BACKEND="auto").split()[:3] == ["False", "True", "True"]
 
 
-def test_without_numba_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    room = backends.get("numba").module
-    monkeypatch.setattr(room, "find_spec", lambda name: None)
-    assert "pip install 'plugrad[numba]'" in room.probe()
+def test_the_reason_names_numba_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = backends.get("numba").module
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert "pip install 'plugrad[numba]'" in module.probe()
     with pytest.raises(AttributeError):
-        getattr(room, "no_kernel")  # noqa: B009
+        getattr(module, "no_kernel")  # noqa: B009
 
 
 UNLESS_IT_IMPORTS = """
@@ -856,12 +856,12 @@ backends.warmup()
 """
 
 
-def test_a_numba_that_cannot_be_imported_is_passed_over_by_auto_and_told(tmp_path: Path) -> None:
+def test_auto_skips_a_numba_that_fails_to_import_and_warns(tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("print('imported')\nraise ImportError('Numba needs NumPy 1.26 or less')\n")
-    told = python(UNLESS_IT_IMPORTS, BARE, PLUGRAD_BACKEND="auto", PYTHONPATH=str(tmp_path)).splitlines()
+    output = python(UNLESS_IT_IMPORTS, BARE, PLUGRAD_BACKEND="auto", PYTHONPATH=str(tmp_path)).splitlines()
     reason = "numba is installed, but fails to import: ImportError: Numba needs NumPy 1.26 or less"
     reason = f"backend 'numba' cannot run here: {reason}"
-    assert told == [
+    assert output == [
         "imported",  # once
         "[0.0, 2.0] numpy",
         reason,
@@ -888,16 +888,18 @@ resource.setrlimit(resource.{limit}, (size + {left},) * 2)
         ("RLIMIT_DATA", 5, 200 << 20, "768 MiB of data"),
     ],
 )
-def test_where_the_compiler_would_find_no_memory_numpy_computes(limit: str, field: int, left: int, what: str) -> None:
+def test_numpy_computes_if_the_memory_limit_is_too_low_for_the_compiler(
+    limit: str, field: int, left: int, what: str
+) -> None:
     code = BOUND.format(limit=limit, field=field, left=left) + UNLESS_IT_IMPORTS
-    told = python(code, BARE, PLUGRAD_BACKEND="auto", OPENBLAS_NUM_THREADS="1").splitlines()
-    assert told[0] == "[0.0, 2.0] numpy"
-    assert f"numba's compiler may take {what}, and the limit of this process leaves " in told[1]
+    output = python(code, BARE, PLUGRAD_BACKEND="auto", OPENBLAS_NUM_THREADS="1").splitlines()
+    assert output[0] == "[0.0, 2.0] numpy"
+    assert f"numba's compiler may take {what}, and the limit of this process leaves " in output[1]
 
 
 @pytest.mark.slow
 @limits_memory
-def test_the_compiler_has_what_it_is_said_to_take(tmp_path: Path) -> None:
+def test_numba_compiles_at_the_documented_memory_limit(tmp_path: Path) -> None:
     code = (
         BOUND.format(limit="RLIMIT_AS", field=0, left=1100 << 20)
         + """
@@ -905,23 +907,23 @@ backends.warmup(["softmax_cross_entropy_value_and_grad", "relu"])
 print(K.relu([-1.0, 2.0]).tolist(), backends.current())
 """
     )
-    told = python(code, BARE, PLUGRAD_BACKEND="auto", NUMBA_CACHE_DIR=str(tmp_path))
-    assert told.splitlines()[0] == "[0.0, 2.0] numba"
+    output = python(code, BARE, PLUGRAD_BACKEND="auto", NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.splitlines()[0] == "[0.0, 2.0] numba"
 
 
-def test_too_little_stack_is_no_reason_to_pass_numba_over() -> None:
+def test_a_small_stack_does_not_disable_numba() -> None:
     code = """
 def deep(depth):
     return deep(depth - 1) if depth else K.relu([-1.0, 2.0])
 try:
     deep(900)
 except RecursionError:
-    print("told")
+    print("raised")
 """
-    assert python(code, BARE, PLUGRAD_BACKEND="auto").splitlines()[0] == "told"
+    assert python(code, BARE, PLUGRAD_BACKEND="auto").splitlines()[0] == "raised"
 
 
-def test_where_python_lets_no_handler_be_set_numba_is_imported_all_the_same() -> None:
+def test_numba_is_imported_where_python_allows_no_signal_handler() -> None:
     code = """
 import signal
 

@@ -1,4 +1,4 @@
-"""What only the numpy backend promises: memory, threads, blocks."""
+"""Guarantees of the numpy backend alone: memory, threads, blocks."""
 
 import os
 import subprocess
@@ -63,10 +63,8 @@ def test_results_do_not_depend_on_the_blocks(
 
 
 @pytest.mark.parametrize("kernel", RECORDS.values(), ids=list(RECORDS))
-def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
-    kernel: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool.threads, "count", lambda: 1)  # two threads may have their peaks at once, or not
+def test_with_out_no_allocation_grows_with_the_batch(kernel: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool.threads, "count", lambda: 1)  # with two threads the peak would depend on timing
 
     def peak(rows: int, classes: int, strided: bool) -> int:
         inputs = sample(kernel, rows, classes)
@@ -80,7 +78,7 @@ def test_with_out_nothing_is_allocated_that_grows_with_the_batch(
         if "loss" not in kernel.results or len(kernel.results) > 1:
             out = tuple(array(value) for value in as_tuple(kernel.function(*inputs)))
             options["out"] = out if len(out) > 1 else out[0]
-        kernel.function(*inputs, **options)  # buffers that are kept are made at the first call
+        kernel.function(*inputs, **options)  # the first call allocates the buffers that are kept
         tracemalloc.start()
         kernel.function(*inputs, **options)
         _, most = tracemalloc.get_traced_memory()
@@ -125,7 +123,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
 
 
 def test_every_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Python has no lock, threads that share an iterator may both be given what it has next."""
+    """On Python without the GIL, two threads that share an iterator may get the same element."""
     monkeypatch.setattr(pool.threads, "count", lambda: 8)
     monkeypatch.setattr(blocks, "BLOCK", 1)
     for _ in range(20):
@@ -158,7 +156,7 @@ def test_many_threads_at_once() -> None:
 FORKED = """
 import os, warnings, numpy as np
 from plugrad import kernels as K
-warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks
+warnings.simplefilter("ignore", DeprecationWarning)  # a process with threads forks
 x = np.random.default_rng(0).normal(size=(3_000, 1_000)).astype("f4")
 before = K.softmax(x)
 child = os.fork()
@@ -170,7 +168,7 @@ print(os.waitstatus_to_exitcode(status), np.array_equal(K.softmax(x), before))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_computes_on() -> None:
+def test_a_forked_process_can_compute() -> None:
     environment = {**os.environ, "PLUGRAD_BACKEND": "numpy", "PLUGRAD_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -199,7 +197,7 @@ def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monke
     )
 
 
-def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caller_computes_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(3)

@@ -1,4 +1,4 @@
-"""Processes: forked, spawned, killed, and several that compile into one folder at once."""
+"""Processes: forked, spawned, killed, and several that compile into one cache folder at once."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ from plugrad import backends, kernels as K
 x = np.random.default_rng(0).normal(size=(600, 500)).astype("f4")
 
 def total(seed):
-    """What 600 rows of probabilities come to: a batch of a loader, on whatever backend is selected."""
+    """Whether the probabilities of 600 rows, a batch of a loader, sum to 600 on the selected backend."""
     y = K.softmax(x + np.float32(seed))
     return abs(float(y.sum()) - 600) < 0.1
 '''
 
 
 def script(folder: Path, code: str, **environment: str) -> str:
-    """What a program prints, which others can import as ``program``."""
+    """Run a program, which its workers import as ``program``, and return its output."""
     path = folder / "program.py"
     path.write_text(WORKER + code)
     done = subprocess.run(
@@ -155,17 +155,17 @@ def started(cache: Path, **environment: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_several_compile_into_one_folder_at_once(tmp_path: Path) -> None:
+def test_several_processes_compile_into_one_folder_at_once(tmp_path: Path) -> None:
     processes = [started(tmp_path) for _ in range(4)]
-    told = [process.communicate(timeout=300) for process in processes]
-    assert [out for out, _ in told] == ["6.0\n"] * 4, told
+    results = [process.communicate(timeout=300) for process in processes]
+    assert [out for out, _ in results] == ["6.0\n"] * 4, results
     out, errors = started(tmp_path).communicate(timeout=300)
     assert out == "6.0\n"
     assert errors == ""  # the code is there, and whole: nothing is compiled, and there is no warning
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_while_it_compiles_leaves_nothing_behind_that_harms(tmp_path: Path) -> None:
+def test_a_process_killed_while_it_compiles_leaves_a_usable_cache(tmp_path: Path) -> None:
     for wait in (0.8, 1.6, 2.4, 3.2):
         process = started(tmp_path)
         time.sleep(wait)
@@ -176,8 +176,8 @@ def test_one_that_is_killed_while_it_compiles_leaves_nothing_behind_that_harms(t
 
 
 @pytest.mark.slow
-def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
-    # No file may become larger than nothing, which is what a full disk comes to.
+def test_a_full_disk(tmp_path: Path) -> None:
+    # A limit of 0 bytes for files has the effect of a full disk.
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));" + CALL
     done = subprocess.run(
         [sys.executable, "-c", limited],
@@ -193,7 +193,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users here")
-def test_without_a_home(tmp_path: Path) -> None:
+def test_without_a_home_folder(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CONFIG_HOME")}
     environment = {name: value for name, value in environment.items() if not name.startswith("PLUGRAD")}
     done = subprocess.run(

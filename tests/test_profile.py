@@ -1,4 +1,4 @@
-"""The profile by which `auto` chooses: what is in it, when it counts, and that nothing wrong with it does harm."""
+"""The profile of `auto`: its contents, when it is used, and damaged profiles."""
 
 import json
 import os
@@ -28,8 +28,8 @@ Writer = Callable[..., Path]
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Writer]:
-    """Writes a profile, and has it read."""
+def write_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Writer]:
+    """A function that writes a profile, and makes plugrad read it."""
 
     def write(kernels: Any = SMALL_ON_NUMPY, **other: Any) -> Path:
         path = tmp_path / "profile.json"
@@ -48,8 +48,8 @@ def runs_on(kernel: Any, *arrays: Any) -> str | None:
     return backends.explain(kernel, *arrays).backend
 
 
-def test_small_arrays_go_where_they_are_fastest(written: Writer) -> None:
-    path = written()
+def test_auto_selects_the_fastest_backend_for_the_size(write_profile: Writer) -> None:
+    path = write_profile()
     small, large = np.ones((9, 100), np.float32), np.ones((10, 100), np.float32)
     assert runs_on(K.relu, small) == "numpy"
     assert runs_on(K.relu, large) == "numba"
@@ -61,15 +61,15 @@ def test_small_arrays_go_where_they_are_fastest(written: Writer) -> None:
         in backends.explain(K.relu, large.astype(np.float16)).reasons["numba"]
     )
     assert runs_on(K.softmax, small) == runs_on(K.relu) == "numba"
-    told = backends.explain(K.relu, small)
-    assert told.origin == f"PLUGRAD_BACKEND=auto, with the profile {path}"
-    assert told.reasons["numpy"] == f"selected by {told.origin}, the fastest for 900 elements of float32"
-    assert told.reasons["numba"] == "numpy is faster, by the profile"
+    explanation = backends.explain(K.relu, small)
+    assert explanation.origin == f"PLUGRAD_BACKEND=auto, with the profile {path}"
+    assert explanation.reasons["numpy"] == f"selected by {explanation.origin}, the fastest for 900 elements of float32"
+    assert explanation.reasons["numba"] == "numpy is faster, by the profile"
     assert backends.explain(K.softmax, small).reasons["numpy"] == "numba comes first"
 
 
-def test_calls_go_where_explain_says(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    written()
+def test_calls_run_on_the_backend_that_explain_names(write_profile: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_profile()
     called = []
     for name in AUTO_ORDER["numpy"]:
         functions = backends.get(name).functions
@@ -80,9 +80,9 @@ def test_calls_go_where_explain_says(written: Writer, monkeypatch: pytest.Monkey
     assert called == [("numpy", 999), ("numba", 1000), ("numpy", 999), ("numba", 5)]
 
 
-def test_results_of_each_are_right(written: Writer) -> None:
+def test_results_of_each_are_right(write_profile: Writer) -> None:
     names = {name: {"float32": [[0, "numpy"], [50, "numba"]]} for name in ("softmax", "softmax_backward")}
-    written(names | {"softmax_cross_entropy_value_and_grad": {"float32": [[0, "numba"], [50, "numpy"]]}})
+    write_profile(names | {"softmax_cross_entropy_value_and_grad": {"float32": [[0, "numba"], [50, "numpy"]]}})
     for rows in (3, 30):
         x = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
         t = np.arange(rows) % 10
@@ -93,8 +93,8 @@ def test_results_of_each_are_right(written: Writer) -> None:
 
 
 @pytest.mark.parametrize("choice", ["numpy", "numba", "numba,numpy"])
-def test_names_are_followed_whatever_was_measured(written: Writer, choice: str) -> None:
-    written()
+def test_a_named_backend_overrides_the_profile(write_profile: Writer, choice: str) -> None:
+    write_profile()
     first = choice.partition(",")[0]
     with backends.use(choice):
         for size in (1, 10_000):
@@ -102,20 +102,20 @@ def test_names_are_followed_whatever_was_measured(written: Writer, choice: str) 
         assert "profile" not in str(backends.explain(K.relu, np.ones(1, np.float32)))
 
 
-def test_a_scope_of_auto_goes_by_it(written: Writer) -> None:
-    written()
+def test_a_scope_of_auto_uses_the_profile(write_profile: Writer) -> None:
+    write_profile()
     with backends.use("numba"), backends.use("auto"):
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numpy"
         assert str(backends.current()) == "numba"
 
 
-def test_other_machines_do_not_count(written: Writer) -> None:
+def test_profiles_of_other_machines_are_not_used(write_profile: Writer) -> None:
     for other in ({"processor": "Z80", "threads": threads.count()}, {"processor": profile.processor(), "threads": 99}):
-        path = written(machine=other)
-        told = backends.explain(K.relu, np.ones(1, np.float32))
-        assert told.backend == "numba"
+        path = write_profile(machine=other)
+        explanation = backends.explain(K.relu, np.ones(1, np.float32))
+        assert explanation.backend == "numba"
         measured = f"{other['processor']} with {other['threads']} threads"
-        assert told.origin.endswith(f"the profile {path} is not used: it was measured on {measured}")
+        assert explanation.origin.endswith(f"the profile {path} is not used: it was measured on {measured}")
         selection._default = None
 
 
@@ -134,20 +134,20 @@ def test_other_machines_do_not_count(written: Writer) -> None:
         ({"kernels": json.loads('{"a":' * 900 + "1" + "}" * 900)}, "'a'"),
     ],
 )
-def test_what_is_wrong_with_it_is_told_and_changes_nothing(
-    written: Writer, changed: dict[str, Any], message: str
+def test_an_invalid_profile_is_reported_and_not_used(
+    write_profile: Writer, changed: dict[str, Any], message: str
 ) -> None:
-    path = written(**changed)
-    with pytest.warns(RuntimeWarning, match=message) as told:
+    path = write_profile(**changed)
+    with pytest.warns(RuntimeWarning, match=message) as warned:
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
-    assert len(told) == 1
-    assert f"the profile {path} is not used" in str(told[0].message)
-    assert "python -m plugrad.bench tune" in str(told[0].message)
-    assert K.relu(np.ones(1, np.float32)) == 1  # warned of once
+    assert len(warned) == 1
+    assert f"the profile {path} is not used" in str(warned[0].message)
+    assert "python -m plugrad.bench tune" in str(warned[0].message)
+    assert K.relu(np.ones(1, np.float32)) == 1  # no second warning
 
 
-def test_a_file_that_is_no_json_or_not_there(written: Writer) -> None:
-    path = written()
+def test_a_missing_file_or_one_that_is_not_json(write_profile: Writer) -> None:
+    path = write_profile()
     path.write_bytes(b"\xff{")
     with pytest.warns(RuntimeWarning, match="is not used: UnicodeDecodeError"):
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
@@ -158,8 +158,8 @@ def test_a_file_that_is_no_json_or_not_there(written: Writer) -> None:
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
 
 
-def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: Writer) -> None:
-    (tmp_path / "plugrad").touch()  # no folder
+def test_unreadable_files_are_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write_profile: Writer) -> None:
+    (tmp_path / "plugrad").touch()  # not a folder
     long = tmp_path / ("x" * 300)
     for folder in (tmp_path, long):
         monkeypatch.delenv(profile.VARIABLE, raising=False)
@@ -168,7 +168,7 @@ def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, t
         selection._default = None
         assert runs_on(K.relu, np.ones(1, np.float32)) == "numba"
         assert backends.explain(K.relu).origin == "PLUGRAD_BACKEND=auto"
-    deep = written()
+    deep = write_profile()
     deep.write_text("[" * 100_000)
     with pytest.warns(RuntimeWarning, match="is not used: RecursionError"):
         profile.read(AUTO_ORDER["numpy"])
@@ -180,18 +180,18 @@ def test_files_that_cannot_be_read_do_no_harm(monkeypatch: pytest.MonkeyPatch, t
             profile.read(AUTO_ORDER["numpy"])
 
 
-def test_without_a_profile_nothing_more_is_asked(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_profile_nothing_more_is_asked(write_profile: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = selection.chosen()
     K.relu(np.ones(3, np.float32))
     assert choice.by_type[np.ndarray] is backends.get("numba")
-    written({"relu": {"float32": [[0, "numba"]]}})  # as it is without
+    write_profile({"relu": {"float32": [[0, "numba"]]}})  # the same as without a profile
     selection._default = None
     K.relu(np.ones(3, np.float32))
     assert np.ndarray in selection.chosen().by_type
 
 
-def test_backends_are_looked_for_once(written: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written({"relu": {"float32": [[0, "numba"], [10, "numpy"]]}})
+def test_backends_are_looked_for_once(write_profile: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_profile({"relu": {"float32": [[0, "numba"], [10, "numpy"]]}})
     asked = []
     usable = registry.usable
 
@@ -209,8 +209,8 @@ def test_backends_are_looked_for_once(written: Writer, monkeypatch: pytest.Monke
     assert str(path) in selection.chosen().description
 
 
-def test_a_scope_keeps_what_it_has_found(written: Writer) -> None:
-    written()
+def test_a_scope_keeps_what_it_has_found(write_profile: Writer) -> None:
+    write_profile()
     with backends.use("auto"):
         first = K.relu(np.ones(3000, np.float32))
         with pytest.MonkeyPatch.context() as patched:
@@ -220,14 +220,14 @@ def test_a_scope_keeps_what_it_has_found(written: Writer) -> None:
             K.softmax(np.ones((3, 4), np.float32))
 
 
-def test_explain_goes_by_the_array_that_the_kernel_goes_by(written: Writer) -> None:
-    written({"softmax_cross_entropy_backward": {"float32": [[0, "numpy"], [100, "numba"]]}})
+def test_explain_and_the_kernel_use_the_size_of_the_same_array(write_profile: Writer) -> None:
+    write_profile({"softmax_cross_entropy_backward": {"float32": [[0, "numpy"], [100, "numba"]]}})
     y, t = np.full((40, 10), 0.1, np.float32), np.zeros(40, int)
     assert runs_on(K.softmax_cross_entropy_backward, np.ones(40, np.float32), y, t) == "numba"
     assert runs_on(K.softmax_cross_entropy_backward, 1.0, y[:5], t[:5]) == "numpy"
 
 
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_path_of_the_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(profile.VARIABLE, "off")
     assert profile.location() is None
     monkeypatch.delenv(profile.VARIABLE)
@@ -253,7 +253,7 @@ def test_steps_lose_the_least() -> None:
     assert steps_of([(10, seconds(2, 1)), (1000, seconds(5, 9))]) == [(0, "b"), (100, "a")]
     assert steps_of([(10, seconds(1, 2)), (1000, seconds(1, 5))]) == [(0, "a")]
     assert steps_of([(10, seconds(2, 1)), (1000, seconds(5, 1))]) == [(0, "b")]
-    # One that was measured wrongly moves nothing, and equal sizes with other shapes may differ.
+    # A wrong measurement moves nothing, and equal sizes with other shapes may differ.
     wrong = [
         (10, seconds(1, 2)),
         (40, seconds(1.1, 1)),
@@ -277,7 +277,7 @@ def test_where_curves_cross_and_how_they_grow() -> None:
     assert curves.crossings(curve("a", [1, 1.01, 1]), curve("b", [1.01, 1, 1.01])) == []  # noise
     assert curve("a", [1e-6, 1e-5, 1e-4, 1e-3]).exponent == pytest.approx(1)
     for k in (0.5, 1, 2):
-        for call in (0.0, 1e-7, 1e-6):  # what a call takes by itself is no part of it
+        for call in (0.0, 1e-7, 1e-6):  # the cost of a call itself does not matter
             seconds = [call + 1e-7 * n**k for n in (10, 100, 1000, 10_000)]
             assert curve("a", seconds).exponent == pytest.approx(k, abs=0.01)
     assert curve("a", [1e-6, 1.1e-6, 1.2e-6, 1.3e-6]).exponent is None
@@ -287,7 +287,7 @@ def test_where_curves_cross_and_how_they_grow() -> None:
     assert f"numba overtakes at {at:,.0f} rows" in text
 
 
-def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_writes_the_profile_of_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "profile.json"
     monkeypatch.setenv(profile.VARIABLE, str(path))
     monkeypatch.delenv("PLUGRAD_BACKEND", raising=False)
@@ -299,16 +299,16 @@ def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.Mon
         [sys.executable, "-m", "plugrad.bench", "tune", "relu", *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(path.read_text())
-    assert set(told["kernels"]) == {"relu", "softmax"}  # which was measured before
-    assert told["kernels"]["softmax"] == {"float64": [[0, "numpy"]]}
-    assert set(told["kernels"]["relu"]) == {"float32", "float64"}
+    tuned = json.loads(path.read_text())
+    assert set(tuned["kernels"]) == {"relu", "softmax"}  # which was measured before
+    assert tuned["kernels"]["softmax"] == {"float64": [[0, "numpy"]]}
+    assert set(tuned["kernels"]["relu"]) == {"float32", "float64"}
     assert str(path) in done.stdout
     profile.read.cache_clear()
     found, about = profile.read(AUTO_ORDER["numpy"])
     assert found is not None
     assert about == f"with the profile {path}"
-    steps = told["kernels"]["relu"]["float32"]
+    steps = tuned["kernels"]["relu"]["float32"]
     assert runs_on(K.relu, np.ones(1, np.float32)) == steps[0][1]
     code = "from plugrad import backends; import numpy as np; print(backends.explain('relu', np.ones(1, 'f4')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -316,7 +316,9 @@ def test_tuning_writes_what_auto_goes_by(tmp_path: Path, monkeypatch: pytest.Mon
     profile.read.cache_clear()
 
 
-def test_what_is_no_profile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_file_that_is_not_a_profile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"mine": 1}')
     monkeypatch.setenv(profile.VARIABLE, str(other))
@@ -335,7 +337,7 @@ def test_what_is_no_profile_is_not_overwritten(tmp_path: Path, monkeypatch: pyte
         (["relu", "--peers=torch", "--sizes=8x5"], "here.json", "unrecognized arguments: --peers=torch --sizes=8x5"),
     ],
 )
-def test_what_cannot_be_tuned_is_refused(
+def test_kernels_that_cannot_be_tuned_are_rejected(
     arguments: list[str], variable: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv(profile.VARIABLE, variable)

@@ -1,4 +1,4 @@
-"""The machinery of the conformance suite: who did the work, what is told of failures, and the command."""
+"""The machinery of the conformance suite: the witness of calls, snippets that repeat failures, and the command."""
 
 import io
 import json
@@ -23,21 +23,21 @@ from plugrad.tests.conformance import accuracy, cases
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.snippets import snippet
 from plugrad.tests.conformance.subject import Case, Subject, close
-from plugrad.tests.mutants import MUTANTS, sound_room
+from plugrad.tests.mutants import MUTANTS, sound_module
 from plugrad.tests.records import RECORDS
 
 FLOAT32 = np.dtype(np.float32)
 
 
-def complaint(room: Any, kernel: str, check: str, dtype: Any = FLOAT32) -> AssertionError:
-    """What a check has to say about a kernel of a room."""
-    backends.register("mutant", room, replace=True)
+def complaint(module: Any, kernel: str, check: str, dtype: Any = FLOAT32) -> AssertionError:
+    """The error that a check raises for a kernel of a backend module."""
+    backends.register("mutant", module, replace=True)
     with pytest.raises(AssertionError) as caught:
         CHECKS[check](Subject("mutant"), RECORDS[kernel], np.dtype(dtype))
     return caught.value
 
 
-# Who does the work
+# The witness of calls
 
 
 def relu_of_numpy(x: Any, out: Any) -> None:
@@ -59,20 +59,20 @@ def relu_in_spite_of_errors(x: Any, out: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("relu", [relu_of_numpy, relu_in_another_thread, relu_in_spite_of_errors])
-def test_borrowed_work_is_noticed(relu: Callable[..., None]) -> None:
+def test_calls_of_another_backend_are_detected(relu: Callable[..., None]) -> None:
     error = complaint(SimpleNamespace(relu=relu), "relu", "the_backend_does_the_work")
     assert "the work was done by numpy.relu, not by 'mutant'" in str(error)
 
 
-def test_functions_of_another_backend_are_no_work_of_ones_own() -> None:
-    room = ModuleType("room")
-    exec("from plugrad.backends.numpy import *", room.__dict__)
-    error = complaint(room, "softmax", "the_backend_does_the_work")
+def test_functions_of_another_backend_are_rejected_as_own() -> None:
+    module = ModuleType("borrower")
+    exec("from plugrad.backends.numpy import *", module.__dict__)
+    error = complaint(module, "softmax", "the_backend_does_the_work")
     assert "softmax is the function numpy.softmax itself" in str(error)
     CHECKS["the_backend_does_the_work"](Subject("numpy"), RECORDS["softmax"], FLOAT32)
 
 
-def test_what_lies_beneath_the_kernels_may_be_shared() -> None:
+def test_backends_may_share_functions_below_the_kernels() -> None:
     def affine(x: Any, w: Any, b: Any, out: Any) -> None:
         forward(x, w, b, out)
 
@@ -84,20 +84,20 @@ def test_what_lies_beneath_the_kernels_may_be_shared() -> None:
 
 
 @pytest.mark.parametrize("wrong_mode", [False, True])
-def test_a_room_that_computes_in_one_mode_only_is_caught(wrong_mode: bool) -> None:
-    room = sound_room()
-    softmax = room.softmax
+def test_a_backend_that_computes_in_one_mode_only_is_caught(wrong_mode: bool) -> None:
+    module = sound_module()
+    softmax = module.softmax
 
     def broken(x: Any, axis: int, out: Any) -> None:
         softmax(x, axis, out)
         if selection.options().get("check", False) is wrong_mode:
             out[...] = 0
 
-    room.softmax = broken
-    complaint(room, "softmax", "the_same_bits_each_time" if wrong_mode else "shapes")
+    module.softmax = broken
+    complaint(module, "softmax", "the_same_bits_each_time" if wrong_mode else "shapes")
 
 
-def test_the_tolerance_is_allowed_once() -> None:
+def test_the_tolerance_is_not_applied_twice() -> None:
     case = Case(RECORDS["relu"], {"x": np.array([1.0, 2.0], np.float32)})
     subject = Subject("numpy")
     relative, absolute = subject.tolerance(case.kernel, "y", FLOAT32)
@@ -122,7 +122,7 @@ def code_of(error: AssertionError) -> str:
 
 
 def run(code: str) -> tuple[str, str]:
-    """What the code prints, and its results with their dtypes."""
+    """The output of the code, and its results with their dtypes."""
     names: dict[str, Any] = {}
     with redirect_stdout(io.StringIO()) as printed:
         exec(code, names)
@@ -145,10 +145,10 @@ def run(code: str) -> tuple[str, str]:
         ("integers_become_float32", "np.int16"),
     ],
 )
-def test_the_code_of_a_failure_repeats_it(name: str, holds: str) -> None:
+def test_the_snippet_of_a_failure_repeats_it(name: str, holds: str) -> None:
     (mutant,) = (m for m in MUTANTS if m.name == name)
-    backends.register("mutant", mutant.room())
-    backends.register("sound", sound_room())
+    backends.register("mutant", mutant.module())
+    backends.register("sound", sound_module())
     for dtype in CHECKS[mutant.caught_by].dtypes:
         try:
             CHECKS[mutant.caught_by](Subject("mutant"), RECORDS[mutant.kernel], dtype)
@@ -164,41 +164,41 @@ def test_the_code_of_a_failure_repeats_it(name: str, holds: str) -> None:
     assert run(code) != run(code.replace("'mutant'", "'sound'")), code
 
 
-def test_the_code_of_a_mistake_makes_the_mistake() -> None:
-    error = complaint(sound_room_that_takes(lambda x: x.real), "softmax", "mistakes")
+def test_the_snippet_of_a_mistake_repeats_it() -> None:
+    error = complaint(sound_module_that_takes(lambda x: x.real), "softmax", "mistakes")
     assert "1+0j" in code_of(error)
     with pytest.raises(TypeError, match="out: expected dtype float64"):  # and not that complex numbers are refused
         run(code_of(error))
 
 
-def test_the_code_of_a_wrong_label_says_the_mode() -> None:
+def test_the_snippet_of_a_wrong_label_selects_the_checking_mode() -> None:
     (mutant,) = (m for m in MUTANTS if m.name == "negative_labels_wrapped")
-    error = complaint(mutant.room(), mutant.kernel, mutant.caught_by)
+    error = complaint(mutant.module(), mutant.kernel, mutant.caught_by)
     assert "check=True" in code_of(error)
     with pytest.raises(ValueError, match="got 6 at row 10"):  # and not -1 at row 7
         run(code_of(error))
 
 
-def sound_room_that_takes(change: Callable[[Any], Any]) -> Any:
-    room = sound_room()
-    room.take = lambda what, x: change(np.asarray(x))
-    return room
+def sound_module_that_takes(change: Callable[[Any], Any]) -> Any:
+    module = sound_module()
+    module.take = lambda what, x: change(np.asarray(x))
+    return module
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize("layout", [None, *cases.ANYWHERE, *cases.ON_HOST])
 @pytest.mark.parametrize("shape", [(3, 5), (30, 7)])
-def test_the_code_makes_the_same_call(dtype: Any, layout: Any, shape: tuple[int, int]) -> None:
+def test_the_snippet_makes_the_same_call(dtype: Any, layout: Any, shape: tuple[int, int]) -> None:
     seen: list[Any] = []
-    room = sound_room()
-    softmax = room.softmax
+    module = sound_module()
+    softmax = module.softmax
 
     def spying(x: Any, axis: int, out: Any) -> None:
         seen.append((np.array(x), x.strides, out.strides, np.array(out)))
         softmax(x, axis, out)
 
-    room.softmax = spying
-    backends.register("spying", room)
+    module.softmax = spying
+    backends.register("spying", module)
     subject = Subject("spying")
     case = cases.sample(RECORDS["softmax"], *shape, np.dtype(dtype))
     case.inputs = {"x": case.inputs["x"].copy()}
@@ -214,11 +214,11 @@ def test_the_code_makes_the_same_call(dtype: Any, layout: Any, shape: tuple[int,
     assert first[3].tobytes() == again[3].tobytes()
 
 
-def test_what_cannot_be_shown_is_not_passed_as_something_else() -> None:
+def test_a_snippet_does_not_replace_an_array_that_it_cannot_show() -> None:
     x = np.random.default_rng(99).normal(size=(30, 30))
     code = snippet(Subject("numpy"), Case(RECORDS["relu"], {"x": x}))
     assert "# x, np.float64 of shape (30, 30), is too large to be shown" in code
-    assert "test_what_cannot_be_shown" in code
+    assert "test_a_snippet_does_not_replace_an_array" in code
     with pytest.raises(NameError):
         run(code)
 
@@ -228,11 +228,11 @@ def test_what_cannot_be_shown_is_not_passed_as_something_else() -> None:
 
 def plug_in(folder: Path, name: str, text: str) -> None:
     """An installed distribution with a backend in it."""
-    (folder / f"{name}_room.py").write_text(text)
+    (folder / f"{name}_module.py").write_text(text)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[plugrad.backends]\n{name} = {name}_room\n")
+    (info / "entry_points.txt").write_text(f"[plugrad.backends]\n{name} = {name}_module\n")
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     relu = "import numpy as np\ndef relu(x, out):\n    out[...] = np.where(x < 0, np.zeros_like(x), x)\n"
-    everything = "from plugrad.kernels import RECORDS\nSTAND_INS = {name: %r for name in RECORDS if name != 'relu'}\n"
+    everything = "from plugrad.kernels import KERNELS\nSTAND_INS = {name: %r for name in KERNELS if name != 'relu'}\n"
     plug_in(folder, "lost", everything % "nonexistent" + relu)
     plug_in(folder, "empty", (everything % "numpy").replace(" if name != 'relu'", ""))
     plug_in(
@@ -282,19 +282,19 @@ def test_warnings_of_an_import_are_no_failures(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_backend_is_told_of_in_short(site: Path, tmp_path: Path) -> None:
-    told = tmp_path / "results.json"
-    done = suite(site, "--backend", "wrong", "--backend", "numpy", "--kernel", "relu", "--json", str(told))
+def test_the_report_of_a_failing_backend_is_short(site: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    done = suite(site, "--backend", "wrong", "--backend", "numpy", "--kernel", "relu", "--json", str(results))
     assert done.returncode == 1
     table, _, summary = done.stdout.rpartition("\nwrong failed:\n")
     assert "relu: shapes (float16, bfloat16, float32, float64): AssertionError: y" in summary
     (row, of_numpy) = (line.split() for line in table.splitlines() if line.startswith("relu "))
     assert row[-1] == "0/1"  # of the random calls
     assert of_numpy[-1] == "1/1"
-    assert json.loads(told.read_text())["counts"]["failed"] > 10
+    assert json.loads(results.read_text())["counts"]["failed"] > 10
 
 
-def test_wrong_arguments_are_refused_before_anything_is_run(site: Path) -> None:
+def test_wrong_arguments_are_rejected_before_any_check_runs(site: Path) -> None:
     done = suite(site, "--backend", "bogus")
     assert done.returncode == 2
     assert "argument --backend: unknown backend 'bogus'; known backends: numpy, numba, cupy, " in done.stderr
@@ -303,7 +303,7 @@ def test_wrong_arguments_are_refused_before_anything_is_run(site: Path) -> None:
     assert "argument --json: cannot write to" in done.stderr
 
 
-def test_the_report_of_accuracy_tells_why_a_backend_cannot_run(site: Path) -> None:
+def test_the_report_of_accuracy_names_the_reason_why_a_backend_cannot_run(site: Path) -> None:
     done = suite(site, "--accuracy", "--backend", "cupy")
     assert done.returncode == 1
     assert done.stdout.startswith("backend 'cupy' cannot run here: ")
@@ -311,9 +311,9 @@ def test_the_report_of_accuracy_tells_why_a_backend_cannot_run(site: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_report_of_accuracy_marks_what_is_beyond_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_of_accuracy_marks_errors_above_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     (mutant,) = (m for m in MUTANTS if m.name == "sigmoid_by_the_hyperbolic_tangent")
-    backends.register("mutant", mutant.room())
+    backends.register("mutant", mutant.module())
     assert accuracy.report(["numpy"], ["sigmoid"]) == 0
     assert "!" not in capsys.readouterr().out.partition("\n\n")[2]
     assert accuracy.report(["mutant"], ["sigmoid"]) == 1

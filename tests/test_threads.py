@@ -1,4 +1,4 @@
-"""Many threads and tasks at once: every result is right, and no selection is seen by anyone else."""
+"""Many threads and tasks at once: every result is right, and a selection affects only its own thread or task."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(64, 100)).astype("f4")
 large = rng.normal(size=(600, 500)).astype("f4")  # shared among threads
 t, w, b = np.arange(64) % 100, rng.normal(size=(100, 30)).astype("f4"), np.zeros(30, "f4")
-wide = rng.normal(size=(500, 200)).astype("f4")  # a product with `large` is worth BLAS's own threads
+wide = rng.normal(size=(500, 200)).astype("f4")  # large enough for the threads of the BLAS
 product = large.astype(float) @ wide
 exact = np.exp(x.astype(float)); exact /= exact.sum(axis=1, keepdims=True)
 loss = -np.log(exact[np.arange(64), t]).mean()
@@ -82,14 +82,14 @@ with ThreadPoolExecutor(16) as pool:
     done = list(pool.map(work, range(16)))
 print(done == [CALLS] * 16, backends.current(), threads.blas_threads() in (None, min(3, len(os.sched_getaffinity(0)))))
 """
-    told = python(
+    result = python(
         code,
         NUMBA_THREADING_LAYER=layer,
         PLUGRAD_NUM_THREADS="3",
         OPENBLAS_NUM_THREADS="3",
         PLUGRAD_BACKEND="numpy",
     )
-    assert told.split() == ["True", "numpy", "True"]
+    assert result.split() == ["True", "numpy", "True"]
 
 
 @pytest.mark.skipif(find_spec("joblib") is None, reason="joblib is not installed")

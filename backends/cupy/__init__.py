@@ -1,9 +1,9 @@
 """The CuPy backend: CUDA kernels that read a row once, and products by cuBLAS, on the current device and stream.
 
-`kernels` has its functions, `products` those of the affine layer, and `last_layer` those of a layer with its loss.
-`rows` chooses how the rows of an array are worked on, by their length; `labels` brings the labels of losses to the form
-that the CUDA code takes, and `compiling` compiles; `arrays` has the hooks that take arrays in. The CUDA sources are in
-`cuda/`, where rows.cuh is the one to read first. CuPy is imported by the probe, and not before.
+`kernels` defines the functions over rows, `elementwise` those that compute each element by itself, `products` those of
+the affine layer, and `last_layer` those of a layer with its loss. `rows` chooses the CUDA kernel by the length of the
+rows, `labels` prepares the arguments of losses, `compiling` compiles and caches machine code, and `arrays` defines the
+hooks for arrays. The CUDA sources are in `cuda/`; read rows.cuh first. The probe imports CuPy; nothing does before it.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 ARRAYS = "cupy"
-NATIVE = None  # every array is asked which device it is on
+NATIVE = None  # the device of every array is checked
 
 _HOOKS = ("asarray", "empty", "overlap", "take", "to_numpy")
 
@@ -37,14 +37,14 @@ def __getattr__(name: str) -> Any:
 
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
-    """Compile every kernel that functions may need for arrays of some dtypes."""
+    """Compile every CUDA kernel that the functions `names` may launch for arrays of `dtypes`."""
     from plugrad.backends.cupy import kernels
 
     kernels.warmup(names, dtypes)
 
 
 def probe() -> str | None:
-    """Why it cannot run here."""
+    """Return the reason why the backend cannot run here, or None."""
     if find_spec("cupy") is None:
         return f"cupy is not installed; install it with: {INSTALL}"
     packages = installed_packages()
@@ -70,7 +70,7 @@ def installed_packages() -> list[str]:
 
 
 def _lacking_driver(cupy: Any) -> str | None:
-    """What is wrong with driver and device."""
+    """Return the error of the driver or the device, or None."""
     runtime = cupy.cuda.runtime
     installed = f"cupy {cupy.__version__} is installed, but"
     try:
@@ -89,7 +89,7 @@ def _lacking_driver(cupy: Any) -> str | None:
 
 
 def _lacking_library(cupy: Any) -> str | None:
-    """Which of CUDA's libraries is not there; CuPy needs no headers for what is compiled here."""
+    """Return which CUDA library is missing, or None. The sources need no CUDA headers."""
     for name, what in (("nvrtc", "NVRTC, CUDA's run-time compiler,"), ("cublas", "cuBLAS, CUDA's matrix products,")):
         try:
             library = getattr(cupy.cuda, name)
@@ -104,12 +104,12 @@ def _lacking_library(cupy: Any) -> str | None:
 
 
 def _version(number: int) -> str:
-    """CUDA's numbers of versions, such as 12040, as they are written: 12.4."""
+    """Format a CUDA version number: 12040 as ``12.4``."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def describe() -> Mapping[str, str]:
-    """Version, threads and devices."""
+    """Return the version and the devices."""
     import cupy
 
     runtime = cupy.cuda.runtime

@@ -1,4 +1,4 @@
-"""CuPy's arrays: how they are taken in, made and compared. Nothing here waits for the device, but `to_numpy`."""
+"""Hooks for CuPy arrays: conversion, creation, comparison of memory. Only `to_numpy` waits for the device."""
 
 from typing import Any, TypeAlias
 
@@ -14,13 +14,13 @@ def take(what: str, x: Any) -> Array:
     """The argument `x`, called `what` in messages, as a CuPy array on the current device; no data is moved."""
     if not isinstance(x, cupy.ndarray):
         kind = type(x)
-        # Asked of the array, not of its type: one that could be on a device, and is not, has none.
+        # An array that could be on a device but is not lacks the attribute, which its type may have.
         if getattr(x, "__cuda_array_interface__", None) is None:
             raise TypeError(
                 f"{what}: expected a cupy.ndarray, got a {kind.__module__}.{kind.__qualname__}; "
                 f"call plugrad.backends.asarray on it first, or select a backend that computes in host memory"
             )
-        x = cupy.asarray(x)  # another library's array on the device, seen as one of CuPy's
+        x = cupy.asarray(x)  # a view of another library's array on the device
     current = cupy.cuda.runtime.getDevice()
     if x.device.id != current:
         raise TypeError(
@@ -36,12 +36,12 @@ def asarray(x: Any) -> Array:
 
 
 def to_numpy(x: Array) -> Any:
-    """`x` in host memory, once the device has computed it."""
+    """`x` in host memory; waits until the device has computed it."""
     return cupy.asnumpy(x)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A new array from CuPy's memory pool, whose values are yet undefined."""
+    """A new array from CuPy's memory pool, with undefined values."""
     return cupy.empty(shape, dtype)
 
 
@@ -57,7 +57,7 @@ def overlap(a: Array, b: Array) -> str:
 
 
 def _bounds(x: Array) -> tuple[int, int]:
-    """The address of the first byte, and that behind the last."""
+    """The address of the first byte, and the address after the last byte."""
     first = last = x.data.ptr
     if x.flags.c_contiguous:
         return first, first + x.nbytes
@@ -72,7 +72,7 @@ def _bounds(x: Array) -> tuple[int, int]:
 
 
 class _Addresses:
-    """Stands for memory of the device where only addresses are compared: it is never read."""
+    """An array interface to the addresses of device memory, for comparison only: nothing reads it."""
 
     def __init__(self, x: Array) -> None:
         self.__array_interface__ = {

@@ -1,7 +1,7 @@
-"""Compiles the CUDA sources of this room for the device at hand, keeps the machine code, and loads it.
+"""Compile the CUDA sources of this backend for the current device, cache the machine code, and load it.
 
-CuPy's `RawModule` would compile them as well, but always with ``-ftz=true``, which flushes subnormal numbers to 0
-(cupy/cupy#9576). So NVRTC is called here, and `RawModule` loads what it made from CuPy's own cache folder
+CuPy's `RawModule` always compiles with ``-ftz=true``, which flushes subnormal numbers to 0 (cupy/cupy#9576). This
+module calls NVRTC itself, and `RawModule` loads the result from CuPy's own cache folder
 (``CUPY_CACHE_DIR``, else ``~/.cupy/kernel_cache``).
 """
 
@@ -23,19 +23,19 @@ SOURCES = Path(__file__).parent / "cuda"
 OPTIONS = ("-std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
 
 
-# NVRTC loads a library of its own at its first call, and two threads that both make it may find it missing.
+# The first call of NVRTC loads a library; two first calls at once may fail to find it.
 _compiling = threading.Lock()
 
 
 class Instance(NamedTuple):
-    """A source for some types and sizes, which the macros tell it."""
+    """A source file and the macros that fix its types and sizes."""
 
     file: str
     macros: tuple[tuple[str, str | int], ...]
 
 
 def kernel(name: str, instance: Instance) -> Callable[..., None]:
-    """The kernel called `name` of an instance, for the current device; it is called with grid, block and arguments."""
+    """The CUDA kernel `name` of an instance, on the current device; it takes the grid, the block and the arguments."""
     return _kernel(name, instance, cupy.cuda.runtime.getDevice())
 
 
@@ -56,7 +56,7 @@ def _module(instance: Instance, architecture: str) -> Any:
 
 @functools.cache
 def architecture(device: int) -> str:
-    """What to compile for: the device's own architecture, or the newest before it that NVRTC knows."""
+    """The target architecture: that of the device, or the newest before it that NVRTC knows."""
     capability = int(cupy.cuda.Device(device).compute_capability)
     known = [number for number in cupy.cuda.nvrtc.getSupportedArchs() if number <= capability]
     if not known:
@@ -68,9 +68,9 @@ def architecture(device: int) -> str:
 
 
 def compile(instance: Instance, architecture: str) -> tuple[bytes, str]:
-    """The machine code of an instance, and what the compiler says of it, registers among other things.
+    """The machine code of an instance, and the log of the compiler, which lists registers.
 
-    For an architecture called ``compute_...`` it is code that the driver compiles further.
+    For an architecture named ``compute_...`` the code is PTX, which the driver compiles further.
     """
     with _compiling:
         return _compile(instance, architecture)
@@ -99,21 +99,21 @@ def sources(file: str) -> tuple[str, dict[bytes, bytes]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where machine code is kept
+# The cache of machine code
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _key(instance: Instance, architecture: str) -> str:
-    """What the machine code depends on, hashed."""
+    """The hash of everything that the machine code depends on."""
     source, headers = sources(instance.file)
     version = cupy.cuda.nvrtc.getVersion()
-    told = repr((source, headers, instance.macros, architecture, OPTIONS, version))
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    inputs = repr((source, headers, instance.macros, architecture, OPTIONS, version))
+    return hashlib.sha256(inputs.encode()).hexdigest()[:32]
 
 
 @functools.cache
 def _folder() -> Path:
-    """CuPy's cache folder, or one for this process if that cannot be written to, or could be by others."""
+    """CuPy's cache folder; a temporary folder if it is not writable, or other users could write to it."""
     try:
         folder = Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _folder() -> Path:
 
 
 def _kept(key: str) -> Path | None:
-    """The file with machine code that is kept under `key`; its name tells the hash of what is in it."""
+    """The cached file for `key` whose content has the hash in its name, or None."""
     for path in _folder().glob(f"plugrad_{key}_*.bin"):
         if untrusted(path) is None and path.name == _name(key, path.read_bytes()):
             return path
@@ -136,7 +136,7 @@ def _kept(key: str) -> Path | None:
 
 
 def _keep(key: str, code: bytes) -> Path:
-    """Write machine code so that other processes see all of it or nothing."""
+    """Write machine code to the cache; other processes see the whole file or none."""
     path = _folder() / _name(key, code)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(code)

@@ -15,9 +15,9 @@ import numpy as np
 from plugrad.backends.contract import Elementwise, ElementwiseBackward
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, written
+from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, write_contiguous
 
-THREADS = 256  # as the kernels are declared
+THREADS = 256  # the launch bounds of the kernels
 SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
 NAMES = tuple(re.findall(r"^MAP(?:_OF_TWO)?\((\w+), ", SOURCE, re.MULTILINE))
 
@@ -32,7 +32,7 @@ def forward(name: str) -> Elementwise:
     """The function of the backend for a kernel with one argument."""
 
     def function(x: Array, out: Array) -> None:
-        written(out, functools.partial(_run, name, contiguous(x)))
+        write_contiguous(out, functools.partial(_run, name, contiguous(x)))
 
     return function
 
@@ -41,7 +41,7 @@ def backward(name: str) -> ElementwiseBackward:
     """The function of the backend for a kernel with two arguments."""
 
     def function(dy: Array, y: Array, out: Array) -> None:
-        written(out, functools.partial(_run, name, contiguous(dy), contiguous(y)))
+        write_contiguous(out, functools.partial(_run, name, contiguous(dy), contiguous(y)))
 
     return function
 
@@ -55,11 +55,11 @@ def _run(name: str, *arrays: Array) -> None:
 
 @functools.cache
 def instance(dtype: np.dtype[Any], is_aligned: bool) -> Instance:
-    """What is compiled for arrays of a dtype."""
+    """The instance for arrays of a dtype."""
     return Instance("elementwise.cu", macros(dtype, widest(dtype) if is_aligned else 1, True))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
-    """Everything that may be compiled for arrays of a dtype, and the names of the kernels in it."""
+    """Every instance for arrays of a dtype, and the names of its kernels."""
     for is_aligned in (True, False):
         yield instance(dtype, is_aligned), tuple(f"map_{name}" for name in NAMES)

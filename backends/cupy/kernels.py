@@ -9,17 +9,17 @@ import numpy as np
 from plugrad.backends.cupy import elementwise, labels, products, rows
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.labels import Labels
+from plugrad.backends.cupy.labels import LossArguments
 from plugrad.backends.cupy.rows import (
     MOST_BLOCKS,
     ONE_BLOCK,
     Operation,
     contiguous,
+    launch,
+    launch_plan_for,
     layout,
     macros,
-    planned,
-    run,
-    written,
+    write_contiguous,
 )
 from plugrad.backends.options import COMPUTE, LossOptions
 
@@ -55,15 +55,15 @@ def log_softmax_backward(dy: Array, y: Array, axis: int, out: Array) -> None:
 
 
 def _over_rows(operation: Operation, axis: int, *arrays: Array) -> None:
-    """Carry out an operation on arrays of one shape, the last one for the result."""
+    """Launch an operation on arrays of one shape; the last array is the result."""
     *reads, out = arrays
-    how = layout(out.shape, axis)
+    row_layout = layout(out.shape, axis)
     reads = [contiguous(x) for x in reads]
 
     def write(target: Array) -> None:
-        run(planned(operation, how, *reads, target), *reads, target)
+        launch(launch_plan_for(operation, row_layout, *reads, target), *reads, target)
 
-    written(out, write)
+    write_contiguous(out, write)
 
 
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
@@ -77,18 +77,18 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 
 def _loss_and(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, is_gradient: bool) -> None:
-    how = layout(x.shape, options.axis)
-    given = Labels(t, x, options, how, loss, out)
-    operation = LOSS_OF_CLASS if given.one_class else LOSS_OF_TARGETS
+    row_layout = layout(x.shape, options.axis)
+    loss_arguments = LossArguments(t, x, options, row_layout, loss, out)
+    operation = LOSS_OF_CLASS if loss_arguments.one_class else LOSS_OF_TARGETS
     x = contiguous(x)
 
     def write(target: Array, losses: Array) -> None:
-        chosen = planned(operation, how, *given.beside(x, target))
-        places = given.losses(losses, chosen.grid[0])
-        run(chosen, x, target, int(is_gradient), *given.arguments, *places)
-        given.finish(losses, chosen.grid[0])
+        plan = launch_plan_for(operation, row_layout, *loss_arguments.read_with(x, target))
+        places = loss_arguments.destinations(losses, plan.grid[0])
+        launch(plan, x, target, int(is_gradient), *loss_arguments.targets, *places)
+        loss_arguments.finish(losses, plan.grid[0])
 
-    written(out, lambda target: written(loss, partial(write, target)))
+    write_contiguous(out, lambda target: write_contiguous(loss, partial(write, target)))
 
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
@@ -102,31 +102,37 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
 
 
 def _gradient(operation: Operation, dloss: Any, x: Array, t: Array, options: LossOptions, out: Array) -> None:
-    how = layout(x.shape, options.axis)
-    given = Labels(t, x, options, how, out)
-    upstream = given.upstream(dloss)
+    row_layout = layout(x.shape, options.axis)
+    loss_arguments = LossArguments(t, x, options, row_layout, out)
+    upstream = loss_arguments.upstream(dloss)
     x = contiguous(x)
 
     def write(target: Array) -> None:
-        run(planned(operation, how, *given.beside(x, target)), x, target, *given.arguments, *upstream)
+        launch(
+            launch_plan_for(operation, row_layout, *loss_arguments.read_with(x, target)),
+            x,
+            target,
+            *loss_arguments.targets,
+            *upstream,
+        )
 
-    written(out, write)
+    write_contiguous(out, write)
 
 
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
-    how = layout(p.shape, options.axis)
-    given = Labels(t, p, options, how, loss)
+    row_layout = layout(p.shape, options.axis)
+    loss_arguments = LossArguments(t, p, options, row_layout, loss)
     p = contiguous(p)
-    if not given.one_class:
-        chosen = planned(CROSS_ENTROPY_OF_TARGETS, how, *given.beside(p))
-        blocks = chosen.grid[0]
-        run(chosen, p, *given.arguments, *given.losses(loss, blocks))
+    if not loss_arguments.one_class:
+        plan = launch_plan_for(CROSS_ENTROPY_OF_TARGETS, row_layout, *loss_arguments.read_with(p))
+        blocks = plan.grid[0]
+        launch(plan, p, *loss_arguments.targets, *loss_arguments.destinations(loss, blocks))
     else:
-        blocks = 1 if how.rows <= ONE_BLOCK else min(MOST_BLOCKS, -(-how.rows // labels.THREADS))
-        arguments = (*how, p, *given.arguments, *given.losses(loss, blocks))
+        blocks = 1 if row_layout.rows <= ONE_BLOCK else min(MOST_BLOCKS, -(-row_layout.rows // labels.THREADS))
+        arguments = (*row_layout, p, *loss_arguments.targets, *loss_arguments.destinations(loss, blocks))
         kernel("cross_entropy_of_class", _of_class(p.dtype))((blocks,), (labels.THREADS,), arguments)
-    given.finish(loss, blocks)
+    loss_arguments.finish(loss, blocks)
 
 
 def _of_class(dtype: np.dtype[Any]) -> Instance:
@@ -134,7 +140,7 @@ def _of_class(dtype: np.dtype[Any]) -> Instance:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What there is to compile
+# Instances to compile
 # ---------------------------------------------------------------------------------------------------------------------
 
 Instances = Iterator[tuple[Instance, tuple[str, ...]]]
@@ -154,20 +160,20 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
 }
 
 
-LAYER = ("widen_rows", "double_rows", "narrow_rows", "put_biases", "add_to_total", "narrow_total")
+LAST_LAYER_KERNELS = ("widen_rows", "double_rows", "narrow_rows", "put_biases", "add_to_total", "narrow_total")
 
 
-def layer_instance(dtype: np.dtype[Any]) -> Instance:
-    """What is compiled for the layer of `linear_cross_entropy` on arrays of a dtype."""
+def last_layer_instance(dtype: np.dtype[Any]) -> Instance:
+    """The instance for the layer of `linear_cross_entropy` on arrays of a dtype."""
     return Instance("last_layer.cu", macros(dtype, 1, True))
 
 
 def instances(name: str, dtype: np.dtype[Any]) -> Instances:
-    """Everything that function `name` may have compiled for arrays of a dtype, and the names of the kernels in it."""
+    """Every instance that function `name` may need for arrays of a dtype, and the names of its kernels."""
     if name.startswith("linear"):
-        yield layer_instance(dtype), LAYER
+        yield last_layer_instance(dtype), LAST_LAYER_KERNELS
         yield from products.instances(COMPUTE[dtype])
-        dtype = COMPUTE[dtype]  # of the logits
+        dtype = COMPUTE[dtype]  # the dtype of the logits
     for operation in OPERATIONS.get(name, ()):
         yield from rows.instances(operation, dtype)
     if name in elementwise.NAMES:
@@ -181,7 +187,7 @@ def instances(name: str, dtype: np.dtype[Any]) -> Instances:
 
 
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
-    """Compile all that functions may need for arrays of some dtypes, and load it on the current device."""
+    """Compile every CUDA kernel that the functions `names` may launch, and load it on the current device."""
     for dtype in dtypes:
         for name in names:
             for instance, kernels in instances(name, dtype):

@@ -1,4 +1,4 @@
-"""The labels of a loss, and where losses go, in the form that the CUDA code takes."""
+"""The labels, options and results of a loss as arguments of the CUDA kernels."""
 
 import functools
 from collections.abc import Iterator
@@ -14,35 +14,35 @@ from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous, macros
 from plugrad.backends.options import COMPUTE, LossOptions
 
-# As labels.cuh numbers them.
+# The order is that of `Kind` in targets.cuh.
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 KINDS = (*INTEGERS, "float16", "bfloat16", "float32", "float64")
 
-THREADS = 256  # as the kernels are declared
-COUNTED = 4096  # labels that a block counts at the least
+THREADS = 256  # the launch bounds of the kernels
+COUNTED = 4096  # the least number of labels for a block to count
 NULL = 0
 SUMS = ("count_labels", "divisor_of_labels", "loss_of_blocks")
 
 
-class Labels:
-    """What the kernels need to know of the labels and options of a loss.
+class LossArguments:
+    """The arguments of the CUDA kernels of a loss that follow from its labels and options.
 
     Attributes
     ----------
     one_class : bool
-        Whether each row is compared with one class only: class indices, not smoothed.
+        Whether each row has one target class: class indices without smoothing.
     all_count : bool
-        Whether no row can fail to count: none is ignored, and the mean divides by a number that is not 0.
-    arguments : tuple
-        What labels.cuh declares as ``LABEL_PARAMETERS``.
+        Whether every row counts: no row is ignored, and the divisor of the mean is not 0.
+    targets : tuple
+        The arguments for ``TARGET_PARAMETERS`` in targets.cuh.
     """
 
-    def __init__(self, t: Array, x: Array, options: LossOptions, how: Layout, *results: Array) -> None:
+    def __init__(self, t: Array, x: Array, options: LossOptions, row_layout: Layout, *results: Array) -> None:
         is_index = t.ndim < x.ndim
         if is_index and selection.options().get("check"):
-            check(cupy.asnumpy(t), how.classes, options)
+            check(cupy.asnumpy(t), row_layout.classes, options)
         self.one_class = is_index and not options.label_smoothing
-        self._compute, self._options, self._classes = COMPUTE[x.dtype], options, how.classes
+        self._compute, self._options, self._classes = COMPUTE[x.dtype], options, row_layout.classes
         self._t, kind = contiguous(t), kind_of(t.dtype)
         ignore = ignored_index(options.ignore_index, t.dtype) if is_index else None
         ignored = (ignore or 0, int(ignore is not None))
@@ -52,27 +52,27 @@ class Labels:
             self._divisor = options.divisor
         elif options.reduction == "mean":
             counted = is_index and (ignore is not None or options.weight is not None)
-            self._divisor = (0.0, self._count(kind, ignored)) if counted else (float(how.rows), NULL)
+            self._divisor = (0.0, self._count(kind, ignored)) if counted else (float(row_layout.rows), NULL)
         self.all_count = ignore is None and self._divisor[1] is NULL
-        shares = 1.0 - options.label_smoothing, options.label_smoothing / how.classes
-        self.arguments = (self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor)
+        shares = 1.0 - options.label_smoothing, options.label_smoothing / row_layout.classes
+        self.targets = (self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor)
         self._sums: Any = NULL
 
     @property
-    def shared(self) -> LossOptions:
-        """The options for some of the rows: with what the mean divides by, and the shares in it of the weights."""
+    def for_chunks(self) -> LossOptions:
+        """The options for a chunk of rows: with the divisor of all rows, and with the weights divided by their sum."""
         weight = None if self._weight is NULL else self._weight
         return self._options._replace(weight=weight, divisor=self._divisor)
 
     def _weights(self, results: tuple[Array, ...]) -> Any:
-        """The weights, in memory that no result is written to while they are read."""
+        """The weights; a copy if a result is written to their memory."""
         weight = self._options.weight
         if weight is None:
             return NULL
         return weight.copy() if any(result is weight for result in results) else contiguous(weight)
 
     def _count(self, kind: int, ignored: tuple[int, int]) -> Array:
-        """Find what the sum is divided by, on the device; the weights become their shares in it."""
+        """Compute the divisor of the mean on the device, and divide the weights by the sum over all labels."""
         blocks = min(MOST_BLOCKS, -(-self._t.size // COUNTED))
         parts, found = cupy.empty(blocks, np.float64), cupy.empty(1, np.float64)
         code, weight = instance(self._compute), self._weight
@@ -83,25 +83,25 @@ class Labels:
         self._weight = shares
         return found
 
-    def beside(self, *arrays: Array) -> tuple[Array, ...]:
-        """The arrays, and the labels if they are read together with them, element by element."""
+    def read_with(self, *arrays: Array) -> tuple[Array, ...]:
+        """The arrays, and the labels if a kernel reads them in the same vectors."""
         return (*arrays, self._t) if self._t.dtype == arrays[0].dtype else arrays
 
-    def losses(self, loss: Array, blocks: int) -> tuple[Any, ...]:
-        """What labels.cuh declares as ``LOSS_PARAMETERS``: where so many blocks leave the losses, or their sums."""
+    def destinations(self, loss: Array, blocks: int) -> tuple[Any, ...]:
+        """The arguments for ``LOSS_PARAMETERS`` in targets.cuh: where the blocks write the losses or their sums."""
         if self._options.reduction == "none":
             return loss, NULL, NULL
         self._sums = cupy.empty(blocks, np.float64) if blocks > 1 else NULL
         return NULL, self._sums, loss
 
     def finish(self, loss: Array, blocks: int) -> None:
-        """Make the loss of the sums that the blocks have left."""
+        """Compute the loss from the sums of the blocks."""
         if self._options.reduction != "none" and blocks > 1:
             given = (self._sums, blocks, *self._divisor, loss)
             kernel("loss_of_blocks", instance(self._compute))((1,), (THREADS,), given)
 
     def upstream(self, dloss: Any) -> tuple[Any, ...]:
-        """The gradient that arrives: its value, or the array, its kind, and the step in it from row to row."""
+        """The upstream gradient: its value, or the array, its kind, and the step from row to row."""
         if isinstance(dloss, float):
             return dloss, NULL, 0, 0
         return 0.0, contiguous(dloss), kind_of(dloss.dtype), int(dloss.ndim > 0)
@@ -114,7 +114,7 @@ def kind_of(dtype: np.dtype[Any]) -> int:
 
 
 def ignored_index(index: int | None, dtype: np.dtype[Any]) -> int | None:
-    """The class index that does not count, as int64 holds the bits of labels of `dtype`; None if no label can be it."""
+    """`ignore_index` with the bits of labels of `dtype` as int64; None if it is outside the range of the dtype."""
     if index is None or not np.iinfo(dtype).min <= index <= np.iinfo(dtype).max:
         return None
     return index if index < 2**63 else index - 2**64
@@ -122,10 +122,10 @@ def ignored_index(index: int | None, dtype: np.dtype[Any]) -> int | None:
 
 @functools.cache
 def instance(dtype: np.dtype[Any]) -> Instance:
-    """What is compiled for sums over arrays of a dtype."""
+    """The instance for sums over arrays of a dtype."""
     return Instance("sums.cu", macros(dtype, 1, True))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
-    """Everything that may be compiled for losses of arrays of a dtype, and the names of the kernels in it."""
+    """Every instance for sums of losses over arrays of a dtype, and the names of its kernels."""
     yield instance(COMPUTE[dtype]), SUMS

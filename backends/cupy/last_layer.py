@@ -1,7 +1,7 @@
 """The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on the device.
 
-The logits of 16-bit arrays are float32, by products of the arrays as they are; products with their gradient are in
-float32, for which rows and weights are widened.
+For 16-bit arrays the logits are float32: cuBLAS multiplies the arrays as they are. Products with the gradient of the
+logits are computed in float32, for which rows and weights are copied to float32.
 """
 
 from typing import Any
@@ -12,32 +12,36 @@ import numpy as np
 from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, functions, placed, planned
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import kernel
-from plugrad.backends.cupy.kernels import layer_instance, softmax_cross_entropy, softmax_cross_entropy_value_and_grad
-from plugrad.backends.cupy.labels import NULL, THREADS, Labels
+from plugrad.backends.cupy.kernels import (
+    last_layer_instance,
+    softmax_cross_entropy,
+    softmax_cross_entropy_value_and_grad,
+)
+from plugrad.backends.cupy.labels import NULL, THREADS, LossArguments
 from plugrad.backends.cupy.products import SUMMED_ROWS, column_sums, matrix, product
 from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous
 from plugrad.backends.matrix_layout import is_row_major
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions
 from plugrad.backends.workspace import Workspace
 
-# Gradients of weights with so few elements, of more rows than these, are added up in float64: one after another, as a
-# BLAS may do it, thousands of like numbers would drift by hundreds of ulp.
+# dw of at most THIN elements is summed in float64 if there are more than GROUP rows. A BLAS may sum the rows one after
+# another in float32, and thousands of like numbers would drift by hundreds of ulp.
 THIN, GROUP = 2**12, 256
 
-# What last_layer.cu declares as ``ROW_PARAMETERS``, for arrays all of whose rows count.
-NO_LABELS = (NULL, 0, 0, NULL, 0, 0, 1.0, 0.0, 1.0, NULL, 0)
+# The arguments for ``ROW_PARAMETERS`` in last_layer.cu where every row counts.
+ALL_COUNT = (NULL, 0, 0, NULL, 0, 0, 1.0, 0.0, 1.0, NULL, 0)
 
 
 def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
-    """The loss, and the gradients that are wanted."""
+    """Compute the loss, and those gradients that `results` has arrays for."""
     x, w, b, t = layer
     rows, (inputs, classes) = layer.rows, w.shape
-    labels = Labels(t, x, options, Layout(rows, classes, 1))
+    loss_arguments = LossArguments(t, x, options, Layout(rows, classes, 1))
     found, moves = placed(layer, options, results, cupy.empty, is_strided=False)
     x, t = x.reshape(rows, inputs), contiguous(t).reshape((rows,) if layer.is_index else (rows, classes))
     x = x if is_row_major(x) else cupy.ascontiguousarray(x)
     layer = Layer(x, matrix(w), b if b is None else contiguous(b), t)
-    _DeviceChunks(layer, labels, workspace, found).compute()
+    _DeviceChunks(layer, loss_arguments, workspace, found).compute()
     for target, value in moves:
         target[...] = value.reshape(target.shape)
 
@@ -46,15 +50,15 @@ linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(in_chunks)
 
 
 class _DeviceChunks(Chunks):
-    """The work of one call on the device."""
+    """The chunks of one call on the device."""
 
-    def __init__(self, layer: Layer, labels: Labels, workspace: Workspace, results: Results) -> None:
-        self.labels, self.options = labels, labels.shared._replace(axis=1)
+    def __init__(self, layer: Layer, loss_arguments: LossArguments, workspace: Workspace, results: Results) -> None:
+        self.loss_arguments, self.options = loss_arguments, loss_arguments.for_chunks._replace(axis=1)
         x, dx, dw = layer.x, results.dx, results.dw
         (rows, inputs), classes, compute = x.shape, layer.w.shape[1], COMPUTE[x.dtype]
         is_narrow = x.dtype != compute
         is_thin = dw is not None and compute == FLOAT32 and dw.size <= THIN and rows > GROUP
-        copies_x = dw is not None and not is_thin and (is_narrow or not labels.all_count)
+        copies_x = dw is not None and not is_thin and (is_narrow or not loss_arguments.all_count)
         copies_w = copies_dx = dx is not None and is_narrow
         a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
         a_row += (classes + inputs) * FLOAT64.itemsize * is_thin
@@ -74,34 +78,37 @@ class _DeviceChunks(Chunks):
         super().__init__(layer, results, plan, copies_w, sums_of_parts)
         self._with_loss = softmax_cross_entropy_value_and_grad if results.have_gradients else softmax_cross_entropy
         self._losses = None if self.options.reduction == "none" else cupy.empty(-(-rows // plan.rows), compute)
-        self._biases = cupy.empty(classes, compute), cupy.empty(classes, FLOAT64)  # of a chunk, and of all
+        self._biases = (
+            cupy.empty(classes, compute),
+            cupy.empty(classes, FLOAT64),
+        )  # sums of a chunk, and of all
 
-    def _run(self, name: str, dtype: np.dtype[Any], rows: int, *arguments: Any) -> None:
+    def _launch(self, name: str, dtype: np.dtype[Any], rows: int, *arguments: Any) -> None:
         """Launch a kernel with a block for each row."""
-        if rows:  # CUDA refuses to launch nothing
-            kernel(name, layer_instance(dtype))((min(MOST_BLOCKS, rows),), (THREADS,), (rows, *arguments))
+        if rows:  # CUDA rejects a grid of 0 blocks
+            kernel(name, last_layer_instance(dtype))((min(MOST_BLOCKS, rows),), (THREADS,), (rows, *arguments))
 
-    def _labels(self, chunk: slice | None) -> tuple[Any, ...]:
-        """What last_layer.cu declares as ``ROW_PARAMETERS``; without a chunk every row counts."""
-        return NO_LABELS if chunk is None else (self.t[chunk], *self.labels.arguments[1:], self.classes)
+    def _targets(self, chunk: slice | None) -> tuple[Any, ...]:
+        """The arguments for ``ROW_PARAMETERS`` in last_layer.cu; without a chunk every row counts."""
+        return ALL_COUNT if chunk is None else (self.t[chunk], *self.loss_arguments.targets[1:], self.classes)
 
     def _widened(self, name: str, rows: Array, target: Array, chunk: slice | None = None) -> Array:
-        """Rows copied to `target`, those of a chunk with zeros where they do not count."""
+        """Copy rows to `target`; rows of a chunk that do not count become zeros."""
         target = target[: rows.size].reshape(rows.shape)
         step = rows.strides[0] // rows.dtype.itemsize
-        self._run(name, rows.dtype, len(rows), rows.shape[1], rows, step, *self._labels(chunk), target)
+        self._launch(name, rows.dtype, len(rows), rows.shape[1], rows, step, *self._targets(chunk), target)
         return target
 
     def logits(self, chunk: slice) -> Array:
         """``z = x w + b``."""
         z = self._logits[: chunk.stop - chunk.start]
         if self.b is not None:
-            self._run("put_biases", self.b.dtype, len(z), self.classes, self.b, z)
+            self._launch("put_biases", self.b.dtype, len(z), self.classes, self.b, z)
         product(self.x[chunk], self.w, z, adds=self.b is not None)
         return z
 
     def put_loss(self, chunk: slice, logits: Array) -> None:
-        """The loss; ``z - t``, scaled as the reduction says."""
+        """Compute the loss, and ``dz = softmax(z) - t`` times the factor of the reduction."""
         if self._losses is None:
             self._with_loss(logits, self.t[chunk], self.options, self.loss[chunk], logits)
             return
@@ -122,9 +129,9 @@ class _DeviceChunks(Chunks):
         product(rows.T, slopes, target, adds=chunk.start > 0)
 
     def put_weights(self, sums: Array, target: Array) -> None:
-        """What was added up aside."""
-        name, more = ("narrow_rows", NO_LABELS) if self._doubles is None else ("narrow_total", ())
-        self._run(name, target.dtype, len(sums), sums.shape[1], sums, *more, target, self.classes)
+        """Round sums that are in another dtype to `target`."""
+        name, more = ("narrow_rows", ALL_COUNT) if self._doubles is None else ("narrow_total", ())
+        self._launch(name, target.dtype, len(sums), sums.shape[1], sums, *more, target, self.classes)
 
     def add_biases(self, chunk: slice, slopes: Array, target: Array) -> None:
         """``db += sum of the rows of dz``, in float64."""
@@ -132,19 +139,19 @@ class _DeviceChunks(Chunks):
         column_sums(slopes, sums)
         given = self.classes, sums, int(chunk.start == 0), total, target if chunk.stop == self.rows else NULL
         blocks = min(MOST_BLOCKS, -(-self.classes // THREADS))
-        kernel("add_to_total", layer_instance(target.dtype))((blocks,), (THREADS,), given)
+        kernel("add_to_total", last_layer_instance(target.dtype))((blocks,), (THREADS,), given)
 
     def put_rows(self, chunk: slice, slopes: Array, target: Array) -> None:
         """``dx = dz w^T``."""
         dx = target if self._slopes is None else self._slopes[: len(target)]
         for part in self.parts():
             product(slopes[:, part], self._columns(part).T, dx, adds=part.start > 0)
-        if dx is not target or not self.labels.all_count:
+        if dx is not target or not self.loss_arguments.all_count:
             inputs = target.shape[1]
-            self._run("narrow_rows", target.dtype, len(target), inputs, dx, *self._labels(chunk), target, inputs)
+            self._launch("narrow_rows", target.dtype, len(target), inputs, dx, *self._targets(chunk), target, inputs)
 
     def _columns(self, part: slice) -> Array:
-        """Columns of w in the type to compute in."""
+        """Columns of w in the compute dtype."""
         if self._weights is None:
             return self.w[:, part]
         if is_row_major(self.w):

@@ -1,7 +1,7 @@
 """Matrix products by cuBLAS, and the sums of columns.
 
-cuBLAS's ``gemmEx`` adds to what the result holds: the biases are put there first, and are added before the one rounding
-to 16 bits, in the traffic that a pass for the biases would take.
+cuBLAS's ``gemmEx`` adds to the values of the result. The biases are written there first, so that the sum is rounded to
+16 bits once, at the memory traffic of a separate pass for the biases.
 """
 
 import functools
@@ -13,27 +13,27 @@ import numpy as np
 
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
-from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, written
+from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, write_contiguous
 from plugrad.backends.matrix_layout import is_row_major, layout
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 
-# cudaDataType_t and cublasComputeType_t, by cuBLAS's library_types.h and cublas_api.h.
+# The values of cudaDataType_t (library_types.h) and cublasComputeType_t (cublas_api.h).
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 COMPUTE_TYPE = {FLOAT32: 68, FLOAT64: 70}
 ANY_ALGORITHM = -1
 
-# cuBLAS adds up float32, and over a million rows its sum of like numbers could drift by thousands of ulp: products that
-# sum over more rows than these are added up from several.
+# cuBLAS sums in float32, and over a million rows a sum of like numbers could drift by thousands of ulp. A product over
+# more rows than these is the sum of several products.
 SUMMED_ROWS = 2**13
 
-MOST_ROWS = 2**30  # what cuBLAS's 32-bit sizes hold
+MOST_ROWS = 2**30  # the sizes of cuBLAS are 32-bit
 
-COLUMN_SUM_THREADS = 16  # for each of the 32 columns of a block
-LEAST_ROWS = 256  # of a block, if several share the rows
-THREADS = 256  # as the kernels are declared
+COLUMN_SUM_THREADS = 16  # threads for each of the 32 columns of a block
+LEAST_ROWS = 256  # the least number of rows of a block, if several blocks share the rows
+THREADS = 256  # the launch bounds of the kernels
 SUMS = ("column_sums", "join_column_sums", "narrow_all")
 
-# cuBLAS reads the factors of product and sum in the type that it computes in.
+# cuBLAS reads the factors alpha and beta in its compute type.
 ZERO = {dtype: np.zeros((), dtype) for dtype in COMPUTE_TYPE}
 ONE = {dtype: np.ones((), dtype) for dtype in COMPUTE_TYPE}
 
@@ -48,11 +48,11 @@ def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
             target[...] = b
         product(rows, w, target.reshape(-1, target.shape[-1]), adds=b is not None)
 
-    written(out, write)
+    write_contiguous(out, write)
 
 
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
-    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for what is not wanted."""
+    """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; a result that is None is not computed."""
     slopes = matrix(_rows(dy))
     results = []
     if dw is not None:
@@ -74,14 +74,14 @@ def _rows(x: Array) -> Array:
 
 
 def _aside(target: Array, *arguments: Array) -> Array:
-    """`target`, or a new array in its place, if it is an argument that is still read, or not C-contiguous."""
+    """`target`, or a new array if it is an argument that is still to be read, or is not C-contiguous."""
     if target.flags.c_contiguous and not any(target is argument for argument in arguments):
         return target
     return cupy.empty(target.shape, target.dtype)
 
 
 def matrix(x: Array) -> Array:
-    """`x`, or a copy, that cuBLAS can read: rows or columns that lie side by side."""
+    """`x`, or a copy, with contiguous rows or columns, as cuBLAS needs."""
     return x if is_row_major(x) or is_row_major(x.T) else cupy.ascontiguousarray(x)
 
 
@@ -103,14 +103,14 @@ def _weights(dy: Array, x: Array, dw: Array) -> Array:
 
 
 def product(a: Array, b: Array, out: Array, adds: bool) -> None:
-    """``out = a b``, or ``out += a b``, of matrices that `matrix` gave, or their transposes; `out` is row by row."""
+    """``out = a b`` or ``out += a b``, of results of `matrix` or their transposes; `out` is row-major."""
     for start in range(0, len(a), MOST_ROWS):
         part = slice(start, start + MOST_ROWS)
         _gemm(matrix(a[part]), b, out[part], adds)
 
 
 def _gemm(a: Array, b: Array, out: Array, adds: bool) -> None:
-    """One call of cuBLAS. It counts along columns first: what is rows here is columns there, and so is ``b^T a^T``."""
+    """Call cuBLAS once. It is column-major, so it computes ``out^T = b^T a^T`` of the same memory."""
     (m, n), k = out.shape, len(b)
     compute = COMPUTE[out.dtype]
     (is_a_transposed, a_step), (is_b_transposed, b_step) = layout(a), layout(b)
@@ -134,7 +134,7 @@ def _type(dtype: np.dtype[Any]) -> int:
 
 
 def column_sums(x: Array, sums: Array) -> Array:
-    """The sums of the columns, in float64."""
+    """Write the sums of the columns, computed in float64, to `sums`, and return it."""
     rows, columns = x.shape
     code, tiles = instance(x.dtype), -(-columns // WARP)
     parts = max(1, min(rows // LEAST_ROWS, PLACES * 4 // tiles))
@@ -149,10 +149,10 @@ def column_sums(x: Array, sums: Array) -> Array:
 
 @functools.cache
 def instance(dtype: np.dtype[Any]) -> Instance:
-    """What is compiled for the sums of arrays of a dtype."""
+    """The instance for column sums of arrays of a dtype."""
     return Instance("sums.cu", macros(dtype, 1, True))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
-    """Everything that may be compiled for arrays of a dtype, and the names of the kernels in it."""
+    """Every instance for arrays of a dtype, and the names of its kernels."""
     yield instance(dtype), SUMS

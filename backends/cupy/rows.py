@@ -1,14 +1,16 @@
-"""How the rows of an array are worked on: which kernel, by how many threads, with accesses how wide.
+"""The launch plan for the rows of an array: the kernel, the number of threads, and the width of memory accesses.
 
-- Rows that fit into the registers of a warp are read once, by one thread to 32 each.
-- Rows that fit into the registers of a block are read once, too.
-- Longer ones are read twice by a block: for the sums, and for the results.
-- If there are few of those, each is shared by several blocks.
-- Rows that lie along another axis than the last are read twice, neighbours by neighbouring threads.
+The length and layout of the rows choose the tier:
 
-The numbers are chosen for an H100 or H200, with 256 KiB of registers to a multiprocessor and 132 of these, and the
-registers that the compiler reports; none is measured yet. They do not go by the device, so that results have the same
-bits on all.
+- LANES: rows fit into the registers of a warp. 1 to 32 threads read each row once.
+- BLOCKS: rows fit into the registers of a block. A block reads each row once.
+- LONG_ROWS: longer rows. A block reads each row twice: for the sums, and for the results.
+- PARTS: few long rows. Several blocks share each row.
+- COLUMNS: the class axis is not the last. Neighbouring threads read neighbouring rows, each row twice.
+
+The constants suit an H100 or H200, which have 132 multiprocessors with 256 KiB of registers each, and the register
+counts that the compiler reports; none is measured yet. They do not depend on the device, so that results have the same
+bits on every device.
 """
 
 import functools
@@ -24,24 +26,24 @@ from plugrad.backends.cupy.compiling import Instance, kernel
 
 REAL = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
-ACCESS = 16  # bytes, the widest access there is
+ACCESS = 16  # bytes, the widest memory access
 WARP = 32
-LANES_THREADS, BLOCK_THREADS = 256, 512  # as the kernels are declared
-COLUMN_THREADS = 16  # for each of the 32 columns of a block
+LANES_THREADS, BLOCK_THREADS = 256, 512  # the launch bounds of the kernels
+COLUMN_THREADS = 16  # threads for each of the 32 columns of a block
 
-# Blocks go over the rows in turn, and losses are summed up for each of them.
+# The most blocks of a launch: each loops over rows, and sums the losses of its rows.
 MOST_BLOCKS = 2048
 
-# Up to so many elements one block does it all, and finishes the sum of the losses itself: another launch takes longer.
+# Up to this many elements one block computes all rows and the sum of the losses: a second launch would take longer.
 ONE_BLOCK = 4096
 
-# Rows that are read twice are shared by several blocks, of so many elements at the least, if they are fewer than the
-# places that a device has for blocks.
+# Several blocks share a long row if there are fewer rows than PLACES, the blocks that run on a device at a time. Each
+# block takes at least LEAST_PART elements.
 PLACES, LEAST_PART = 256, 8192
 
 
 class Operation(NamedTuple):
-    """What is computed of a row: the name of its source and kernels, and how many arrays it reads and sums it takes."""
+    """An operation on rows: the name of its source and kernels, its number of input arrays, and its number of sums."""
 
     name: str
     inputs: int
@@ -56,15 +58,15 @@ class Layout(NamedTuple):
     inner: int
 
 
-class Plan(NamedTuple):
-    """How an operation is carried out: the names of its kernels, one after another, and how they are launched."""
+class LaunchPlan(NamedTuple):
+    """The kernels of an operation in order of launch, with their grid, block and first arguments."""
 
     instance: Instance
     kernels: tuple[str, ...]
     grid: tuple[int]
     block: tuple[int, ...]
     arguments: tuple[int, ...]  # the first arguments of the kernels
-    workspace: int  # what the first kernel leaves for the second, in doubles
+    workspace: int  # doubles that the first kernel writes for the second
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,37 +77,37 @@ def layout(shape: tuple[int, ...], axis: int) -> Layout:
 
 
 def widest(dtype: np.dtype[Any]) -> int:
-    """How many elements there are in the widest access."""
+    """The number of elements in the widest access."""
     return ACCESS // dtype.itemsize
 
 
 def items(operation: Operation, dtype: np.dtype[Any], width: int, tier: str) -> tuple[int, ...]:
-    """How many elements a thread has in registers, by what the tier has kernels for, the smallest first."""
-    room = 32 // operation.inputs // (2 if dtype.itemsize == 8 else 1)
+    """The numbers of elements per thread that the tier has kernels for, ascending."""
+    registers = 32 // operation.inputs // (2 if dtype.itemsize == 8 else 1)
     if width == 1:
-        room = min(room, 16)
+        registers = min(registers, 16)
     if tier == "LANES":
-        return (8, room)
+        return (8, registers)
     if tier == "BLOCKS":
-        more = room * 5 // 4
-        return (room, more) if width > 1 and dtype.itemsize < 8 and more % width == 0 else (room,)
+        more = registers * 5 // 4
+        return (registers, more) if width > 1 and dtype.itemsize < 8 and more % width == 0 else (registers,)
     if tier == "COLUMNS":
         return (4 if dtype.itemsize == 8 else 8,)
-    return (max(width, room // (2 if width > 1 else 4)),)  # two accesses of each array in flight
+    return (max(width, registers // (2 if width > 1 else 4)),)  # two accesses of each array in flight
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(operation: Operation, dtype: np.dtype[Any], how: Layout, is_aligned: bool) -> Plan:
-    """How to carry out `operation`; `is_aligned` tells that all its arrays start at multiples of 16 bytes."""
-    rows, classes, inner = how
+def launch_plan(operation: Operation, dtype: np.dtype[Any], row_layout: Layout, is_aligned: bool) -> LaunchPlan:
+    """The launch plan of `operation`; `is_aligned`: all its arrays start at multiples of 16 bytes."""
+    rows, classes, inner = row_layout
     width = widest(dtype) if inner == 1 and classes % widest(dtype) == 0 else 1
     is_aligned |= width == 1
 
-    def one_kernel(tier: str, each: int, blocks: int, block: tuple[int, ...], *more: int) -> Plan:
+    def one_kernel(tier: str, each: int, blocks: int, block: tuple[int, ...], *more: int) -> LaunchPlan:
         few = 1 if rows * classes <= ONE_BLOCK else min(blocks, MOST_BLOCKS)
         names = (f"{operation.name}_{tier.lower()}",)
         code = instance(operation, dtype, width, is_aligned, each, tier)
-        return Plan(code, names, (few,), block, (rows, classes, *more), 0)
+        return LaunchPlan(code, names, (few,), block, (rows, classes, *more), 0)
 
     if inner > 1:
         (each,) = items(operation, dtype, width, "COLUMNS")
@@ -126,29 +128,29 @@ def plan(operation: Operation, dtype: np.dtype[Any], how: Layout, is_aligned: bo
     names = (f"{operation.name}_gather", f"{operation.name}_join")
     workspace = rows * parts * (max(1, operation.sums) + 1)
     code = instance(operation, dtype, width, is_aligned, each, "PARTS")
-    return Plan(code, names, (rows * parts,), (BLOCK_THREADS,), (classes, parts), workspace)
+    return LaunchPlan(code, names, (rows * parts,), (BLOCK_THREADS,), (classes, parts), workspace)
 
 
 def _power_of_2(classes: int, each: int) -> int:
-    """The least power of 2 of threads that take all classes, `each` of them."""
+    """The least power of 2 of threads that take all classes, `each` classes per thread."""
     return 1 << (-(-classes // each) - 1).bit_length()
 
 
 def instance(
     operation: Operation, dtype: np.dtype[Any], width: int, is_aligned: bool, each: int, tier: str
 ) -> Instance:
-    """What is compiled for a plan."""
+    """The instance for a launch plan."""
     more = (("ITEMS", each), ("TIER", tier))
     return Instance(f"{operation.name}.cu", (*macros(dtype, width, is_aligned), *more))
 
 
 def macros(dtype: np.dtype[Any], width: int, is_aligned: bool) -> tuple[tuple[str, str | int], ...]:
-    """What every source has to be told."""
+    """The macros that every source needs."""
     return (("REAL", REAL[dtype.name]), ("WIDTH", width), ("ALIGNED", int(is_aligned)))
 
 
 def instances(operation: Operation, dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:
-    """Everything that may be compiled for `operation` on arrays of a dtype, and the names of the kernels in it."""
+    """Every instance of `operation` for arrays of a dtype, and the names of its kernels."""
     for tier in ("LANES", "BLOCKS", "LONG_ROWS", "PARTS", "COLUMNS"):
         wide = widest(dtype)
         for width, is_aligned in ((1, True), (wide, True), (wide, False)) if tier != "COLUMNS" else ((1, True),):
@@ -158,21 +160,21 @@ def instances(operation: Operation, dtype: np.dtype[Any]) -> Iterator[tuple[Inst
                 yield code, tuple(f"{operation.name}_{name}" for name in names)
 
 
-def planned(operation: Operation, how: Layout, *arrays: Array) -> Plan:
-    """How to carry out an operation on arrays that are C-contiguous and of one dtype."""
+def launch_plan_for(operation: Operation, row_layout: Layout, *arrays: Array) -> LaunchPlan:
+    """The launch plan of an operation on C-contiguous arrays of one dtype."""
     alignment = 0
     for array in arrays:
         alignment |= array.data.ptr
-    return plan(operation, arrays[0].dtype, how, alignment % ACCESS == 0)
+    return launch_plan(operation, arrays[0].dtype, row_layout, alignment % ACCESS == 0)
 
 
-def run(chosen: Plan, *arguments: Any) -> None:
-    """Launch the kernels of a plan."""
-    first: tuple[Any, ...] = chosen.arguments
-    if chosen.workspace:
-        first = (*first, cupy.empty(chosen.workspace, np.float64))
-    for name in chosen.kernels:
-        kernel(name, chosen.instance)(chosen.grid, chosen.block, (*first, *arguments))
+def launch(plan: LaunchPlan, *arguments: Any) -> None:
+    """Launch the kernels of a launch plan."""
+    first: tuple[Any, ...] = plan.arguments
+    if plan.workspace:
+        first = (*first, cupy.empty(plan.workspace, np.float64))
+    for name in plan.kernels:
+        kernel(name, plan.instance)(plan.grid, plan.block, (*first, *arguments))
 
 
 def contiguous(x: Array) -> Array:
@@ -180,8 +182,8 @@ def contiguous(x: Array) -> Array:
     return x if x.flags.c_contiguous else cupy.ascontiguousarray(x)
 
 
-def written(out: Array, write: Callable[[Array], None]) -> None:
-    """Have `write` fill `out`, by way of a C-contiguous array if it is none."""
+def write_contiguous(out: Array, write: Callable[[Array], None]) -> None:
+    """Call `write` with `out`, or with a C-contiguous array that is then copied to `out`."""
     if out.flags.c_contiguous:
         write(out)
         return

@@ -1,12 +1,13 @@
-"""The conformance suite: what a backend must do to be right, whoever wrote it.
+"""The conformance suite: the checks that every backend must pass.
 
-``python -m plugrad.tests --backend NAME`` runs it. It is driven by the records of the kernels, so that a new kernel
-is covered the day it is declared, and knows a backend by its name alone:
+``python -m plugrad.tests --backend NAME`` runs it. The records in `plugrad.tests.records` describe the kernels: a
+kernel is tested once it has a record. The suite knows a backend by its name alone:
 
-    subject.py     the backend under test: its arrays, calls on it, and what to tell about a call that went wrong
+    subject.py     the backend under test: its arrays, calls on it, and notes on failed calls
     cases.py       inputs: sizes around every boundary, memory layouts, options, special values
-    checks/        what is demanded, one function each; `CHECKS` is the table of them
+    checks/        one function for each requirement; `CHECKS` is the table
     accuracy.py    errors in ulp against 50 digits, as a report and as a check of the budgets in the records
+    fuzz.py        random calls: random_calls.py and other_calls.py make them, spoiling.py spoils them
 
 `test_conformance` runs every check for every kernel and dtype of the backends chosen with ``--backend``.
 """

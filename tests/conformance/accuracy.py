@@ -1,4 +1,4 @@
-"""Errors in ulp against 50 digits: a report beside other libraries, and what the budgets of the records are held to.
+"""Errors in ulp against 50 digits: a report that includes other libraries, and the check of the budgets in the records.
 
 An ulp is the distance between neighbouring numbers of a dtype at the exact value (Muller et al., "Handbook of
 Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
@@ -192,7 +192,7 @@ def groups(kernels: list[str] | None) -> Iterator[list[Sample]]:
 
 
 def allowed(kernel: Record, dtype: DType, formula: float) -> float | None:
-    """What the budget allows, where the textbook's formula is off by `formula`; None where it says nothing."""
+    """The largest error that the budget allows if the textbook formula has the error `formula`; None: no limit."""
     assert kernel.budget is not None
     if dtype == np.float32 and kernel.budget.of == "formula":
         return kernel.budget.ulp + formula
@@ -201,7 +201,7 @@ def allowed(kernel: Record, dtype: DType, formula: float) -> float | None:
 
 WIDTH = max(len(kernel.name) for kernel in judged()) + 1
 LEGEND = """Largest error in ulp: of the result, or (*) of max(1, |logits|, |log of the sum|).
-Losses of 16-bit arrays are float32 here, and measured in ulp of that: who returns them in 16 bits is far off.
+Losses of 16-bit arrays are float32 here, and measured in ulp of that: results in 16 bits have larger errors.
 The budget is what a backend of plugrad is held to; ! marks an error beyond it."""
 
 

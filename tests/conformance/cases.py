@@ -1,4 +1,4 @@
-"""Inputs for the checks: sizes around every boundary, memory layouts, options of the losses, special values."""
+"""Inputs for the checks: sizes near every boundary, memory layouts, options of the losses, special values."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ from plugrad.tests.records import RECORDS, Record
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
-# Numbers of classes around the widths of vectors, warps and blocks, and those of language models.
+# Numbers of classes near the widths of vectors, warps and blocks, and those of language models.
 CLASSES = (*range(1, 66), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4096, 9000, 32_000, 50_257)
 
-# Rows and classes around the sizes at which a backend may change its ways: one row, many, an odd number of them.
+# Rows and classes near the sizes at which a backend may switch its algorithm: one row, many, an odd number of them.
 SHAPES = ((1, 1), (2, 3), (1, 1000), (7, 10), (33, 24), (40, 25), (64, 10), (65, 10), (129, 7), (300, 7), (1000, 3))
 
 # More than one block of most backends: few classes, and many.

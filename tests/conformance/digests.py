@@ -1,7 +1,7 @@
-"""Print what the results of a backend hash to: ``python -m plugrad.tests.conformance.digests NAME [MODULE]``.
+"""Print hashes of the results of a backend: ``python -m plugrad.tests.conformance.digests NAME [MODULE]``.
 
-A check runs this in processes with different numbers of threads and compares. MODULE is the room of a backend that is
-registered by name only.
+A check runs this in processes with different numbers of threads and compares. MODULE is the module of a backend that is
+not installed as a plug-in.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ LARGE_IN = (np.dtype(np.float16), np.dtype(np.float32))
 
 
 def digests(subject: Subject) -> dict[str, str]:
-    """Record and dtype -> the hash of its results, for arrays that are worth sharing among threads and others."""
+    """Kernel and dtype -> the hash of its results, for arrays that threads share and smaller ones."""
     found = {}
     for kernel in RECORDS.values():
         if not subject.has(kernel.name):

@@ -1,9 +1,9 @@
-"""Calls that are right, and calls that are not: ``python -m plugrad.tests --fuzz SECONDS``.
+"""Random calls, valid and spoiled: ``python -m plugrad.tests --fuzz SECONDS``.
 
-A call by chance has to come to what the oracle comes to, in float64. One that was then spoiled, in an argument, an
-option or ``out``, has to do that too, or to be refused: by a `TypeError` or `ValueError` that begins with the kernel's
-name, with nothing written. Anything else is a finding: another error, a warning, a wrong number, an argument that was
-written to. Layers, optimizers and Jacobians are called so, too (`around`). The seed and a call's number repeat it:
+A valid call must return the results of the oracle in float64. A call with a spoiled argument, option or ``out`` must
+return them too, or raise a `TypeError` or `ValueError` whose message begins with the name of the kernel, and write
+nothing. Anything else is a finding: another error, a warning, a wrong number, a changed argument. `other_calls` does
+the same for layers, optimizers and Jacobians. The seed and the number of a call repeat it:
 ``--fuzz 0 --seed SEED --call NUMBER``.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from plugrad import backends
 from plugrad.backends import Backend, registry
 from plugrad.tests.conformance import cases
-from plugrad.tests.conformance.around import AROUND
+from plugrad.tests.conformance.other_calls import OTHER_CALLS
 from plugrad.tests.conformance.random_calls import Call, Dice, judge, random_call
 from plugrad.tests.conformance.spoiling import spoil
 from plugrad.tests.conformance.subject import Case, Subject, as_tuple
@@ -66,7 +66,7 @@ def _bytes(subject: Subject, arrays: list[Any]) -> list[bytes]:
 
 
 def _plain(subject: Subject, x: Any) -> Any:
-    """What an argument stands for: a NumPy array of its own, a number, or None."""
+    """The value of an argument: a copy as a NumPy array, a number, or None."""
     if x is None or isinstance(x, float | int):
         return x
     try:
@@ -112,16 +112,16 @@ def _slack(dtype: np.dtype[Any]) -> float:
 
 
 def attempt(subjects: list[Subject], names: list[str], seed: int, number: int) -> str | None:
-    """Make the call of this number, of a kernel or of what is around them; a finding, or None if there is none."""
+    """Make call `number`, of a kernel or one of `other_calls`; return the finding, or None."""
     dice = Dice(seed, number)
     subject, name = dice.choice(subjects), dice.choice(names)
     about: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            if name in AROUND:
+            if name in OTHER_CALLS:
                 with backends.use(subject.name):
-                    AROUND[name](dice, subject, about)
+                    OTHER_CALLS[name](dice, subject, about)
             else:
                 _call_kernel(dice, subject, RECORDS[name], about)
         except (Exception, SystemExit) as error:
@@ -132,7 +132,7 @@ def attempt(subjects: list[Subject], names: list[str], seed: int, number: int) -
 
 
 def _call_kernel(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> None:
-    """A call of a kernel, that is right or spoiled."""
+    """Make a valid or a spoiled call of a kernel."""
     call = random_call(dice, subject, kernel)
     about.append(call.case.about)
     if dice.flag():
@@ -143,9 +143,9 @@ def _call_kernel(dice: Dice, subject: Subject, kernel: Record, about: list[str])
 
 
 def findings(
-    subjects: list[Subject], chosen: list[str], seed: int, seconds: float, told: Callable[[str], None]
+    subjects: list[Subject], chosen: list[str], seed: int, seconds: float, report: Callable[[str], None]
 ) -> Iterator[str | None]:
-    """The findings of as many calls as fit, a `None` for each call without one."""
+    """Make calls for `seconds`; yield the finding of each call, or None."""
     start = line = time.monotonic()
     number = 0
     while (now := time.monotonic()) < start + seconds:
@@ -153,7 +153,7 @@ def findings(
         number += 1
         if now > line + EVERY:
             line = now
-            told(f"{number:,} calls in {now - start:.0f} s")
+            report(f"{number:,} calls in {now - start:.0f} s")
 
 
 def run(
@@ -164,13 +164,13 @@ def run(
     seed: int,
     call: int | None,
 ) -> int:
-    """Look for findings, and print them; the exit status is 0 where there are none, 130 if Ctrl-C came before any."""
+    """Search for findings, print them, and return the exit status: 0 without findings, 130 after Ctrl-C without any."""
     for name in backend or ():
         if not isinstance(reason := registry.usable(name), Backend):
             print(reason)
             return 1
     names = backend or [name for name in ("numpy", "numba") if isinstance(registry.usable(name), Backend)]
-    subjects, chosen = [Subject(name) for name in names], kernels or [*RECORDS, *AROUND]
+    subjects, chosen = [Subject(name) for name in names], kernels or [*RECORDS, *OTHER_CALLS]
     found: list[str] = []
     start, calls = time.monotonic(), 0
     print(f"seed {seed}, on {', '.join(names)}", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.checks.memory import packed
 from plugrad.tests.conformance.checks.special import is_elementwise
-from plugrad.tests.conformance.subject import DTYPES, Case, Subject, told
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, naming_the_call
 from plugrad.tests.records import Record
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 1e-7)
@@ -125,7 +125,7 @@ def judge(subject: Subject, call: Call, slack: float = 1.0) -> None:
     case, arrays = call.case, call.arrays
     kernel = case.kernel
     before = [np.array(subject.numpy(x)) for x in arrays]
-    with told(subject, case):
+    with naming_the_call(subject, case):
         got = subject.call_on(kernel, arrays, call.options)
         exact = tuple(
             cases.overflowed(true, cases.result_dtype(name, case.dtype))

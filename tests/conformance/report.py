@@ -50,11 +50,11 @@ class Matrix:
                 }
             )
             if report.failed and len(self.failures(subject.name)[_group(self.results[-1])]) > 1:
-                report.longrepr = _first_line(message)  # what failed in another dtype already is told in short
+                report.longrepr = _first_line(message)  # the full report is that of the first dtype
         return report
 
     def failures(self, backend: str) -> dict[str, list[dict[str, Any]]]:
-        """What failed, by kernel and check."""
+        """The failures, by kernel and check."""
         found: dict[str, list[dict[str, Any]]] = {}
         for result in self.results:
             if result["backend"] == backend and result["outcome"] == "failed":
@@ -87,8 +87,8 @@ class Matrix:
         for kernel in RECORDS:
             if not any(r["backend"] == backend and r["kernel"] == kernel for r in self.results):
                 continue
-            cells = [self.count(backend, kernel, area) for area in AREAS]
-            told = [f"{passed}/{total}" if total else "-" for passed, total in cells]
+            counts = [self.count(backend, kernel, area) for area in AREAS]
+            cells = [f"{passed}/{total}" if total else "-" for passed, total in counts]
             note = next(
                 (
                     r["message"].removeprefix("Failed: ").removeprefix("AssertionError: ").partition("\n")[0]
@@ -99,7 +99,7 @@ class Matrix:
                 "",
             )
             lines.append(
-                f"{kernel:{width}}  " + "".join(f"{cell:>11}" for cell in told) + (f"  {note}" if note else "")
+                f"{kernel:{width}}  " + "".join(f"{cell:>11}" for cell in cells) + (f"  {note}" if note else "")
             )
         return "\n".join(lines)
 

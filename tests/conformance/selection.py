@@ -37,7 +37,7 @@ def _all() -> list[Subject | Absent]:
 
 
 def not_a_backend(name: str) -> str | None:
-    """What is to be said where ``--backend`` names no backend."""
+    """The message where ``--backend`` is not the name of a backend."""
     if registry.is_known(name):
         return None
     return f"argument --backend: unknown backend {name!r}; known backends: {', '.join(registry.names())}"

@@ -47,13 +47,15 @@ def snippet(subject: Subject, case: Case) -> str:
 
 
 def _imports(code: str) -> list[str]:
-    """What the code needs."""
+    """The imports that the snippet needs."""
     lines = ["import numpy as np", "from numpy import array, inf, nan"]
     if "bfloat16" in code:
         lines.append("from ml_dtypes import bfloat16")
     lines.append("from plugrad import backends, kernels as K")
     if "cases." in code:
         lines.append("from plugrad.tests.conformance import cases")
+    if "RECORDS[" in code:
+        lines.append("from plugrad.tests.records import RECORDS")
     if "Subject(" in code:
         lines.append("from plugrad.tests.conformance.subject import Subject")
     return lines
@@ -194,7 +196,7 @@ def _layout(subject: Subject, name: str, value: Any, array: Any) -> list[str]:
 
 
 def _traits(x: Any) -> tuple[Any, ...] | None:
-    """What tells layouts apart; None where an array does not say."""
+    """The memory layout of an array, to compare; None if the array does not expose it."""
     if not isinstance(x, np.ndarray):
         return (x.strides,) if hasattr(x, "strides") else None
     base: Any = x

@@ -1,4 +1,4 @@
-"""What a call is spoiled by: arguments that are no arrays, or odd ones, options out of range, places for results."""
+"""Ways to spoil a call: arguments that are not arrays, unusual arrays, options out of range, wrong ``out``."""
 
 import warnings
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Subclass(np.ndarray):
 
 
 class Arrayable:
-    """What becomes an array when it is asked to."""
+    """An object that converts to an array."""
 
     def __init__(self, x: Any) -> None:
         self.x = x
@@ -34,7 +34,7 @@ class Arrayable:
 
 
 class Failing:
-    """What cannot become one."""
+    """An object that does not convert to an array."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         raise ValueError("no array today")
@@ -122,7 +122,7 @@ def _read_only(x: Any) -> Any:
 
 
 def spoiled(subject: Subject, name: str, x: Any) -> Any:
-    """What becomes of an argument; on a device, if there can be such an array."""
+    """The spoiled argument; on a device if the backend can hold such an array."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return _there(subject, ARGUMENTS[name](np.asarray(subject.numpy(x))))

@@ -34,7 +34,7 @@ def loss_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def as_tuple(results: Any) -> tuple[Any, ...]:
-    """What a kernel returned, as a tuple."""
+    """The results of a kernel as a tuple."""
     return results if isinstance(results, tuple) else (results,)
 
 
@@ -46,11 +46,11 @@ class Case:
     inputs: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
-    seed: int = 0  # of the sample that the arguments were made of
+    seed: int = 0  # the seed of the sample
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the result: that of the one floating array that is no label and no upstream gradient."""
+        """The dtype of the result: that of the first array that is neither labels nor upstream gradient."""
         name = next(n for n in self.kernel.arguments if n not in ("t", "dloss"))
         return np.dtype(np.asarray(self.inputs[name]).dtype)
 
@@ -78,12 +78,12 @@ def _largest(x: Any) -> float:
 
 @dataclass(frozen=True)
 class Made:
-    """A call as it was made: what a case does not tell of it."""
+    """The arrays and mode of a call, for a snippet that repeats it."""
 
     kernel: Record
     arrays: tuple[Any, ...]
     out: tuple[Any, ...]  # the arrays given for the results
-    held: tuple[Any, ...]  # what these held before, as NumPy arrays
+    held: tuple[Any, ...]  # their values before the call, as NumPy arrays
     check: bool
 
 
@@ -97,7 +97,7 @@ class Subject:
     backend : Backend
         The backend itself.
     last : Made or None
-        The call that was made last.
+        The most recent call.
     """
 
     def __init__(self, name: str) -> None:
@@ -113,11 +113,11 @@ class Subject:
         return hasattr(self.backend.module, kernel)
 
     def stand_in(self, kernel: str) -> str | None:
-        """The backend that is declared to compute `kernel` instead."""
+        """The backend that is declared as the stand-in for `kernel`."""
         return None if self.has(kernel) else self.backend.stand_ins.get(kernel)
 
     def array(self, x: Any) -> Any:
-        """`x`, if it is a NumPy array, as an array of the backend in memory of its own."""
+        """`x`, if it is a NumPy array, copied to an array of the backend."""
         if not isinstance(x, np.ndarray):
             return x
         with backends.use(self.name):
@@ -145,7 +145,7 @@ class Subject:
 
     def call(self, case: Case, check: bool = False, **more: Any) -> tuple[Any, ...]:
         """The results of a case, as arrays of the backend; `more` are options as they are, such as ``out``."""
-        with told(self, case):
+        with naming_the_call(self, case):
             arrays = [self.array(case.inputs.get(name)) for name in case.kernel.arguments]
             options = {name: self.array(value) for name, value in case.options.items()}
             return self.call_on(case.kernel, arrays, {**options, **more}, check)
@@ -174,7 +174,7 @@ class Subject:
     def composed(self, case: Case) -> tuple[Any, ...]:
         """The results of a case by the kernels that its kernel is composed of."""
         assert case.kernel.composed is not None
-        with told(self, case), backends.use(self.name, check=False):
+        with naming_the_call(self, case), backends.use(self.name, check=False):
             arrays = [self.array(case.inputs[name]) for name in case.kernel.arguments]
             return case.kernel.composed(*arrays, **{name: self.array(value) for name, value in case.options.items()})
 
@@ -185,7 +185,7 @@ class Subject:
 
         `slack` multiplies the tolerance of the record, for cases that lose accuracy by their nature.
         """
-        with told(self, case):
+        with naming_the_call(self, case):
             exact = case.expected() if expected is None else expected
             assert len(got) == len(case.kernel.results), f"{len(got)} results, expected {case.kernel.results}"
             largest = case.largest(exact)
@@ -203,13 +203,13 @@ class Subject:
         assert value.dtype == wanted, f"{name}: expected dtype {wanted}, got {value.dtype}"
         got = np.asarray(self.numpy(value)).astype(np.float64)
         relative, absolute = self.tolerance(case.kernel, name, case.dtype, slack)
-        # What is off may be as large as `relative` of the terms; `close` adds that of the result itself.
+        # The tolerance is relative to the largest term. `close` adds the part relative to the result itself.
         beyond = max(0.0, size - _largest(exact))
         close(name, got, exact, relative, relative * beyond + absolute)
 
     @staticmethod
     def tolerance(kernel: Record, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:
-        """What a result may be off, relative to the largest magnitude in it, and absolutely."""
+        """The tolerance of a result: relative to its largest magnitude, and absolute."""
         wanted = loss_dtype(dtype) if result == "loss" else dtype
         # Half an ulp for the rounding of the result, and the record's tolerance in the dtype that is computed in.
         relative = 0.5 * epsilon(wanted) + slack * kernel.tolerance * epsilon(loss_dtype(dtype))
@@ -217,7 +217,7 @@ class Subject:
 
 
 def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> None:
-    """Assert that float64 values agree: what is not finite exactly, the rest relative to the largest magnitude."""
+    """Assert that float64 values agree: infinities and NaN exactly, others relative to the largest magnitude."""
     finite = np.isfinite(exact)
     same = (got == exact) | (np.isnan(got) & np.isnan(exact))
     if not same[~finite].all():
@@ -237,25 +237,25 @@ def close(name: str, got: Any, exact: Any, relative: float, absolute: float) -> 
 
 
 @contextmanager
-def told(subject: Subject, case: Case) -> Iterator[None]:
-    """Add to any error what was called, and how to repeat it."""
+def naming_the_call(subject: Subject, case: Case) -> Iterator[None]:
+    """Add a note to any error: the kernel, the backend, and a snippet that repeats the call."""
     try:
         yield
     except Exception as error:
         if not any(n.startswith("in ") for n in getattr(error, "__notes__", ())):
-            from plugrad.tests.conformance.snippets import snippet  # which needs this module
+            from plugrad.tests.conformance.snippets import snippet  # a circular import at the top
 
             about = f", {case.about}" if case.about else ""
             try:
                 code = snippet(subject, case)
-            except Exception as problem:  # what went wrong first is what is to be told
+            except Exception as problem:  # the first error is the one to report
                 code = f"# no code, because of {problem!r}"
             error.add_note(f"in {case.kernel.name} on backend {subject.name!r}{about}; to repeat:\n{code}")
         raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who does the work
+# The witness of calls
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -263,8 +263,8 @@ def told(subject: Subject, case: Case) -> Iterator[None]:
 def witness(subject: Subject, kernel: Record) -> Iterator[dict[str, int]]:
     """Count the calls of the backend's own kernel functions; assert that none of another backend is called meanwhile.
 
-    A profile function sees every Python function that is called, by whatever name, in this thread and in threads that
-    are started. Functions beneath the kernels, which backends may share, are not looked for.
+    A profile function sees every call of a Python function in this thread and in threads that it starts. Only kernel
+    functions are compared: backends may share functions below the kernels.
     """
     counts: Counter[str] = Counter()
     called: dict[int, CodeType] = {}
@@ -278,7 +278,7 @@ def witness(subject: Subject, kernel: Record) -> Iterator[dict[str, int]]:
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         if is_over:
-            sys.setprofile(None)  # of a thread that outlives the call
+            sys.setprofile(None)  # in a thread that outlives the call
         elif event == "call":
             called[id(frame.f_code)] = frame.f_code
 
@@ -305,7 +305,7 @@ def witness(subject: Subject, kernel: Record) -> Iterator[dict[str, int]]:
 
 
 def _functions_of_others(subject: Subject) -> dict[FunctionType, str]:
-    """The kernel functions of other backends that are imported, as far as they are Python's, and their names."""
+    """The Python kernel functions of other imported backends, with their names."""
     own = {_python(getattr(subject.backend.module, name, None)) for name in RECORDS}
     own_code = {function.__code__ for function in own if function is not None}
     imported = (name for name, module in registry.BUILTIN.items() if module in sys.modules)
@@ -318,7 +318,7 @@ def _functions_of_others(subject: Subject) -> dict[FunctionType, str]:
             function = _python(getattr(backend.module, name, None))
             if function is None:
                 continue
-            # Which of two plug-ins has a function from the other cannot be known, nor for whom shared code runs.
+            # If two plug-ins share a function, or code, its owner is unknown.
             is_foreign = _is_from(other, function) if function in own else function.__code__ not in own_code
             if is_foreign:
                 found.setdefault(function, f"{other}.{name}")
@@ -331,7 +331,7 @@ def _is_from(backend: str, function: FunctionType) -> bool:
 
 
 def _python(function: Any) -> FunctionType | None:
-    """The Python function beneath wrappers."""
+    """The Python function inside partials and wrappers, or None."""
     while isinstance(function, functools.partial):
         function = function.func
     function = unwrap(function) if callable(function) else None

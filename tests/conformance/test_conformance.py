@@ -23,7 +23,7 @@ def test_the_backend_can_run_here(found: Subject | Absent) -> None:
 
 
 def test_the_backend_has_the_kernel(subject: Subject, kernel: Record, stand_in: str | None) -> None:
-    """A kernel is the backend's own, or another one is declared to stand in for it and can, which is told."""
+    """The backend has a function for the kernel, or declares a stand-in that computes it; then the test is skipped."""
     if stand_in is None:
         assert subject.has(kernel.name), (
             f"backend {subject.name!r} has no kernel {kernel.name!r}, and declares no stand-in"

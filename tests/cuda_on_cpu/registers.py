@@ -1,6 +1,6 @@
-"""Compiles every kernel of the cupy backend by NVRTC, and prints registers and spills: ``python registers.py [sm_90]``.
+"""Compile every kernel of the cupy backend with NVRTC, and print registers and spills: ``python registers.py [sm_90]``.
 
-No GPU is needed, but CuPy and NVRTC are.
+It needs CuPy and NVRTC, but no GPU.
 """
 
 import itertools
@@ -25,7 +25,7 @@ FOUND = re.compile(
 )
 
 
-def told(instance: Instance, architecture: str) -> list[str]:
+def report(instance: Instance, architecture: str) -> list[str]:
     """A line for each kernel of an instance."""
     _, log = compiling.compile(instance, architecture)
     macros = " ".join(f"{name}={value}" for name, value in instance.macros)
@@ -38,12 +38,12 @@ def told(instance: Instance, architecture: str) -> list[str]:
 
 
 def main(architectures: list[str]) -> None:
-    """Print them all."""
+    """Print the report of every instance."""
     names = [(name, dtype) for name in KERNELS for dtype in DTYPES if is_supported(dtype)]
     instances = dict.fromkeys(i for name, dtype in names for i, _ in kernels.instances(name, dtype))
     pairs = list(itertools.product(instances, architectures))
     with ProcessPoolExecutor() as pool:
-        for lines in pool.map(told, *zip(*pairs, strict=True), chunksize=8):
+        for lines in pool.map(report, *zip(*pairs, strict=True), chunksize=8):
             print(*lines, sep="\n")
 
 

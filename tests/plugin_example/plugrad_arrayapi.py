@@ -1,7 +1,7 @@
 """A backend for plugrad in terms of the array API standard.
 
-Every kernel is its formula in float64, whose results are rounded to the dtype wanted when they are written. As an
-array that is written to may be an argument as well, all results of a kernel are there before it writes the first.
+Every kernel computes its formula in float64 and rounds the results to the dtype of the output. A result may be written
+to the memory of an argument, so a kernel computes all results before it writes the first.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from plugrad.backends.workspace import Workspace
 
 Array: TypeAlias = Any
 
-# NumPy's own, since the standard knows no warnings: NaN and infinities are results like any other.
+# NaN and infinities are valid results. The standard has no warnings; NumPy does.
 silently = np.errstate(all="ignore")
 
 
 def describe() -> Mapping[str, str]:
-    """What ``python -m plugrad.backends arrayapi`` shows."""
+    """Return the properties that ``python -m plugrad.backends arrayapi`` prints."""
     return {"version": f"array-api-compat {array_api_compat.__version__}", "devices": "CPU"}
 
 
@@ -174,7 +174,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 @silently
 def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
-    """A layer with its loss, and their gradients, for as many rows at a time as the workspace has room for."""
+    """Compute a layer with its loss and gradients, in chunks of as many rows as fit into the workspace."""
     x, w, b, t = layer
     xp, rows, w = _in_float64(x, w)
     inputs, classes = w.shape
@@ -198,7 +198,7 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
         target = losses[-1] if options.reduction == "none" else losses[-1][0, ...]
         softmax_cross_entropy_value_and_grad(z, labels, options, target, z)
         counts = xp.any(z != 0, axis=1, keepdims=True)
-        part = xp.where(counts, part, 0.0)  # be they infinite: times a gradient of 0 nothing comes of them
+        part = xp.where(counts, part, 0.0)  # 0 * inf is NaN
         sums[0] += xp.matmul(part.T, z)
         sums[1] += xp.sum(z, axis=0)
         slopes.append(xp.where(counts, xp.matmul(z, w.T), 0.0))
@@ -213,9 +213,9 @@ linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(_in_chunks
 
 
 def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
-    """What the loss multiplies logarithms by: the labels, smoothed, weighted, and divided if the mean is wanted.
+    """The targets: labels smoothed, weighted, and divided by the divisor of the mean.
 
-    They are 0 in rows that do not count, and everywhere if nothing counts.
+    They are 0 in rows that do not count, and everywhere if no row counts.
     """
     xp = array_namespace(rows)
     numbers = _class_numbers(rows, options.axis)
@@ -231,7 +231,7 @@ def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
         is_label = counts & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
         labels = xp.astype(is_label, xp.float64)
     if options.reduction == "mean":
-        divisor = options.divisor  # of all rows, if these are some of them
+        divisor = options.divisor  # of all rows, if `rows` is a chunk
         if divisor is None:
             divisor = _divisor(t, classes, options, t.ndim < rows.ndim)
         weight = weight / divisor if divisor else xp.zeros_like(weight)
@@ -240,7 +240,7 @@ def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
 
 
 def _check(t: Array, classes: int, options: LossOptions) -> Array:
-    """Which class indices count; one that names no class is an error."""
+    """Return the mask of the class indices that count; raise an error if one of them is out of range."""
     xp = array_namespace(t)
     counts = xp.ones(t.shape, dtype=xp.bool) if options.ignore_index is None else t != options.ignore_index
     wrong = counts & ((t < 0) | (t >= classes))
@@ -251,7 +251,7 @@ def _check(t: Array, classes: int, options: LossOptions) -> Array:
 
 
 def _divisor(t: Array, classes: int, options: LossOptions, is_index: bool) -> float:
-    """What the mean divides by."""
+    """The divisor of the mean."""
     if not is_index:
         return float(t.size / classes)
     xp, counts = array_namespace(t), _check(t, classes, options)
@@ -263,21 +263,21 @@ def _divisor(t: Array, classes: int, options: LossOptions, is_index: bool) -> fl
 
 
 def _loss(q: Array, logs: Array, options: LossOptions) -> Array:
-    """The loss of each row, or the sum of them; a target of 0 adds 0 to it, whatever the logarithm."""
+    """The loss of each row, or the sum of the losses; a target of 0 adds 0 even to an infinite logarithm."""
     xp = array_namespace(q)
     terms = xp.where(q == 0, 0.0, q * logs)
     return 0 - xp.sum(terms, axis=options.axis if options.reduction == "none" else None)
 
 
 def _upstream(dloss: Any, q: Array, options: LossOptions) -> Array:
-    """The gradient of the loss, to multiply rows by; what the mean divides by is in the targets `q` already."""
+    """The upstream gradient, shaped to multiply rows; the targets `q` include the divisor of the mean."""
     xp = array_namespace(q)
     dloss = xp.asarray(dloss, dtype=xp.float64)
     return xp.expand_dims(dloss, axis=options.axis) if options.reduction == "none" else dloss
 
 
 def _where_rows_count(q: Array, gradient: Array, options: LossOptions) -> Array:
-    """The gradient in rows that have a target, and exact zeros in the others, whatever they hold."""
+    """The gradient in rows with a target, and zeros in other rows, even if those hold NaN."""
     xp = array_namespace(q)
     return xp.where(xp.any(q != 0, axis=options.axis, keepdims=True), gradient, 0.0)
 

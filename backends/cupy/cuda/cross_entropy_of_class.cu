@@ -1,20 +1,20 @@
 // Cross-entropy of probabilities for one class per row, whose probability is all that is read: loss = -w log(p).
 // p is (outer, classes, inner), labels are (outer, inner).
-#include "labels.cuh"
+#include "targets.cuh"
 
 // A thread takes a row.
 extern "C" __global__ void __launch_bounds__(256, 2)
-    cross_entropy_of_class(int64 rows, int64 classes, int64 inner, const REAL* p, LABEL_PARAMETERS, LOSS_PARAMETERS) {
+    cross_entropy_of_class(int64 rows, int64 classes, int64 inner, const REAL* p, TARGET_PARAMETERS, LOSS_PARAMETERS) {
     using A = Compute<REAL>;
-    auto labels = LABELS;
+    auto targets = TARGETS;
     auto losses = LOSSES;
     auto divided_by = DIVISOR;
     for (int64 row = blockIdx.x * int64(blockDim.x) + threadIdx.x; row < rows; row += int64(gridDim.x) * blockDim.x) {
-        labels.start(row, divided_by.value != 0);
-        A value = labels.is_bad ? not_a_number<A>() : A(0);
-        if (labels.label >= 0) {
-            A weight = labels.weight ? labels.weight[labels.label] : A(1);
-            A term = -log(widen(p[(row / inner * classes + labels.label) * inner + row % inner]));
+        targets.start(row, divided_by.value != 0);
+        A value = targets.is_bad ? not_a_number<A>() : A(0);
+        if (targets.label >= 0) {
+            A weight = targets.weight ? targets.weight[targets.label] : A(1);
+            A term = -log(widen(p[(row / inner * classes + targets.label) * inner + row % inner]));
             value = weight == 0 && term == infinity<A>() ? A(0) : term * weight;
         }
         losses.put(row, value);

@@ -1,10 +1,10 @@
-// What softmax and the losses of logits have in common: the exponentials of a row and their sum.
+// The exponentials of a row and their sum, for softmax and the losses of logits.
 #pragma once
 #include "rows.cuh"
 
 // exp(x - top). The difference is rounded, by half an ulp of itself, which is the relative error of the exponential: 32
-// ulp where they are 87 apart. Knuth's TwoSum ("The Art of Computer Programming", volume 2, section 4.2.2) gives the error
-// to make up for it; in results of 16 bits it would not be seen.
+// ulp where they are 87 apart. Knuth's TwoSum ("The Art of Computer Programming", volume 2, section 4.2.2) gives the
+// error, which is compensated; in results of 16 bits it is below the rounding.
 template <class Real> __device__ inline Compute<Real> exponential(Compute<Real> x, Compute<Real> top) {
     auto z = x - top;
     auto e = exp(z);
@@ -14,8 +14,8 @@ template <class Real> __device__ inline Compute<Real> exponential(Compute<Real> 
     return e + e * larger(error, Compute<Real>(-1));  // where z is -inf the error is NaN, and e is 0
 }
 
-// The sum is kept in two parts, the exponentials of the largest elements, each of which is 1, and the rest: a sum rounded
-// as a whole would lose, in a row predicted with confidence, what lies beside the largest.
+// The sum has two parts: the exponentials of the largest elements, each of which is 1, and the rest. In a row predicted
+// with confidence, rounding a single sum would lose the small terms.
 template <class T> struct Exponentials : Operation<T> {
     using A = Compute<T>;
     static constexpr bool TOP = true;
@@ -23,7 +23,7 @@ template <class T> struct Exponentials : Operation<T> {
 
     A rest, inverse;  // of the row: the sum but one of the largest, and 1 / the sum
 
-    // Adds an element, and gives its exponential.
+    // Adds an element, and returns its exponential.
     template <class S> __device__ A add_exponential(S* sums, A x) {
         A e = exponential<T>(x, this->top);
         bool is_largest = x == this->top;

@@ -12,12 +12,12 @@ template <class T> struct OfProbabilities : LossGradient<T> {
         Vector<T, W> values;
         for (int i = 0; i < W; i++) {
             A q = items[i].q, value = -this->factor * q / items[i].x;
-            values.element[i] = narrow<T>(this->labels.is_bad                   ? this->factor
-                                          : this->labels.counts && q != 0 ? value
+            values.element[i] = narrow<T>(this->targets.is_bad                   ? this->factor
+                                          : this->targets.counts && q != 0 ? value
                                                                                 : A(0));
         }
         write(this->dx + at, values);
     }
 };
 
-ROW_KERNEL(gradient_of_probabilities, (OfProbabilities<REAL>(x, dx, LABELS, UPSTREAM, DIVISOR)), GRADIENT_PARAMETERS)
+ROW_KERNEL(gradient_of_probabilities, (OfProbabilities<REAL>(x, dx, TARGETS, UPSTREAM, DIVISOR)), GRADIENT_PARAMETERS)

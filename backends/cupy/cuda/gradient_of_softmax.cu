@@ -14,10 +14,10 @@ template <class T> struct OfSoftmax : LossGradient<T> {
         Vector<T, W> values;
         for (int i = 0; i < W; i++) {
             A slope = items[i].x * together - items[i].q;
-            values.element[i] = narrow<T>(this->labels.counts ? slope * this->factor : A(0));
+            values.element[i] = narrow<T>(this->targets.counts ? slope * this->factor : A(0));
         }
         write(this->dx + at, values);
     }
 };
 
-ROW_KERNEL(gradient_of_softmax, (OfSoftmax<REAL>(x, dx, LABELS, UPSTREAM, DIVISOR)), GRADIENT_PARAMETERS)
+ROW_KERNEL(gradient_of_softmax, (OfSoftmax<REAL>(x, dx, TARGETS, UPSTREAM, DIVISOR)), GRADIENT_PARAMETERS)

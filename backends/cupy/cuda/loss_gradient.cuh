@@ -1,9 +1,9 @@
-// The gradients of losses, given the gradient that arrives at each row's loss, or at their sum.
+// The gradients of losses, given the upstream gradient of the loss of each row, or of the reduced loss.
 // x (probabilities) and dx are (rows, classes), or (outer, classes, inner); labels are (rows), or of the shape of x.
 #pragma once
-#include "labels.cuh"
+#include "targets.cuh"
 
-// The gradient that arrives: one number, or an array with an entry for each row, or of one entry and a step of 0.
+// The upstream gradient: a number, an array with an entry for each row, or an array of one entry with a step of 0.
 struct Upstream {
     double value;
     const void* array;
@@ -20,27 +20,27 @@ template <class T> struct LossGradient : Operation<T> {
     };
     const T* x;
     T* dx;
-    Labels<T> labels;
+    Targets<T> targets;
     Upstream upstream;
     Divisor divisor;
     A factor;
 
-    __device__ LossGradient(const T* x, T* dx, Labels<T> labels, Upstream upstream, Divisor divisor)
-        : x(x), dx(dx), labels(labels), upstream(upstream), divisor(divisor) {}
+    __device__ LossGradient(const T* x, T* dx, Targets<T> targets, Upstream upstream, Divisor divisor)
+        : x(x), dx(dx), targets(targets), upstream(upstream), divisor(divisor) {}
     __device__ static Item padding() { return {1, 0}; }
     __device__ void start(int64 row) {
-        labels.start(row, divisor.value != 0);
-        factor = labels.is_bad ? not_a_number<A>() : A(upstream(row) * divisor.inverse);
+        targets.start(row, divisor.value != 0);
+        factor = targets.is_bad ? not_a_number<A>() : A(upstream(row) * divisor.inverse);
     }
     template <int W> __device__ void load(Item* items, int64 at, int64 j) const {
         auto values = read<W>(x + at);
         A q[W];
-        labels.template targets<W>(q, j, at);
+        targets.template fill<W>(q, j, at);
         for (int i = 0; i < W; i++) items[i] = {widen(values.element[i]), q[i]};
     }
 };
 
 #define GRADIENT_PARAMETERS                                                                                            \
-    const REAL *x, REAL *dx, LABEL_PARAMETERS, double upstream, const void *upstreams, int64 upstream_kind, int64 step
+    const REAL *x, REAL *dx, TARGET_PARAMETERS, double upstream, const void *upstreams, int64 upstream_kind, int64 step
 #define UPSTREAM                                                                                                       \
     Upstream { upstream, upstreams, int(upstream_kind), step }

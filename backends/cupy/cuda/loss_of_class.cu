@@ -5,7 +5,7 @@ template <class T> struct LossOfClass : LogitLoss<T> {
     using A = Compute<T>;
     static constexpr int SUMS = 2;
     struct Item {
-        A x;  // the logit, and once it is added, its exponential
+        A x;  // the logit; its exponential after `add`
     };
     bool is_mine;  // the label is among the classes of this thread, which writes the loss
     A weight, label_logit;
@@ -16,7 +16,7 @@ template <class T> struct LossOfClass : LogitLoss<T> {
     __device__ void start(int64 row) {
         LogitLoss<T>::start(row);
         is_mine = false;
-        weight = this->labels.weight && this->labels.label >= 0 ? this->labels.weight[this->labels.label] : A(1);
+        weight = this->targets.weight && this->targets.label >= 0 ? this->targets.weight[this->targets.label] : A(1);
         this->factor *= weight;
     }
     template <int W> __device__ void load(Item* items, int64 at, int64) const {
@@ -24,7 +24,7 @@ template <class T> struct LossOfClass : LogitLoss<T> {
         for (int i = 0; i < W; i++) items[i].x = widen(values.element[i]);
     }
     template <class S> __device__ void add(S* sums, Item& item, int64 j) {
-        if (j == this->labels.label) {
+        if (j == this->targets.label) {
             is_mine = true;
             label_logit = item.x;
         }
@@ -38,8 +38,8 @@ template <class T> struct LossOfClass : LogitLoss<T> {
             if (this->is_gradient) {
                 // Where y is near 1, y - 1 would lose the digits that the rest of the sum has.
                 bool is_sure = items[i].x == 1 && this->rest < 1;
-                A slope = j + i != this->labels.label ? y : is_sure ? -(this->rest * this->inverse) : y - 1;
-                value = this->labels.counts ? slope * this->factor : A(0);
+                A slope = j + i != this->targets.label ? y : is_sure ? -(this->rest * this->inverse) : y - 1;
+                value = this->targets.counts ? slope * this->factor : A(0);
             }
             values.element[i] = narrow<T>(value);
         }
@@ -49,10 +49,10 @@ template <class T> struct LossOfClass : LogitLoss<T> {
         if (is_mine) {
             A loss = (this->top - label_logit) + log1p(this->rest);
             this->losses.put(row, weight == 0 && loss == infinity<A>() ? A(0) : loss * weight);
-        } else if (first && this->labels.label < 0) {
-            this->losses.put(row, this->labels.is_bad ? not_a_number<A>() : A(0));
+        } else if (first && this->targets.label < 0) {
+            this->losses.put(row, this->targets.is_bad ? not_a_number<A>() : A(0));
         }
     }
 };
 
-ROW_KERNEL(loss_of_class, (LossOfClass<REAL>(x, out, is_gradient, LABELS, LOSSES, DIVISOR)), LOGIT_LOSS_PARAMETERS)
+ROW_KERNEL(loss_of_class, (LossOfClass<REAL>(x, out, is_gradient, TARGETS, LOSSES, DIVISOR)), LOGIT_LOSS_PARAMETERS)

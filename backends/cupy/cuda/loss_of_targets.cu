@@ -15,7 +15,7 @@ template <class T> struct LossOfTargets : LogitLoss<T> {
     template <int W> __device__ void load(Item* items, int64 at, int64 j) const {
         auto values = read<W>(this->x + at);
         A q[W];
-        this->labels.template targets<W>(q, j, at);
+        this->targets.template fill<W>(q, j, at);
         for (int i = 0; i < W; i++) items[i] = {widen(values.element[i]), q[i]};
     }
     template <class S> __device__ void add(S* sums, Item& item, int64) {
@@ -43,7 +43,7 @@ template <class T> struct LossOfTargets : LogitLoss<T> {
                 // The same as y sum(q) - q, but no difference of like numbers where y is near 1.
                 A slope = e == 1 && this->rest < 1 ? (together - q) - together * (this->rest * this->inverse)
                                                    : together * value - q;
-                value = this->labels.counts ? slope * this->factor : A(0);
+                value = this->targets.counts ? slope * this->factor : A(0);
             }
             values.element[i] = narrow<T>(value);
         }
@@ -51,8 +51,8 @@ template <class T> struct LossOfTargets : LogitLoss<T> {
     }
     __device__ void finish(int64 row, bool first) {
         if (first)
-            this->losses.put(row, this->labels.is_bad ? not_a_number<A>() : this->labels.counts ? loss : A(0));
+            this->losses.put(row, this->targets.is_bad ? not_a_number<A>() : this->targets.counts ? loss : A(0));
     }
 };
 
-ROW_KERNEL(loss_of_targets, (LossOfTargets<REAL>(x, out, is_gradient, LABELS, LOSSES, DIVISOR)), LOGIT_LOSS_PARAMETERS)
+ROW_KERNEL(loss_of_targets, (LossOfTargets<REAL>(x, out, is_gradient, TARGETS, LOSSES, DIVISOR)), LOGIT_LOSS_PARAMETERS)

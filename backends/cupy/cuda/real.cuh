@@ -1,7 +1,7 @@
-// The floating types: what arrays hold, and what it is computed in.
+// The floating types of arrays, and the types that kernels compute in.
 //
 // `half` and `bfloat16` are bits here, converted by one instruction each way, so that no header of CUDA is needed to
-// compile: wheels of CuPy do not bring them. NVIDIA's `__half` and `__nv_bfloat16` have the same bits.
+// compile: wheels of CuPy do not contain them. NVIDIA's `__half` and `__nv_bfloat16` have the same bits.
 #pragma once
 
 using int64 = long long;
@@ -52,7 +52,7 @@ template <> __device__ inline bfloat16 narrow<bfloat16>(float x) {
     return narrow;
 #else
     unsigned bits = __float_as_int(x);
-    if (x != x) return {(unsigned short)(bits >> 16 | 0x40)};  // rounding could make infinity of it
+    if (x != x) return {(unsigned short)(bits >> 16 | 0x40)};  // rounding could turn NaN into infinity
     return {(unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 #endif
 }
@@ -66,8 +66,8 @@ template <> __device__ inline half narrow<half>(float x) {
 #endif
 }
 
-// W elements that lie side by side. Where ALIGNED is set, as the compiler is told, 16 bytes start at a multiple of 16 and
-// are read and written in one access. Which thread takes which elements does not depend on it, and so results do not.
+// W contiguous elements. If the macro ALIGNED is 1, vectors of 16 bytes start at a multiple of 16 and are read and
+// written in one access. Each thread takes the same elements in either case, so that results are the same.
 template <class T, int W> struct Vector {
     T element[W];
 };
@@ -88,7 +88,7 @@ template <int W, class T> __device__ inline void write(T* x, const Vector<T, W>&
         uint4 bits;
         memcpy(&bits, &value, sizeof(bits));
 #ifdef __CUDA_ARCH__
-        // Left to itself, the compiler takes the 16 bytes apart and writes them element by element.
+        // Without this, the compiler splits the 16 bytes and writes them element by element.
         asm volatile("{ .reg .u64 to; cvta.to.global.u64 to, %0; st.global.v4.b32 [to], {%1, %2, %3, %4}; }"
                      :
                      : "l"(x), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)

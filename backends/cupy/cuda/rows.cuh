@@ -1,20 +1,20 @@
-// How rows of classes are worked on: who takes which elements, and what is kept of them.
+// Kernels over rows of classes: the threads of a row, the elements of each thread, and the sums over a row.
 //
-// What is computed of a row is an operation, such as `Softmax` in softmax.cuh. It has
+// An operation, such as `Softmax` in softmax.cuh, defines the computation on a row. Its members are
 //
-//     Real, Item             the type of its arrays, and what is kept of one element while the row is worked on
-//     TOP, SUMS              whether it needs the largest number of a row, and how many sums over the row
+//     Real, Item             the type of its arrays, and the state of one element in registers
+//     TOP, SUMS              whether it needs the largest number of a row, and its number of sums
 //     load, padding          items from memory, and the item that changes nothing
-//     number(item)           what the largest is wanted of
-//     add(sums, item, j)     adds class j to the sums, which go by the largest number known, `top`; the item may change
-//     rescale(sums, top)     brings sums to another `top`
-//     start(row)             before the first element of a row
-//     know(sums)             once the sums are there
+//     number(item)           the number to take the largest of
+//     add(sums, item, j)     adds class j to the sums, which are relative to `top`; may change the item
+//     rescale(sums, top)     converts sums to another `top`, the largest number so far
+//     start(row)             called before the first element of a row
+//     know(sums)             called when the sums are complete
 //     store                  results to memory
-//     finish(row, first)     after the last element; `first` for one thread of those that share the row
+//     finish(row, first)     called after the last element; `first` is true for one thread of the row
 //
 // The threads that share a row are a `Lanes`, a `Block` or a `Column`; they take its elements in turn, W at a time.
-// Sums are added up in an order that depends on the shape alone, so that they are the same in each run.
+// The order of sums depends on the shape alone, so that results are the same in each run.
 #pragma once
 #include "real.cuh"
 
@@ -25,7 +25,7 @@ constexpr int WARP = 32;
 __device__ inline float larger(float a, float b) { return fmaxf(a, b); }
 __device__ inline double larger(double a, double b) { return fmax(a, b); }
 
-// A power of 2 of neighbouring threads of a warp, for a row each. All warps have 32 threads here.
+// Neighbouring threads of a warp that share a row; `size` is a power of 2. All warps have 32 threads here.
 struct Lanes {
     int size, rank;
 
@@ -49,7 +49,7 @@ struct Block {
         if (rank % WARP == 0) part[rank / WARP] = x;
         __syncthreads();
         for (int i = 0; i < size / WARP; i++) x = larger(x, part[i]);
-        __syncthreads();  // before `part` is written again
+        __syncthreads();  // before `part` is overwritten
         return x;
     }
     template <int COUNT, class A> __device__ void sum(A (&x)[COUNT]) const {
@@ -66,8 +66,8 @@ struct Block {
     }
 };
 
-// The threads of one column of a block of 32 columns, for a row whose elements are not side by side: the neighbours of
-// each thread then work on the neighbours of its elements.
+// The threads of one column of a block of 32 columns, for a row whose elements are not contiguous: neighbouring threads
+// work on neighbouring rows.
 struct Column {
     int size, rank, column;  // a size of at most MOST
 
@@ -98,7 +98,7 @@ struct Span {
     int64 at, stride, begin, stop;
 };
 
-// How many sums there is room for: there are no arrays of none.
+// The size of the array of sums: arrays of 0 elements do not exist.
 template <class Op> constexpr int SUMS = Op::SUMS ? Op::SUMS : 1;
 
 template <int N, int W, class Op, class Group>
@@ -141,7 +141,7 @@ __device__ inline Compute<typename Op::Real> largest_of(const Op& op, const type
     return top;
 }
 
-// A row that fits into the registers of the group: it is read once.
+// Computes a row that fits into the registers of the group, and reads it once.
 template <int N, int W, class Op, class Group>
 __device__ inline void in_registers(Op& op, Group group, int64 row, bool live, int64 classes) {
     typename Op::Item items[N];
@@ -157,8 +157,8 @@ __device__ inline void in_registers(Op& op, Group group, int64 row, bool live, i
     if (live) op.finish(row, group.rank == 0);
 }
 
-// The sums over a span of any length, and its largest number, of this thread alone. They are double, and go by the
-// largest number so far: the online softmax of Milakov and Gimelshein, 2018.
+// The sums over the elements of this thread in a span of any length, and the largest of them. The sums are double, and
+// relative to the largest number so far: the online softmax of Milakov and Gimelshein, 2018.
 template <int N, int W, class Op, class Group>
 __device__ inline void gather(Op& op, double (&sums)[SUMS<Op>], Group group, Span span) {
     op.top = -infinity<Compute<typename Op::Real>>();
@@ -176,16 +176,16 @@ __device__ inline void gather(Op& op, double (&sums)[SUMS<Op>], Group group, Spa
 template <int N, int W, class Op, class Group> __device__ inline void write_span(Op& op, Group group, Span span) {
     int64 step = int64(N) * group.size, first = span.begin;
     while (first + step < span.stop) first += step;
-    for (; first >= span.begin; first -= step) {  // if there are no elements, none is read
+    for (; first >= span.begin; first -= step) {  // no element is read if there is none
         typename Op::Item items[N];
         Compute<typename Op::Real> unused[SUMS<Op>] = {};
         load<N, W>(op, items, group, span, first);
-        add<N, W>(op, unused, items, group, first);  // for what it makes of the items
+        add<N, W>(op, unused, items, group, first);  // `add` changes the items
         store<N, W>(op, items, group, span, first);
     }
 }
 
-// A row of any length, which is read twice.
+// Computes a row of any length, and reads it twice.
 template <int N, int W, class Op, class Group>
 __device__ inline void twice(Op& op, Group group, int64 row, bool live, Span span) {
     double sums[SUMS<Op>] = {};
@@ -199,10 +199,10 @@ __device__ inline void twice(Op& op, Group group, int64 row, bool live, Span spa
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Which rows a block takes
+// The rows of a block
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Several rows in a block, `size` lanes for each. All lanes of a warp go through the loop equally often.
+// Several rows in a block, `size` lanes for each. All lanes of a warp execute the loop equally often, as shuffles need.
 template <int N, int W, class Op>
 __device__ inline void lanes(Op op, int64 rows, int64 classes, int size) {
     Lanes group{size, int(threadIdx.x) % size};
@@ -229,7 +229,7 @@ template <int N, int W, class Op> __device__ inline void long_rows(Op op, int64 
     op.end();
 }
 
-// Rows that lie along an axis before others: 32 neighbours in a block, `inner` of them between two classes.
+// Rows along an axis that is not the last: 32 neighbouring rows in a block, `inner` elements from class to class.
 template <int N, class Op> __device__ inline void columns(Op op, int64 rows, int64 classes, int64 inner) {
     Column group{int(blockDim.y), int(threadIdx.y), int(threadIdx.x)};
     for (int64 first = blockIdx.x * int64(WARP); first < rows; first += int64(gridDim.x) * WARP) {
@@ -241,9 +241,9 @@ template <int N, class Op> __device__ inline void columns(Op op, int64 rows, int
     op.end();
 }
 
-// Few and very long rows, each shared by `parts` blocks. The first kernel leaves, for each part, its largest number and
-// its sums in `found`, and the second one goes on from there. Parts are multiples of what a block takes at a time, so
-// that nothing of one part is taken for another.
+// Few and very long rows, each shared by `parts` blocks. The first kernel writes the largest number and the
+// sums of each part to `found`, which the second kernel reads. The length of a part is a multiple of the elements that a
+// block takes at a time, so that parts do not overlap.
 __device__ inline Span part_of_row(int64 row, int64 classes, int parts, int part, int64 step) {
     int64 length = (classes + parts * step - 1) / (parts * step) * step, begin = part * length;
     return Span{row * classes, 1, begin < classes ? begin : classes, begin + length < classes ? begin + length : classes};
@@ -289,7 +289,7 @@ __device__ inline void join_parts(Op op, int64 classes, int parts, const double*
     op.end();
 }
 
-// What every operation has unless it says otherwise.
+// The defaults of every operation.
 template <class T> struct Operation {
     using Real = T;
     static constexpr bool TOP = false, WRITES = true;
@@ -304,9 +304,9 @@ template <class T> struct Operation {
     __device__ void end() {}
 };
 
-// The kernel of an operation, which is given as an expression in terms of its parameters. The compiler is told REAL, the
-// type of the arrays, WIDTH, ITEMS, and TIER: which kernel it is. There are two for PARTS. All numbers among the
-// parameters of a kernel are int64 or double, which is what Python's numbers arrive as.
+// Defines the kernel of an operation, an expression of the parameters of the kernel. The macros REAL (the type of the
+// arrays), WIDTH, ITEMS and TIER come from the compile command. PARTS has two kernels. Every number among the parameters of a kernel is
+// int64 or double, because CuPy passes the numbers of Python as these.
 #define LANES 1
 #define BLOCKS 2
 #define LONG_ROWS 3

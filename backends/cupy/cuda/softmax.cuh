@@ -1,4 +1,4 @@
-// Softmax, from which its logarithm differs a little. x and y are (rows, classes), or (outer, classes, inner) with
+// Softmax; log_softmax.cu derives log-softmax from it. x and y are (rows, classes), or (outer, classes, inner) with
 // rows = outer * inner.
 #pragma once
 #include "exponentials.cuh"
@@ -8,7 +8,7 @@ template <class T> struct Softmax : Exponentials<T> {
     using A = Compute<T>;
     static constexpr int SUMS = 2;
     struct Item {
-        A x;  // the logit, and once it is added, its exponential
+        A x;  // the logit; its exponential after `add`
     };
     const T* x;
     T* y;

@@ -1,5 +1,5 @@
-// The gradient of softmax, from which that of its logarithm differs a little. dy, y and dx are (rows, classes), or
-// (outer, classes, inner) with rows = outer * inner.
+// The gradient of softmax; log_softmax_backward.cu derives that of log-softmax from it. dy, y and dx are (rows, classes),
+// or (outer, classes, inner) with rows = outer * inner.
 #pragma once
 #include "rows.cuh"
 

@@ -1,7 +1,8 @@
-// Sums that are the same in each run: over the rows of a batch, over labels, and over the columns of a matrix.
-#include "labels.cuh"
+// Sums over the rows of a batch, over labels, and over the columns of a matrix. The order of each sum is fixed, so that
+// results are the same in each run.
+#include "targets.cuh"
 
-// The number of class indices that count, or what their classes weigh in all: a part for each block.
+// The number of class indices that count, or the sum of the weights of their classes: a part for each block.
 extern "C" __global__ void __launch_bounds__(256, 2)
     count_labels(int64 rows, int64 classes, const void* t, int64 kind, const Compute<REAL>* weight, int64 ignore,
                  int64 is_ignoring, double* parts) {
@@ -25,8 +26,8 @@ __device__ inline double sum_of(const double* parts, int64 count) {
     return total[0];
 }
 
-// Adds the parts up, and divides weights by their sum: as small as they may be, their shares are not. What the losses are
-// then still to be divided by is 1, or 0 where nothing counts.
+// Sums the parts. Weights are normalised first, because products of tiny weights would underflow: they are divided by
+// the sum, and the remaining divisor of the losses is 1, or 0 where nothing counts.
 extern "C" __global__ void __launch_bounds__(256, 2)
     divisor_of_labels(const double* parts, int64 count, double* divisor, int64 classes, const Compute<REAL>* weight,
                       Compute<REAL>* shares) {
@@ -36,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     if (threadIdx.x == 0) *divisor = weight ? double(total != 0) : total;
 }
 
-// The loss, from a sum for each block of rows.
+// The loss, from the sums of the blocks.
 extern "C" __global__ void __launch_bounds__(256, 2)
     loss_of_blocks(const double* sums, int64 count, double divisor, const double* found_divisor, Compute<REAL>* loss) {
     double total = sum_of(sums, count);
@@ -44,8 +45,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     if (threadIdx.x == 0) *loss = Compute<REAL>(d == 0 && total == total ? 0 : total / d);
 }
 
-// The sums of the columns of x, (rows, columns): blocks of 32 columns, 32 threads for each. `parts` blocks share the rows;
-// if there are several, their sums go to `found`, (parts, columns).
+// The sums of the columns of x, (rows, columns): blocks of 32 columns, 16 threads for each column. `parts` blocks share
+// the rows; if there are several, they write their sums to `found`, (parts, columns).
 extern "C" __global__ void __launch_bounds__(512, 1)
     column_sums(int64 rows, int64 columns, int64 parts, const REAL* x, double* found, REAL* sums) {
     Column group{int(blockDim.y), int(threadIdx.y), int(threadIdx.x)};
@@ -74,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
 }
 
-// x, which products were summed in, rounded to 16 bits.
+// y = x, rounded to 16 bits.
 extern "C" __global__ void __launch_bounds__(256, 2) narrow_all(int64 size, const Compute<REAL>* x, REAL* y) {
     for (int64 i = blockIdx.x * int64(blockDim.x) + threadIdx.x; i < size; i += int64(gridDim.x) * blockDim.x)
         y[i] = narrow<REAL>(x[i]);

@@ -1,4 +1,4 @@
-"""What is demanded of a backend. `CHECKS` is the table; the modules enter their functions into it."""
+"""The requirements on a backend. Each module enters its functions into the table `CHECKS`."""
 
 from plugrad.tests.conformance.checks import errors, gradients, memory, precision, special, values, work, workspace
 from plugrad.tests.conformance.checks._check import CHECKS, Check

@@ -10,7 +10,7 @@ from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.checks.memory import packed
-from plugrad.tests.conformance.subject import Case, Subject, as_tuple, told
+from plugrad.tests.conformance.subject import Case, Subject, as_tuple, naming_the_call
 from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
@@ -19,7 +19,7 @@ DType = np.dtype[Any]
 def raised(
     subject: Subject, case: Case, arrays: dict[str, Any], options: dict[str, Any], check: bool = False
 ) -> Exception | None:
-    """What a call raises."""
+    """The error that a call raises."""
     try:
         subject.call_on(case.kernel, [arrays[n] for n in case.kernel.arguments if n in arrays], options, check)
     except Exception as error:
@@ -58,7 +58,7 @@ def mistakes(subject: Subject, kernel: Record, dtype: DType) -> None:
         case = Case(kernel, {**plain.inputs, **inputs}, options, about="a call that is to be refused")
         moved = {name: _moved(subject, kernel, name, x) for name, x in {**case.inputs, **options}.items()}
         arrays = {name: moved.pop(name) for name in case.inputs}
-        with told(subject, case):
+        with naming_the_call(subject, case):
             sevens = {} if "out" in options else untouched(subject, kernel, results)
             error = raised(subject, case, arrays, {**moved, **sevens}, mode)
             assert isinstance(error, mistake.error), f"expected {mistake.error.__name__}, got {error!r}"
@@ -92,7 +92,7 @@ def _is_numeric(value: Any) -> bool:
 
 @check(cases.is_loss, dtypes=(FLOAT32,))
 def labels_that_name_no_class(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """The first of them is named, with its row and the number of classes; negative ones never wrap around."""
+    """The first of them is named, with its row and the number of classes; negative indices never wrap."""
     for rows, name, smoothing in itertools.product(
         (12, 5000), ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"), (0.0, 0.1)
     ):
@@ -107,7 +107,7 @@ def labels_that_name_no_class(subject: Subject, kernel: Record, dtype: DType) ->
                     kernel, {**case.inputs, "t": t}, {"label_smoothing": smoothing}, about=f"label {bad} {name}"
                 )
                 arrays = {n: subject.array(x) for n, x in wrong.inputs.items()}
-                with told(subject, wrong):
+                with naming_the_call(subject, wrong):
                     for mode in modes(subject, of_data=True):
                         sevens = untouched(subject, kernel, results)
                         error = raised(subject, wrong, arrays, {**wrong.options, **sevens}, mode)

@@ -10,7 +10,7 @@ import sympy
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT64, check
-from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.conformance.subject import Case, Subject, naming_the_call
 from plugrad.tests.records import RECORDS, Record
 
 DType = np.dtype[Any]
@@ -77,7 +77,7 @@ def gradients_along_directions(subject: Subject, kernel: Record, dtype: DType) -
             direction /= max(1.0, np.abs(direction).max())
             if name == "p":
                 direction *= tame  # as far as probabilities are from 0
-            with told(subject, moved):
+            with naming_the_call(subject, moved):
                 numeric = _difference(subject, moved, name, direction, primary, weight)
                 analytic = float(np.sum(gradient * direction))
                 scale = float(np.sum(np.abs(gradient * direction))) + 1e-3
@@ -125,7 +125,7 @@ def jacobians_by_sympy(subject: Subject, kernel: Record, dtype: DType) -> None:
             weight = np.zeros((1, len(jacobian)))
             weight[0, i] = 1.0
             got = gradients(subject, case, {"y": weight})["x"][0]
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 assert np.allclose(got, row, rtol=1e-13, atol=1e-15), (
                     f"row {i} of the Jacobian: expected {row}, got {got}"
                 )

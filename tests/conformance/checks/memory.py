@@ -11,7 +11,7 @@ import pytest
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
-from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.conformance.subject import Case, Subject, naming_the_call
 from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
@@ -28,7 +28,7 @@ def bits(subject: Subject, x: Any) -> bytes:
 
 
 def same(subject: Subject, kernel: Record, name: str, one: Any, other: Any) -> None:
-    """Assert that two results are the same, bit for bit but for products, whose order of sums may differ."""
+    """Assert that two results have the same bits; products may differ, because the order of their sums may."""
     a, b = (np.asarray(subject.numpy(x)) for x in (one, other))
     if not cases.is_product(kernel):
         different = a.tobytes() != b.tobytes() and not np.array_equal(a.astype(float), b.astype(float), equal_nan=True)
@@ -58,7 +58,7 @@ def results_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> None:
             case.about = f"{rows} rows, out {layout.__name__ if layout else 'contiguous'} that held {held}"
             out = tuple(_held(subject, value, layout, held) for value in expected)
             got = subject.call(case, out=packed(out))
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 for name, array, returned, value in zip(kernel.results, out, got, expected, strict=True):
                     assert returned is array, f"{name}: the array given as out is not the one that came back"
                     same(subject, kernel, name, returned, value)
@@ -83,7 +83,7 @@ def some_results_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> No
 
 @check(dtypes=(np.dtype(np.float16), FLOAT32))
 def nothing_beside_out_is_written(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """What lies between, before and after the elements of `out` stays as it was."""
+    """Memory between, before and after the elements of `out` does not change."""
     for rows, classes in ((5, 7), (3, 130), (70, 33)):
         case = sample(kernel, rows, classes, dtype)
         expected = subject.call(case)
@@ -120,7 +120,7 @@ def in_place(subject: Subject, kernel: Record, dtype: DType) -> None:
                 target = arrays[place][...] if view else arrays[place]
                 out = tuple(target if i == position else None for i in range(len(expected)))
                 case.about = f"{result} written to {name}{', as another view of it' if view else ''}"
-                with told(subject, case):
+                with naming_the_call(subject, case):
                     got = subject.call_on(kernel, arrays, {**options, "out": packed(out)})
                     for other, one, exact in zip(kernel.results, got, expected, strict=True):
                         same(subject, kernel, other, one, exact)
@@ -140,7 +140,7 @@ def in_place_of_the_weights(subject: Subject, kernel: Record, dtype: DType) -> N
             arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
             target = subject.array(weight)
             out = tuple(target if i == place else None for i in range(len(expected)))
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 got = subject.call_on(kernel, arrays, {**case.options, "weight": target, "out": packed(out)})
                 for name, one, exact in zip(kernel.results, got, expected, strict=True):
                     same(subject, kernel, name, one, exact)
@@ -173,7 +173,7 @@ def one_array_for_two_arguments(subject: Subject, kernel: Record, dtype: DType) 
                     if expected[position].shape != arrays[i].shape or expected[position].dtype != arrays[i].dtype:
                         continue
                     options["out"] = packed(tuple(arrays[i] if k == position else None for k in range(len(expected))))
-                with told(subject, both):
+                with naming_the_call(subject, both):
                     for name, one, exact in zip(
                         kernel.results, subject.call_on(kernel, arrays, options), expected, strict=True
                     ):
@@ -181,11 +181,16 @@ def one_array_for_two_arguments(subject: Subject, kernel: Record, dtype: DType) 
 
 
 def right_or_refused(
-    subject: Subject, case: Case, arrays: list[Any], out: tuple[Any, ...], expected: tuple[Any, ...], rooms: list[Any]
+    subject: Subject,
+    case: Case,
+    arrays: list[Any],
+    out: tuple[Any, ...],
+    expected: tuple[Any, ...],
+    buffers: list[Any],
 ) -> None:
-    """Assert that a call gives what is expected, or an error that names `out`, and nothing is written in `rooms`."""
-    before = [bits(subject, room) for room in rooms]
-    with told(subject, case):
+    """Assert that a call returns the expected results, or raises an error that names `out` and writes nothing."""
+    before = [bits(subject, buffer) for buffer in buffers]
+    with naming_the_call(subject, case):
         try:
             options = {name: subject.array(option) for name, option in case.options.items()}
             got = subject.call_on(case.kernel, arrays, {**options, "out": packed(out)})
@@ -196,16 +201,16 @@ def right_or_refused(
                 same(subject, case.kernel, name, one, exact)
             return
         assert "out" in refusal, f"the error does not name out: {refusal}"
-        assert [bits(subject, room) for room in rooms] == before, "refused, but something was written"
+        assert [bits(subject, buffer) for buffer in buffers] == before, "refused, but something was written"
 
 
 # Other orders of the elements of a square, and other elements in the same stretch of memory.
 OTHER_VIEWS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
-    "transposed": lambda room: (room[: len(room) // 2], room[: len(room) // 2].T),
-    "from the last row to the first": lambda room: (room[: len(room) // 2], room[: len(room) // 2][::-1]),
-    "from the last column to the first": lambda room: (room[: len(room) // 2], room[: len(room) // 2][:, ::-1]),
-    "a row further": lambda room: (room[: len(room) // 2], room[1 : len(room) // 2 + 1]),
-    "the rows between": lambda room: (room[::2], room[1::2]),
+    "transposed": lambda x: (x[: len(x) // 2], x[: len(x) // 2].T),
+    "from the last row to the first": lambda x: (x[: len(x) // 2], x[: len(x) // 2][::-1]),
+    "from the last column to the first": lambda x: (x[: len(x) // 2], x[: len(x) // 2][:, ::-1]),
+    "a row further": lambda x: (x[: len(x) // 2], x[1 : len(x) // 2 + 1]),
+    "the rows between": lambda x: (x[::2], x[1::2]),
 }
 
 
@@ -222,15 +227,15 @@ def out_in_another_order(subject: Subject, kernel: Record, dtype: DType) -> None
                 x, value = case.inputs[name], expected[position]
                 if getattr(x, "ndim", 0) != 2 or x.shape != value.shape or x.dtype != value.dtype:
                     continue
-                room = subject.full((2 * len(x), len(x)), dtype, 7)
-                argument, target = view(room)
+                memory = subject.full((2 * len(x), len(x)), dtype, 7)
+                argument, target = view(memory)
                 argument[...] = subject.array(x)
                 arrays = [
                     argument if i == place else subject.array(case.inputs[k]) for i, k in enumerate(kernel.arguments)
                 ]
                 out = tuple(target if i == position else None for i in range(len(expected)))
-                told_as = Case(kernel, case.inputs, case.options, f"{kernel.results[position]} over {name}, {way}")
-                right_or_refused(subject, told_as, arrays, out, expected, [room])
+                reported = Case(kernel, case.inputs, case.options, f"{kernel.results[position]} over {name}, {way}")
+                right_or_refused(subject, reported, arrays, out, expected, [memory])
 
 
 @check(lambda kernel: len(kernel.results) > 1, dtypes=(FLOAT32,))
@@ -241,12 +246,12 @@ def results_over_each_other(subject: Subject, kernel: Record, dtype: DType) -> N
         expected = subject.call(case)
         for one, other in itertools.combinations(range(len(expected)), 2):
             small, large = sorted((one, other), key=lambda k: expected[k].size)
-            room = subject.full((expected[large].size,), dtype, 7)
+            memory = subject.full((expected[large].size,), dtype, 7)
             out: list[Any] = [None] * len(expected)
-            out[large] = room.reshape(expected[large].shape)
-            out[small] = room[-expected[small].size :].reshape(expected[small].shape)
+            out[large] = memory.reshape(expected[large].shape)
+            out[small] = memory[-expected[small].size :].reshape(expected[small].shape)
             arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
-            right_or_refused(subject, case, arrays, tuple(out), expected, [room])
+            right_or_refused(subject, case, arrays, tuple(out), expected, [memory])
 
 
 @check(dtypes=(FLOAT32,))
@@ -262,15 +267,15 @@ def overlapping_out(subject: Subject, kernel: Record, dtype: DType) -> None:
             if not value.ndim:
                 continue
             for shift in (1, 3):
-                room = subject.full((x.size + value.size + shift,), dtype, 7)
-                argument = room[: x.size].reshape(x.shape)
+                memory = subject.full((x.size + value.size + shift,), dtype, 7)
+                argument = memory[: x.size].reshape(x.shape)
                 argument[...] = subject.array(x)
                 arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
                 arrays[place] = argument
-                target = room[shift : shift + value.size].reshape(value.shape)
+                target = memory[shift : shift + value.size].reshape(value.shape)
                 out = tuple(target if i == position else None for i in range(len(expected)))
                 case.about = f"{kernel.results[position]} over a part of {name}"
-                right_or_refused(subject, case, arrays, out, expected, [room])
+                right_or_refused(subject, case, arrays, out, expected, [memory])
 
 
 @check()
@@ -288,7 +293,7 @@ def layouts_of_arguments(subject: Subject, kernel: Record, dtype: DType) -> None
                 }
                 options = {name: moved.pop(name) for name in case.options}
                 case.about = f"{about}, {' and '.join(sorted(names))} {layout.__name__}"
-                with told(subject, case):
+                with naming_the_call(subject, case):
                     got = subject.call_on(kernel, [moved[n] for n in kernel.arguments], options)
                     subject.compare(case, got, expected)
 
@@ -308,7 +313,7 @@ def broadcast_arguments(subject: Subject, kernel: Record, dtype: DType) -> None:
         options = {n: subject.array(option) for n, option in case.options.items()}
         row = subject.array(x[:1])
         arrays[place] = np.broadcast_to(row, x.shape) if subject.backend.arrays == "numpy" else _broadcast(row, x.shape)
-        with told(subject, repeated):
+        with naming_the_call(subject, repeated):
             subject.compare(repeated, subject.call_on(kernel, arrays, options))
 
 

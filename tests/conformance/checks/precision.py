@@ -9,7 +9,7 @@ import numpy as np
 from plugrad.tests.conformance import accuracy, cases
 from plugrad.tests.conformance.accuracy import DIGITS, ELEMENTS, MANY_CLASSES, Sample, ulp
 from plugrad.tests.conformance.checks._check import FLOAT32, check
-from plugrad.tests.conformance.subject import DTYPES, Case, Subject, epsilon, finfo, loss_dtype, told
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, epsilon, finfo, loss_dtype, naming_the_call
 from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
@@ -49,7 +49,7 @@ def errors_within_the_budget(subject: Subject, kernel: Record, dtype: DType) -> 
     assert kernel.budget is not None
     for span in accuracy.SPANS:
         for sample in samples(kernel, dtype, span):
-            with told(subject, sample.case()):
+            with naming_the_call(subject, sample.case()):
                 worst = errors(sample, subject.numpy(subject.call(sample.case())[0])).max()
                 assert worst <= kernel.budget.ulp, f"off by {worst:.3g} ulp, allowed {kernel.budget.ulp:.3g}"
 
@@ -61,7 +61,7 @@ def errors_beside_the_formula(subject: Subject, kernel: Record, dtype: DType) ->
     for span in accuracy.SPANS:
         worst = formula = 0.0
         for sample in samples(kernel, dtype, span):
-            with told(subject, sample.case()):
+            with naming_the_call(subject, sample.case()):
                 worst = max(worst, errors(sample, subject.numpy(subject.call(sample.case())[0])).max())
                 formula = max(
                     formula, errors(sample, accuracy.textbook(kernel, sample.x.astype(FLOAT32), sample.t)).max()
@@ -90,7 +90,7 @@ def errors_over_many_classes(subject: Subject, kernel: Record, dtype: DType) -> 
         scale = np.maximum(1.0, np.maximum(np.abs(logits).max(axis=1), np.abs(np.log(np.exp(logits).sum(axis=1)))))
         units = np.array([ulp(size, work) for size in scale]).reshape(-1, *[1] * (exact.ndim - 1))
         rounding = 0.5 * epsilon(dtype) * np.abs(exact) if got.dtype.itemsize == 2 else 0.0
-        with told(subject, case):
+        with naming_the_call(subject, case):
             worst = ((np.abs(got.astype(np.float64) - exact) - rounding) / units).max()
             assert worst <= kernel.budget.ulp, f"off by {worst:.3g} ulp, allowed {kernel.budget.ulp:.3g}"
 
@@ -117,7 +117,7 @@ def small_elements_keep_their_accuracy(subject: Subject, kernel: Record, dtype: 
         wrong = ~(off <= relative * np.abs(exact) + tiny)
         if kernel.results[-1] == "dx":
             wrong[:, inputs["t"]] = False  # y - 1: `confident_rows_keep_their_accuracy` looks at these
-        with told(subject, case):
+        with naming_the_call(subject, case):
             where = tuple(np.argwhere(wrong)[0]) if wrong.any() else ()
             assert not wrong.any(), (
                 f"{kernel.results[-1]}{[int(i) for i in where]}: expected {exact[where]}, got {got[where]}"

@@ -10,7 +10,7 @@ from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import overflowed, result_dtype, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
 from plugrad.tests.conformance.checks.memory import packed
-from plugrad.tests.conformance.subject import Case, Subject, close, epsilon, finfo, loss_dtype, told
+from plugrad.tests.conformance.subject import Case, Subject, close, epsilon, finfo, loss_dtype, naming_the_call
 from plugrad.tests.records import Record
 from plugrad.tests.records._record import LOGARITHMS_OF_PROBABILITIES
 
@@ -65,7 +65,7 @@ def special_logits(subject: Subject, kernel: Record, dtype: DType) -> None:
             case = Case(kernel, inputs, options, about=f"special logits, label {label}")
             got = subject.call(case)
             exact = case.expected()
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 for name, value, true in zip(kernel.results, got, exact, strict=True):
                     wanted = result_dtype(name, dtype)
                     values = np.asarray(subject.numpy(value)).astype(np.float64)
@@ -107,7 +107,7 @@ def special_numbers(subject: Subject, kernel: Record, dtype: DType) -> None:
 
 @check(lambda kernel: not kernel.tolerance)
 def numbers_come_through_bit_for_bit(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """What only chooses between numbers and 0 rounds nothing, subnormal numbers included; the 0 may have any sign."""
+    """Kernels that round nothing, such as ReLU, are exact for subnormal numbers too; a 0 may have either sign."""
     rng = np.random.default_rng(0)
     bits = np.dtype(f"uint{8 * dtype.itemsize}")
     every = np.arange(2**16) if dtype.itemsize == 2 else rng.integers(0, 2 ** (8 * dtype.itemsize), 2**16, np.uint64)
@@ -121,7 +121,7 @@ def numbers_come_through_bit_for_bit(subject: Subject, kernel: Record, dtype: DT
             case = Case(kernel, inputs, about="patterns of bits")
             (got,) = subject.call(case)
             exact = case.expected()[0]
-            with np.errstate(invalid="ignore"):  # of NaN of the kind that signals
+            with np.errstate(invalid="ignore"):  # a signalling NaN
                 values = np.asarray(subject.numpy(got)).astype(np.float64)
             wrong = np.argwhere(~((values == exact) | (np.isnan(values) & np.isnan(exact))))
             assert not len(wrong), (
@@ -147,7 +147,7 @@ def subnormal_rows(subject: Subject, kernel: Record, dtype: DType) -> None:
         values = np.asarray(subject.numpy(subject.call(case)[0])).astype(np.float64)
         # An ulp is the same for all of them; the exponential, the product and the sum are off by one at most.
         relative = (2 * depth + 16) * epsilon(loss_dtype(dtype)) + epsilon(dtype)
-        with told(subject, case):
+        with naming_the_call(subject, case):
             _each("result", values, exact, relative, 4 * tiny)
 
 
@@ -179,7 +179,7 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
             case = Case(
                 kernel, {**plain.inputs, name: poisoned}, plain.options, about=f"{bad} in row {place} of {name}"
             )
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 got, exact = subject.call(case), case.expected()
                 largest = case.largest(exact)
                 for result, value, before, true, size in zip(kernel.results, got, clean, exact, largest, strict=True):
@@ -212,7 +212,7 @@ def special_probabilities(subject: Subject, kernel: Record, dtype: DType) -> Non
             exact = overflowed(case.expected()[0], wanted)
             # Every gradient is negative, but that at -0.0, where it may be: the sign of its infinity means nothing.
             values, exact = (-np.abs(a) if name == "dp" else a for a in (values, exact))
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 for row, got, true in zip(p, values, exact, strict=True):
                     close(f"{name} of probabilities {row}", got, true, *subject.tolerance(kernel, name, dtype))
 
@@ -248,7 +248,7 @@ def ignored_rows_count_for_nothing(subject: Subject, kernel: Record, dtype: DTyp
             rows["dloss"] = inputs["dloss"][kept]
         case = Case(kernel, inputs, options, about=f"{bad} in rows with the ignored label {ignore}, {reduction}")
         alone = subject.call(Case(kernel, rows, options))
-        with told(subject, case):
+        with naming_the_call(subject, case):
             for name, value, exact in zip(kernel.results, subject.call(case), alone, strict=True):
                 a, b = (np.asarray(subject.numpy(v)).astype(np.float64) for v in (value, exact))
                 relative, absolute = subject.tolerance(kernel, name, dtype)
@@ -285,7 +285,7 @@ def where_nothing_counts(subject: Subject, kernel: Record, dtype: DType) -> None
         subject.compare(case, got)
         stale = tuple(subject.full(value.shape, value.dtype, NAN) for value in got)
         got = subject.call(case, out=packed(stale))
-        with told(subject, case):
+        with naming_the_call(subject, case):
             for name, value in zip(kernel.results, got, strict=True):
                 values = np.asarray(subject.numpy(value)).astype(np.float64)
                 assert name == "y" or (values == 0).all(), f"{name}: expected 0, got {values}"
@@ -342,7 +342,7 @@ def confident_rows_keep_their_accuracy(subject: Subject, kernel: Record, dtype: 
                 else {n: np.ascontiguousarray(a.T) for n, a in (("x", x), ("t", t)) if a is not None}
             )
             case = Case(kernel, inputs, options, about=f"confident rows {values}, {form}, axis {axis}")
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 for name, value in zip(kernel.results, subject.call(case), strict=True):
                     got = np.asarray(subject.numpy(value)).astype(np.float64)
                     got = got.T if axis == 0 else got

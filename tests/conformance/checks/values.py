@@ -9,7 +9,7 @@ from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import reshaped, sample
 from plugrad.tests.conformance.checks._check import FLOAT32, FLOAT64, check
 from plugrad.tests.conformance.checks.memory import same
-from plugrad.tests.conformance.subject import DTYPES, Case, Subject, close, epsilon, loss_dtype, told
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, close, epsilon, loss_dtype, naming_the_call
 from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
@@ -17,7 +17,7 @@ DType = np.dtype[Any]
 
 @check()
 def shapes(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Sizes around those where a backend may change its ways."""
+    """Sizes near those at which a backend may switch its algorithm."""
     for rows, classes in cases.SHAPES:
         case = sample(kernel, rows, classes, dtype)
         subject.compare(case, subject.call(case))
@@ -25,7 +25,7 @@ def shapes(subject: Subject, kernel: Record, dtype: DType) -> None:
 
 @check()
 def numbers_of_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Around the width of every vector and block."""
+    """Sizes near the width of every vector and block."""
     for classes in cases.CLASSES:
         for rows in (3,) if classes > 100 else (2, 70):
             case = sample(kernel, rows, classes, dtype)
@@ -44,7 +44,7 @@ def large_arrays(subject: Subject, kernel: Record, dtype: DType) -> None:
         largest = case.largest(exact)
         for lead, axis in (((rows,), 0), ((rows // 10, 10), 1)) if cases.has_axis(kernel) else ():
             moved = reshaped(case, lead, axis)
-            with told(subject, moved):
+            with naming_the_call(subject, moved):
                 for name, value, true, size in zip(kernel.results, subject.call(moved), exact, largest, strict=True):
                     values = np.asarray(subject.numpy(value)).astype(np.float64)
                     relative, absolute = subject.tolerance(kernel, name, dtype)
@@ -93,7 +93,7 @@ def some_gradients_only(subject: Subject, kernel: Record, dtype: DType) -> None:
                 continue
             got = subject.call(some)
             subject.compare(some, got)
-            with told(subject, some):
+            with naming_the_call(subject, some):
                 for name, one, other in zip(kernel.results, got, full, strict=True):
                     if name in needs or name not in gradients:
                         same(subject, kernel, name, one, other)
@@ -105,7 +105,7 @@ def no_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
     for shape, axis in (((3, 0), -1), ((0,), 0), ((2, 0, 4), 1), ((0, 0), -1)):
         inputs = {name: np.empty(shape, dtype) for name in kernel.arguments}
         case = Case(kernel, inputs, {"axis": axis}, about=f"shape {shape}, axis {axis}")
-        with told(subject, case):
+        with naming_the_call(subject, case):
             for out in (None, subject.empty(shape, dtype)):
                 (got,) = subject.call(case, out=out)
                 assert (got.shape, got.dtype) == (shape, dtype), (

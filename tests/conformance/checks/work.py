@@ -1,4 +1,4 @@
-"""Who does the work, and whether it comes out the same each time."""
+"""The backend itself computes, and its results are the same each time."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ DType = np.dtype[Any]
 
 @check()
 def the_backend_does_the_work(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Its own function is called, once for each call, and no other backend's computes behind it."""
+    """Each call calls the backend's own function once, and no function of another backend."""
     for rows, classes in ((1, 1), (5, 4), (300, 40), (5, 1025)):
         for options in _options(kernel):
             case = Case(kernel, sample(kernel, rows, classes, dtype).inputs, options)
@@ -62,7 +62,7 @@ THREADS = (1, 2, 4, 4)
 def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Record, dtype: DType) -> None:
     """In processes with ``PLUGRAD_NUM_THREADS`` of 1, 2 and 4 the results are the same, bit for bit.
 
-    Products are exempt: their sums are as the BLAS in use makes them, and OpenBLAS cuts them by the number of threads.
+    Products are exempt: the BLAS decides the order of their sums, and OpenBLAS splits them by the number of threads.
     """
     found = [digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name)]
     assert len(set(found)) == 1, (
@@ -72,27 +72,27 @@ def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Record, dt
 
 @check()
 def the_same_bits_in_another_process(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Two processes with the same number of threads, and others beside them, come to the same results, bit for bit."""
+    """Two processes with the same number of threads return the same results, bit for bit, while other processes run."""
     one, other = (digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name)[-2:])
     assert one == other, f"{kernel.name}: results differ from process to process"
 
 
 @functools.cache
 def _digests(name: str) -> list[dict[str, str]]:
-    """What results hash to in processes with so many threads each, which run at the same time."""
-    room = registry._registered.get(name)
+    """The hashes of results in concurrent processes, one for each number of threads."""
+    module = registry._registered.get(name)
     command = [
         sys.executable,
         "-m",
         "plugrad.tests.conformance.digests",
         name,
-        *([room] if isinstance(room, str) else []),
+        *([module] if isinstance(module, str) else []),
     ]
     processes = [
         subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for threads in THREADS
     ]
-    told = [process.communicate(timeout=900) for process in processes]
-    for threads, process, (_, errors) in zip(THREADS, processes, told, strict=True):
+    outputs = [process.communicate(timeout=900) for process in processes]
+    for threads, process, (_, errors) in zip(THREADS, processes, outputs, strict=True):
         assert process.returncode == 0, f"the process with {threads} threads failed:\n{errors}"
-    return [json.loads(out) for out, _ in told]
+    return [json.loads(out) for out, _ in outputs]

@@ -14,7 +14,7 @@ from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks._check import FLOAT32, check
 from plugrad.tests.conformance.checks.errors import raised
 from plugrad.tests.conformance.checks.memory import same
-from plugrad.tests.conformance.subject import Case, Subject, told
+from plugrad.tests.conformance.subject import Case, Subject, naming_the_call
 from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
@@ -39,7 +39,7 @@ def least(subject: Subject, case: Case, arrays: list[Any] | None = None, **optio
 def _refused(
     subject: Subject, case: Case, size: int, arrays: list[Any] | None = None, options: Mapping[str, Any] = {}
 ) -> Exception | None:
-    """What a call with a workspace of that size raises."""
+    """The error that a call with a workspace of that size raises."""
     arrays = [subject.array(case.inputs.get(n)) for n in case.kernel.arguments] if arrays is None else arrays
     given = {n: subject.array(option) for n, option in case.options.items()}
     by_name = dict(zip(case.kernel.arguments, arrays, strict=True))
@@ -72,7 +72,7 @@ def chunks_of_any_size(subject: Subject, kernel: Record, dtype: DType) -> None:
         smallest = least(subject, case)
         for size in (smallest, 3 * smallest + 1, 8 * smallest, "1MB"):
             case.about = f"{about}, in a workspace of {size}"
-            with told(subject, case):
+            with naming_the_call(subject, case):
                 subject.compare(case, subject.call(case, max_workspace=size), exact)
 
 
@@ -90,7 +90,7 @@ def chunks_of_any_layout(subject: Subject, kernel: Record, dtype: DType) -> None
             layout(subject, subject.full(v.shape, v.dtype, 7)) if v.ndim and strided else None for v in expected
         )
         size = factor * least(subject, case, arrays, out=out)
-        with told(subject, case):
+        with naming_the_call(subject, case):
             got = subject.call_on(kernel, arrays, {**case.options, "max_workspace": size, "out": out})
             for name, one, exact in zip(kernel.results, got, expected, strict=True):
                 same(subject, kernel, name, one, exact)
@@ -101,7 +101,7 @@ def chunks_of_any_layout(subject: Subject, kernel: Record, dtype: DType) -> None
         out = tuple(arrays[place] if i == position else None for i in range(len(expected)))
         size = least(subject, case, arrays, out=out)
         about = f"{kernel.results[position]} over {kernel.arguments[place]}, one row at a time"
-        with told(subject, Case(kernel, case.inputs, case.options, about)):
+        with naming_the_call(subject, Case(kernel, case.inputs, case.options, about)):
             got = subject.call_on(kernel, arrays, {**case.options, "max_workspace": size, "out": out})
             for name, one, exact in zip(kernel.results, got, expected, strict=True):
                 same(subject, kernel, name, one, exact)

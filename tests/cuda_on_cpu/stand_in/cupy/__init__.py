@@ -1,4 +1,4 @@
-"""A stand-in for CuPy, as far as plugrad and its tests use it: arrays in host memory, kernels run by `device.hpp`.
+"""A stand-in for the parts of CuPy that plugrad and its tests use: arrays in host memory, kernels run by `device.hpp`.
 
 An array is of a class of its own that NumPy does not take for an array, so that moving data by accident fails as it
 does with CuPy. New memory is poisoned. Waiting for the device is refused where cupyx.allow_synchronize says so.
@@ -88,7 +88,7 @@ class ndarray:  # noqa: N801  (CuPy's name)
             self._host[_host(index)] = _host(value)
 
     def astype(self, dtype: Any, copy: bool = True) -> "ndarray":
-        """The elements in another dtype; the array itself if it has it already and no copy is wanted."""
+        """The elements in another dtype; the array itself if it has the dtype and `copy` is false."""
         if not copy and self.dtype == dtype:
             return self
         with np.errstate(all="ignore"):
@@ -119,7 +119,7 @@ class ndarray:  # noqa: N801  (CuPy's name)
 
 
 class _Flags:
-    """As many of CuPy's flags as it has: none tells whether an array can be written."""
+    """The flags of CuPy arrays; like CuPy, without ``writeable``."""
 
     def __init__(self, host: Any) -> None:
         self.c_contiguous: bool = host.flags.c_contiguous
@@ -158,7 +158,7 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "lt", "le", "gt",
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
-    """A new array whose bytes are poison."""
+    """A new array filled with a byte pattern that shows in results."""
     host = np.empty(shape, dtype)
     host.reshape(-1).view(np.uint8)[...] = POISON
     return ndarray(host)
@@ -180,7 +180,7 @@ def asnumpy(x: ndarray) -> Any:
 
 
 def ascontiguousarray(x: ndarray) -> ndarray:
-    """`x`, or a copy whose elements lie side by side."""
+    """`x`, or a C-contiguous copy."""
     if x.flags.c_contiguous:
         return x
     array = empty(x.shape, x.dtype)

@@ -28,7 +28,7 @@ _devices = [0]  # the current one last
 
 
 class CUDARuntimeError(RuntimeError):
-    """What CuPy raises for a status that is no success."""
+    """The error for a status other than success."""
 
 
 class Device:
@@ -52,15 +52,15 @@ class Event:
     time = 0.0
 
     def record(self) -> None:
-        """Take the time."""
+        """Record the current time."""
         self.time = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        """Return at once: kernels run synchronously."""
 
 
 def get_current_stream() -> Any:
-    """The stream that work goes to, of which there is one."""
+    """The only stream."""
     return SimpleNamespace(ptr=0)
 
 
@@ -85,7 +85,7 @@ runtime = SimpleNamespace(
 
 
 class NVRTCError(RuntimeError):
-    """What CuPy raises where NVRTC fails."""
+    """The error of a failed NVRTC call."""
 
 
 class _Program:
@@ -155,7 +155,7 @@ class RawModule:
     """Compiled kernels."""
 
     def __init__(self, *, path: str) -> None:
-        self._library = ctypes.PyDLL(path)  # which keeps Python's lock: there is one device, and it does one thing
+        self._library = ctypes.PyDLL(path)  # keeps the GIL: the device runs one kernel at a time
 
     def get_function(self, name: str) -> "_Kernel":
         """The kernel called `name`."""
@@ -215,12 +215,12 @@ def _value(argument: Any) -> Any:
 
 
 def get_cublas_handle() -> int:
-    """A handle, of which there is one."""
+    """The only handle."""
     return 1
 
 
 def _types() -> dict[int, Any]:
-    ml_dtypes = sys.modules.get("ml_dtypes")  # there are no arrays of bfloat16 without it
+    ml_dtypes = sys.modules.get("ml_dtypes")  # without it, no array is bfloat16
     return {0: np.float32, 1: np.float64, 2: np.float16, 14: getattr(ml_dtypes, "bfloat16", None)}
 
 

@@ -1,8 +1,8 @@
-// The labels of a loss, of any dtype, and where losses go.
+// The targets of a loss, from labels of any dtype, and the results of a loss.
 #pragma once
 #include "rows.cuh"
 
-// The dtypes of labels and of gradients that arrive: labels.py has the same numbers.
+// The dtypes of labels and of upstream gradients, in the order of KINDS in labels.py.
 enum Kind { INT8, UINT8, INT16, UINT16, INT32, UINT32, INT64, UINT64, HALF, BFLOAT16, FLOAT, DOUBLE };
 
 template <class T> constexpr Kind KIND = FLOAT;
@@ -12,7 +12,7 @@ template <> constexpr Kind KIND<bfloat16> = BFLOAT16;
 
 template <class T> __device__ inline T element(const void* x, int64 i) { return static_cast<const T*>(x)[i]; }
 
-// A class index. Those of uint64 that int64 does not hold come out negative, and are refused as such.
+// A class index. A uint64 index beyond the range of int64 becomes negative, and so is out of range.
 __device__ inline int64 class_index(const void* t, int kind, int64 i) {
     switch (kind) {
     case INT8: return element<signed char>(t, i);
@@ -36,15 +36,15 @@ template <class A> __device__ inline A number(const void* x, int kind, int64 i) 
     }
 }
 
-// What the sum of the losses is divided by: known to the host, or found by an earlier kernel.
+// The divisor of the sum of the losses: given by the host, or computed by an earlier kernel.
 struct Divisor {
     double value, inverse;
 
     __device__ Divisor(double value, const double* found) : value(found ? *found : value), inverse(1 / this->value) {}
 };
 
-// The labels, and the options of a loss. They stand for targets q_j = w_j ((1 - e) u_j + e / classes).
-template <class T> struct Labels {
+// The labels and options of a loss, for targets q_j = w_j ((1 - e) u_j + e / classes); u_j is the label of class j.
+template <class T> struct Targets {
     using A = Compute<T>;
     const void* t;
     int kind;
@@ -55,7 +55,7 @@ template <class T> struct Labels {
     A keep, spread;  // 1 - e, and e / classes
     int64 classes;
 
-    // Of the row in work: its class index, whether it counts, and whether its label names no class.
+    // Of the current row: its class index, whether it counts, and whether its index is out of range.
     int64 label;
     bool counts, is_bad;
 
@@ -69,8 +69,8 @@ template <class T> struct Labels {
         counts = is_bad || (!is_ignored && is_divided);
         if (!counts || is_bad) label = -1;
     }
-    // Of W classes from j on, whose elements in an array of the shape of the logits are at `at`.
-    template <int W> __device__ void targets(A (&q)[W], int64 j, int64 at) const {
+    // The targets of W classes from j on; `at` is their place in an array of the shape of the logits.
+    template <int W> __device__ void fill(A (&q)[W], int64 j, int64 at) const {
         if (is_index) {
             for (int i = 0; i < W; i++) q[i] = j + i == label ? keep + spread : spread;
         } else if (kind == KIND<T>) {
@@ -80,12 +80,12 @@ template <class T> struct Labels {
             for (int i = 0; i < W; i++) q[i] = number<A>(t, kind, at + i) * keep + spread;
         }
         if (weight)
-            for (int i = 0; i < W; i++) q[i] = q[i] == 0 ? A(0) : q[i] * weight[j + i];  // be it infinite
+            for (int i = 0; i < W; i++) q[i] = q[i] == 0 ? A(0) : q[i] * weight[j + i];  // even if the weight is infinite
     }
 };
 
-// Where the losses of rows go: each to its place, or their sums over the rows of a block to one for each block. A single
-// block finishes the sum.
+// The results of a loss: the loss of each row, or the sum over the rows of each block. If there is one block, it also
+// writes the loss.
 template <class T> struct Losses {
     using A = Compute<T>;
     A* each;       // or null
@@ -112,12 +112,12 @@ template <class T> struct Losses {
     }
 };
 
-// The parameters of every kernel of a loss, and how they are passed on.
-#define LABEL_PARAMETERS                                                                                               \
+// The parameters of every kernel of a loss, and the structs made of them.
+#define TARGET_PARAMETERS                                                                                               \
     const void *t, int64 kind, int64 is_index, const Compute<REAL>*weight, int64 ignore, int64 is_ignoring,            \
         double keep, double spread, double divisor, const double *found_divisor
-#define LABELS                                                                                                         \
-    Labels<REAL> {                                                                                                     \
+#define TARGETS                                                                                                         \
+    Targets<REAL> {                                                                                                     \
         t, int(kind), bool(is_index), weight, ignore, bool(is_ignoring), Compute<REAL>(keep), Compute<REAL>(spread),    \
             classes                                                                                                    \
     }

@@ -1,7 +1,7 @@
-"""Calls by chance of what stands around the kernels: layers, optimizers, schedules and Jacobians.
+"""Random calls of layers, optimizers, schedules and Jacobians.
 
-Layers come to what the kernels come to, bit for bit, or are refused where these are; the rest comes to its formula in
-float64. An `AssertionError` tells what does not; other errors are findings too (see `fuzz`).
+A layer must return the results of its kernels, bit for bit, or reject the same arguments. The others are compared with
+their formulas in float64. A difference raises `AssertionError`; other errors are findings too (see `fuzz`).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Array = Any
 
 
 def outcome(call: Callable[[], Any], *names: str) -> tuple[Any, str]:
-    """What a call returns, or the message by which it is refused, which has to begin with one of the names."""
+    """The result of a call, or the message of its error, which must begin with one of the names."""
     try:
         return call(), ""
     except (TypeError, ValueError) as error:
@@ -43,7 +43,7 @@ def same(name: str, got: Any, expected: Any) -> None:
 # Layers
 # ---------------------------------------------------------------------------------------------------------------------
 
-# By the kernel of its forward pass.
+# Kernel of the forward pass -> layer.
 LAYERS: dict[str, type[layers.Affine | layers.Relu | layers.Sigmoid | layers.Softmax | layers.Loss]] = {
     "affine": layers.Affine,
     "relu": layers.Relu,
@@ -55,7 +55,7 @@ LAYERS: dict[str, type[layers.Affine | layers.Relu | layers.Sigmoid | layers.Sof
 
 
 def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
-    """A layer forward, twice, and backward."""
+    """Call a layer forward twice and backward, and compare with its kernels."""
     kernel = RECORDS[dice.choice(list(LAYERS))]
     kind = LAYERS[kernel.name]
     call = random_call(dice, subject, kernel)
@@ -68,7 +68,7 @@ def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
     before = [np.array(x).tobytes() for x in given]
     names = kind.__name__, kernel.name
     made, refused = outcome(lambda: kind(*parameters, **call.options), *names)
-    if isinstance(made, layers.Affine):  # by another order of the elements of a copy a product is rounded otherwise
+    if isinstance(made, layers.Affine):  # a copy in another memory order would round products differently
         parameters = [made.w, made.b]
     expected, _ = outcome(lambda: as_tuple(kernel.function(*inputs, *parameters, **call.options)), *names)
     y = None
@@ -85,14 +85,14 @@ def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
 
 
 def _backward(dice: Dice, subject: Subject, made: Any, call: Call, expected: tuple[Any, ...]) -> None:
-    """The gradients of a layer beside those of the kernels."""
+    """Compare the gradients of a layer with those of the kernels."""
     kernel = call.case.kernel
     if isinstance(made, layers.SoftmaxWithLoss):
         dx = subject.numpy(expected[1])
         same("dx", subject.numpy(made.backward()), dx)
         each = call.options.get("reduction", "mean") == "none"
         twice = subject.numpy(made.backward(subject.array(np.full(expected[0].shape, 2.0)) if each else 2.0))
-        if dx.itemsize > 2:  # 16 bits are rounded after they are doubled
+        if dx.itemsize > 2:  # 16-bit results are doubled before they are rounded
             with np.errstate(all="ignore"):
                 same("dx of twice the loss", twice, 2 * dx)
         return
@@ -122,12 +122,12 @@ NUMBERS = (float("nan"), float("inf"), -0.1, -1, 1, 1.5, "0.1", None, True, [0.1
 
 
 def _number(dice: Dice, right: tuple[Any, ...]) -> Any:
-    """A number that is right, or most often not."""
+    """A valid number, or any of NUMBERS."""
     return dice.choice(right if dice.flag() else NUMBERS)
 
 
 def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
-    """Some steps of an optimizer with one parameter or more."""
+    """Take a few steps of an optimizer, and compare with its formula."""
     kind, formula = dice.choice([(optim.SGD, oracles.sgd), (optim.Adam, oracles.adam)])
     rng = np.random.default_rng(dice.integer(0, 1000))
     params, steps = [], dice.integer(1, 3)
@@ -174,14 +174,14 @@ def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
     for i, p in enumerate(params):
         exact = formula(double(before[i]), [double(step[i]) for step in trace[:done]], **options)
         largest = max([1.0, *(abs(double(x)).max(initial=0.0) for x in (before[i], exact))])
-        if largest > float(finfo(p.dtype).max):  # it may have been infinite on the way
+        if largest > float(finfo(p.dtype).max):  # an intermediate value may have been infinite
             continue
         got, off = double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
         close(f"parameter {i}", got, np.asarray(exact), 0.0, off)
 
 
 def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
-    """The L2 penalty of some parameters, and its gradient."""
+    """Compare the L2 penalty of some parameters and its gradient with the formula."""
     rng, factor = np.random.default_rng(dice.integer(0, 1000)), _number(dice, (0.5, 2))
     given: list[list[Any]] = [[], []]
     for _ in range(dice.integer(0, 3)):
@@ -218,7 +218,7 @@ def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
 def _spoil_step(
     dice: Dice, subject: Subject, params: list[Any], grads: list[list[Any]], options: dict[str, Any]
 ) -> str:
-    """Change something about an optimizer or its first step; what, in words."""
+    """Spoil an optimizer or its first step, and return a description."""
     place, what = dice.integer(0, len(params) - 1), dice.integer(0, 4)
     argument = dice.choice(list(ARGUMENTS))
     if what == 0:
@@ -246,7 +246,7 @@ SCHEDULES: tuple[tuple[str, str, Any], ...] = (
 
 
 def schedule(dice: Dice, subject: Subject, about: list[str]) -> None:
-    """The rates of a schedule: numbers, none of them negative or above the first."""
+    """Assert that the rates of a schedule are floats from 0 to the first rate."""
     name, option, value = dice.choice(SCHEDULES)
     given: dict[str, Any] = {option: value, "lr": 1.5}
     given[dice.choice(list(given))] = dice.choice((*NUMBERS, 0, 1, 3, 10**30))
@@ -265,7 +265,7 @@ def schedule(dice: Dice, subject: Subject, about: list[str]) -> None:
 
 
 def jacobian(dice: Dice, subject: Subject, about: list[str]) -> None:
-    """The explicit Jacobian of a kernel."""
+    """Compare the explicit Jacobian of a kernel with the formula."""
     name = dice.choice(jacobians.__all__)
     rng = np.random.default_rng(dice.integer(0, 1000))
     shape = tuple(dice.integer(0, 5) for _ in range(dice.integer(1, 3)))
@@ -292,7 +292,7 @@ def jacobian(dice: Dice, subject: Subject, about: list[str]) -> None:
             close(f"result {i}", double(subject.numpy(value)), exact, 4 * epsilon(value.dtype), 0.0)
 
 
-# What to call, by the name that it has in the fuzzer's report.
-AROUND: dict[str, Callable[[Dice, Subject, list[str]], None]] = {
+# Name in the report of the fuzzer -> function.
+OTHER_CALLS: dict[str, Callable[[Dice, Subject, list[str]], None]] = {
     function.__name__: function for function in (layer, optimizer, penalty, schedule, jacobian)
 }
