@@ -80,12 +80,14 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
     kernel = call.case.kernel
     floats = [name for name in kernel.arguments if name not in ("t", "dloss") and inputs[name] is not None]
     arrays = {name: np.asarray(inputs[name]) for name in floats}
-    arrays = {name: x.astype(np.float64) if x.dtype.kind in "iub" else x for name, x in arrays.items()}
     dtypes = [x.dtype.newbyteorder("=") for x in arrays.values()]
     try:
         dtype = np.result_type(*dtypes)
-    except TypeError:  # float16 and bfloat16
-        dtype = np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+    except TypeError:  # float16 with bfloat16
+        others = [other for other in dtypes if other.itemsize != 2 or other.kind in "iu"]
+        dtype = np.result_type(np.float32, *others)
+    if dtype.kind in "iub":
+        dtype = np.dtype(np.float64)
     canonical = {**inputs, **{name: x.astype(dtype) for name, x in arrays.items()}}
     options = {name: value for name, value in call.options.items() if name not in ("out", "max_workspace")}
     if "label_smoothing" in options:
