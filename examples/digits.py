@@ -4,8 +4,8 @@
 
 The network is affine, ReLU, affine, softmax with cross-entropy, trained by stochastic gradient descent with momentum.
 The script has it twice: with kernels alone, in arrays that are allocated once, and with layers (`--style layers`),
-which keep the arrays of the backward pass and reuse their memory. Both call the same kernels and print the same numbers.
-`backends.asarray` moves the data to the selected backend, and `backends.to_numpy` moves results back.
+which keep the arrays of the backward pass and reuse their memory. Both call the same kernels and print the same
+numbers. `backends.asarray` moves the data to the selected backend, and `backends.to_numpy` moves results back.
 """
 
 import argparse

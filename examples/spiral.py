@@ -4,8 +4,8 @@
 
 No straight lines separate the arms, so the network has two hidden layers with ReLU. Adam trains it on all points at
 once, with a learning rate that falls like half a cosine. The points are few, so the script computes in float64, and
-every backend prints the same digits. In float32, rounding moves some points over the kinks of ReLU, and after a few hundred
-steps the third digit of the loss may differ.
+every backend prints the same digits. In float32, rounding moves some points over the kinks of ReLU, and after a few
+hundred steps the third digit of the loss may differ.
 """
 
 import argparse
