@@ -3,9 +3,9 @@
     PLUGRAD_BACKEND=numpy python examples/digits.py --plot digits.png
 
 The network is affine, ReLU, affine, softmax with cross-entropy, trained by stochastic gradient descent with momentum.
-It is written twice: with the kernels by themselves, in arrays made once, and with layers (`--style layers`), which keep
-what the backward pass needs and look after their memory. Both call the same kernels and print the same numbers.
-All arrays are the selected backend's own: they go there by `backends.asarray` and come back by `backends.to_numpy`.
+The script has it twice: with kernels alone, in arrays that are allocated once, and with layers (`--style layers`),
+which keep the arrays of the backward pass and reuse their memory. Both call the same kernels and print the same
+numbers. `backends.asarray` moves the data to the selected backend, and `backends.to_numpy` moves results back.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HIDDEN, CLASSES, BATCH, RATE, MOMENTUM = 128, 10, 64, 0.1, 0.9
 
 
 class WithFunctions:
-    """The kernels by themselves. Results go to arrays made once: a step takes no memory that grows with the batch."""
+    """The network with kernels alone. Results go to arrays allocated once: a step allocates none for the batch."""
 
     def __init__(self, w1, b1, w2, b2) -> None:
         self.w1, self.b1, self.w2, self.b2 = self.parameters = w1, b1, w2, b2
@@ -51,7 +51,7 @@ class WithFunctions:
 
 
 class WithLayers:
-    """The same with layers."""
+    """The network with layers."""
 
     def __init__(self, w1, b1, w2, b2) -> None:
         self.net = layers.Sequential(layers.Affine(w1, b1), layers.Relu(), layers.Affine(w2, b2))
@@ -74,7 +74,7 @@ STYLES = {"functions": WithFunctions, "layers": WithLayers}
 
 
 def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
-    """Train, test after every epoch, and draw."""
+    """Train the network, test it after every epoch, and draw the results."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
     order = rng.permutation(len(digits.target))
@@ -113,7 +113,7 @@ def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
 
 
 def draw(path, losses, accuracies, images, labels, predicted) -> None:
-    """Draw the curves of loss and accuracy, and a few test digits with their predictions, the wrong ones first."""
+    """Draw the loss, the accuracy, and a few test digits with their predictions, the wrong ones first."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,11 @@
-"""Train a small network to tell the three arms of a spiral apart, on the backend you select, and draw what it learnt.
+"""Train a small network to classify the three arms of a spiral, on the backend you select, and draw its regions.
 
     PLUGRAD_BACKEND=numpy python examples/spiral.py --plot spiral.png
 
-No straight lines part the arms, so this takes hidden layers: there are two, with ReLU. The network is made of layers
-and trained on all points at once by Adam, at a rate that comes down as half a cosine does. All of it is computed in
-float64, which so few points can afford: every backend prints the same digits then. In float32, rounding moves some
-points over the kinks of ReLU, and after some hundred steps the third digit of the loss may differ.
+No straight lines separate the arms, so the network has two hidden layers with ReLU. Adam trains it on all points at
+once, with a learning rate that falls like half a cosine. The points are few, so the script computes in float64, and
+every backend prints the same digits. In float32, rounding moves some points over the kinks of ReLU, and after a few
+hundred steps the third digit of the loss may differ.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ARMS, POINTS, NOISE, HIDDEN, RATE = 3, 150, 0.25, 32, 0.01
 
 
 def spiral(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points along arms that turn once on their way out, each with the number of its arm for a label."""
+    """Points along arms that turn once around the centre, and the number of the arm of each as its label."""
     labels = np.repeat(np.arange(ARMS), POINTS)
     radius = np.tile(np.linspace(0.02, 1, POINTS), ARMS)
     angle = 2 * np.pi * (labels / ARMS + radius) + rng.normal(scale=NOISE, size=labels.size)
@@ -31,7 +31,7 @@ def spiral(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(steps: int, seed: int, plot: str | None) -> None:
-    """Train, tell how it goes, and draw."""
+    """Train the network, print its progress, and draw."""
     rng = np.random.default_rng(seed)
     points, labels = spiral(rng)
     x, t = backends.asarray(points), backends.asarray(labels)
@@ -65,7 +65,7 @@ def main(steps: int, seed: int, plot: str | None) -> None:
 
 
 def draw(path, points, labels, net, losses, accuracy) -> None:
-    """Draw what the network says of every place, beside the points, and the curve of the loss."""
+    """Draw the probabilities of the plane with the points, and the curve of the loss."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--backend", help="instead of the environment variable PLUGRAD_BACKEND")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", metavar="FILE.png", help="draw what the network says of every place, and the loss")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the regions of the classes, and the loss")
     chosen = parser.parse_args()
     if chosen.steps < 1:
         parser.error("--steps: expected at least 1")

@@ -2,10 +2,10 @@
 
     PLUGRAD_BACKEND=numba python examples/words.py
 
-From three words it predicts the fourth, out of all that occur: embeddings, a hidden layer, and `linear_cross_entropy`
-for the last layer and its loss (the network is that of Bengio et al., "A neural probabilistic language model", 2003).
-At the end it tells how much memory a step takes with that kernel, and with `affine` and
-`softmax_cross_entropy_value_and_grad` in its place, each measured in a process of its own.
+The model predicts a word from the three words before it: embeddings, a hidden layer, and `linear_cross_entropy` for the
+last layer and its loss (Bengio et al., "A neural probabilistic language model", 2003). At the end the script prints the
+memory of the last layer with that kernel, and with `affine` and `softmax_cross_entropy_value_and_grad` instead, each
+measured in a process of its own.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WORKSPACE = "16MB"
 
 
 def docstrings() -> str:
-    """All docstrings of the standard library, by its sources, which are read and not run."""
+    """All docstrings of the standard library, from its sources, which are parsed and not run."""
     library = Path(sysconfig.get_path("stdlib"))
     apart = {"test", "tests", "site-packages", "dist-packages"}
     found = []
@@ -48,7 +48,7 @@ def docstrings() -> str:
 
 
 def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """For each place in a text the numbers of the words before it and of the word there, and the words by number."""
+    """For each word of a text the numbers of the words before it and its own, and the words by number."""
     words = re.findall(r"[A-Za-z_]\w*|\d+|[^\w\s]", text)
     vocabulary = [word for word, _ in Counter(words).most_common()]
     number = {word: i for i, word in enumerate(vocabulary)}
@@ -58,7 +58,7 @@ def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def main(steps: int, seed: int) -> None:
-    """Train, and tell the perplexity as it falls."""
+    """Train the model, and print the perplexity."""
     rng = np.random.default_rng(seed)
     before, after, vocabulary = contexts(docstrings())
     order = rng.permutation(len(after))
@@ -113,7 +113,7 @@ def main(steps: int, seed: int) -> None:
 
 
 def tell_memory(classes: int) -> None:
-    """Print how much memory the last layer and its loss take, in a process for each way to compute them."""
+    """Print the memory of the last layer and its loss, in a process for each variant."""
     command = [sys.executable, __file__, "--backend", backends.current().name, "--classes", str(classes), "--memory"]
     print(f"memory for the gradients of the last layer, {LOGITS:,} rows, beside arguments and results,")
     print(f"with a workspace of {WORKSPACE} for linear_cross_entropy:")
@@ -123,7 +123,7 @@ def tell_memory(classes: int) -> None:
 
 
 def in_chunks(x, w, b, t):
-    """The layer and its loss in one."""
+    """The layer fused with its loss."""
     return K.linear_cross_entropy_value_and_grad(x, w, b, t, max_workspace=WORKSPACE)
 
 
@@ -138,13 +138,13 @@ WAYS = {"linear_cross_entropy": in_chunks, "affine, then softmax_cross_entropy":
 
 
 def measure(way: str, classes: int) -> None:
-    """Print how much more memory there is in use, at the most, during a call than before it."""
+    """Print the peak of memory of a call, beyond the memory in use before it."""
     rng = np.random.default_rng(0)
     x, w = rng.random((LOGITS, HIDDEN), np.float32), rng.random((HIDDEN, classes), np.float32)
     b, t = rng.random(classes, np.float32), rng.integers(0, classes, LOGITS)
     arguments = [backends.asarray(array) for array in (x, w, b, t)]
     few = [backends.asarray(array) for array in (x[:8], w[:, :64].copy(), b[:64], t[:8] % 64)]
-    WAYS[way](*few)  # what is compiled and loaded at the first call does not count
+    WAYS[way](*few)  # the first call compiles and loads code, which does not count
     taken = watched()
     results = WAYS[way](*arguments)
     print(f"{way}: {(taken() - sum(result.nbytes for result in results)) / 1e6:.0f} MB")
@@ -155,7 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("--backend", help="instead of the environment variable PLUGRAD_BACKEND")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory", choices=WAYS, help="only measure the memory of one way to compute the last layer")
+    parser.add_argument("--memory", choices=WAYS, help="only measure the memory of one variant of the last layer")
     parser.add_argument("--classes", type=int, default=20_000, help="and for so many classes")
     chosen = parser.parse_args()
     if chosen.steps < 1:

@@ -21,6 +21,7 @@ from plugrad.kernels.__main__ import table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/from-pytorch-jax-numpy.md"]
+MAPS = ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -135,7 +136,17 @@ def test_the_changelog_has_this_version() -> None:
     assert f"\n## {plugrad.__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *MAPS, "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
         assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("document", MAPS)
+def test_files_and_functions_are_where_the_document_says(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for path in re.findall(r"`((?:kernels|backends|tests|bench|docs|examples)/[\w./]*)`", text):
+        assert path == "tests/test_x.py" or (ROOT / path).exists(), path
+    for name, path in re.findall(r"`([\w.]+)`\s\(`([\w/]+\.py)`", text):
+        last = name.rpartition(".")[2]
+        assert re.search(rf"(def|class) {last}\b|^{last}\b.* = ", (ROOT / path).read_text(), re.MULTILINE), (name, path)

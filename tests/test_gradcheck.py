@@ -107,7 +107,10 @@ def test_gradient_descent() -> None:
 # The check
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float64, *(pytest.param(t, marks=pytest.mark.slow) for t in (np.float32, np.float16, ml_dtypes.bfloat16))],
+)
 @pytest.mark.parametrize(
     "name", [kernel.name for kernel in RECORDS.values() if kernel.backward or "dx" in kernel.results]
 )

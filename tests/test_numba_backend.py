@@ -196,6 +196,7 @@ def test_kernels_are_vectorised(kernel: Any, dtype: Any) -> None:
     assert "vscatter" not in assembly
 
 
+@pytest.mark.slow
 def test_blocks_are_transposed() -> None:
     for dtype in FLOATS:
         rng = np.random.default_rng(0)

@@ -109,6 +109,7 @@ for name, kernel in RECORDS.items():
 """
 
 
+@pytest.mark.slow
 def test_the_same_bits_for_any_number_of_threads() -> None:
     printed = []
     for number in ("1", "2", "4"):
@@ -200,14 +201,14 @@ def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monke
 def test_the_caller_computes_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(3)
+    threads = ThreadPoolExecutor(3)
     submitted = []
 
     def submit(work: Any) -> Any:
         submitted.append(work)
         if len(submitted) > 1:
             raise RuntimeError("can't start new thread")
-        return ThreadPoolExecutor.submit(pool, work)
+        return ThreadPoolExecutor.submit(threads, work)
 
     monkeypatch.setattr(pool, "_pool", lambda: types.SimpleNamespace(submit=submit))
     monkeypatch.setattr(blocks, "BLOCK", 10)

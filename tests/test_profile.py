@@ -287,6 +287,7 @@ def test_where_curves_cross_and_how_they_grow() -> None:
     assert f"numba overtakes at {at:,.0f} rows" in text
 
 
+@pytest.mark.slow
 def test_tuning_writes_the_profile_of_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "profile.json"
     monkeypatch.setenv(profile.VARIABLE, str(path))

@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 from plugrad.backends.chunks import Layer, Results, functions
 from plugrad.backends.options import LossOptions, bad_label
 from plugrad.backends.workspace import Workspace
+from plugrad.kernels import KERNELS
 
 Array: TypeAlias = Any
 
@@ -297,3 +298,7 @@ def _class_numbers(rows: Array, axis: int) -> Array:
 def _write(out: Array, values: Array) -> None:
     """Round results to the dtype of `out`, which may have any strides."""
     out[...] = array_namespace(out).astype(values, out.dtype)
+
+
+# Kernels without a function above are computed by numpy, on the same arrays.
+STAND_INS = {name: "numpy" for name in KERNELS if name not in globals()}
