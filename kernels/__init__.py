@@ -28,6 +28,7 @@ from plugrad.kernels._softmax_cross_entropy import (
     softmax_cross_entropy_backward as softmax_cross_entropy_backward,
     softmax_cross_entropy_value_and_grad as softmax_cross_entropy_value_and_grad,
 )
+from plugrad.kernels._tanh import tanh as tanh, tanh_backward as tanh_backward
 
 MODULES = ("gradcheck", "jacobians", "layers", "optim")
 

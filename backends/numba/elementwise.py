@@ -4,6 +4,7 @@ A loop that writes directly to the result takes all pieces at once; else a piece
 then stored.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, is_dir
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import destination, scratch, store
 from plugrad.backends.numba.team import share_work
-from plugrad.backends.numba.vector import exp_scaling, scaled_exp, widen
+from plugrad.backends.numba.vector import exp, exp_scaling, scaled_exp, widen
 
 ELEMENTS = 2048  # in a piece: 8 KiB of float32, a few of which stay in the first-level cache
 
@@ -113,4 +114,50 @@ def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: 
         b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) * widen(a[j]) * (one - widen(a[j]))
+        _finish(b, direct, result)
+
+
+# tanh(x) = x + x^3 P(x^2) / Q(x^2) for |x| < SMALL_TANH, to 1e-17: Moshier, Cephes Mathematical Library, tanh.c.
+SMALL_TANH = 0.625
+P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+Q = (1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
+
+
+def tanh(x: Array, out: Array) -> None:
+    """``out = tanh(x)``."""
+    _over_elements(_tanh, 1, x, out)
+
+
+@compiled()
+def _tanh(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    real = values.dtype.type
+    one, small = real(1), real(SMALL_TANH)
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            size, square = abs(number), number * number
+            e = exp(real(-2) * size)
+            p = (real(P[0]) * square + real(P[1])) * square + real(P[2])
+            q = ((square + real(Q[0])) * square + real(Q[1])) * square + real(Q[2])
+            b[j] = math.copysign(size + size * (square * (p / q)) if size < small else (one - e) / (one + e), number)
+        _finish(b, direct, result)
+
+
+def tanh_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy (1 - y) (1 + y)``."""
+    _over_elements(_tanh_backward, LIGHT, dy, y, out)
+
+
+@compiled()
+def _tanh_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
+    values, step = scratch(y, ELEMENTS), stop - start if direct else 1
+    one = values.dtype.type(1)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(y, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            b[j] = widen(upstream[j]) * ((one - widen(a[j])) * (one + widen(a[j])))
         _finish(b, direct, result)

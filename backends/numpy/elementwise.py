@@ -90,3 +90,26 @@ def _sigmoid_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: 
     work = out if in_out else scratch.array("slope", y.shape, compute)
     slope = np.subtract(1, y, out=work, dtype=compute)
     np.multiply(np.multiply(slope, y, out=slope), dy, out=out)
+
+
+def tanh(x: Array, out: Array) -> None:
+    """``out = tanh(x)``."""
+    run_blocks(_tanh, (x, out), x.shape, 1)
+
+
+@quietly
+def _tanh(scratch: Scratch, x: Array, out: Array) -> None:
+    np.tanh(x, out=out, dtype=COMPUTE[x.dtype], casting="same_kind")
+
+
+def tanh_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy (1 - y) (1 + y)``."""
+    run_blocks(_tanh_backward, (dy, y, out), y.shape, LIGHT)
+
+
+@quietly
+def _tanh_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    compute = COMPUTE[y.dtype]
+    slope = np.subtract(1, y, out=scratch.array("slope", y.shape, compute), dtype=compute)
+    slope *= np.add(1, y, out=scratch.array("sum", y.shape, compute), dtype=compute)
+    np.multiply(slope, dy, out=out, casting="same_kind")

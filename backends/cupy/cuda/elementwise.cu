@@ -17,6 +17,12 @@ template <class A> struct Sigmoid {
 template <class A> struct SigmoidBackward {
     __device__ static A of(A dy, A y) { return dy * y * (1 - y); }
 };
+template <class A> struct Tanh {
+    __device__ static A of(A x) { return tanh(x); }
+};
+template <class A> struct TanhBackward {
+    __device__ static A of(A dy, A y) { return dy * ((1 - y) * (1 + y)); }
+};
 
 template <class F, class T, class... Ts> __device__ inline Vector<T, WIDTH> each(Vector<T, WIDTH> x, Ts... more) {
     Vector<T, WIDTH> values;
@@ -49,3 +55,5 @@ MAP(relu, Relu)
 MAP_OF_TWO(relu_backward, ReluBackward)
 MAP(sigmoid, Sigmoid)
 MAP_OF_TWO(sigmoid_backward, SigmoidBackward)
+MAP(tanh, Tanh)
+MAP_OF_TWO(tanh_backward, TanhBackward)
