@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -38,7 +40,6 @@ def printed(done: subprocess.CompletedProcess[str]) -> np.ndarray:
     return np.array(found, float)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("style", ["functions", "layers"])
 def test_digits_learns(style: str, tmp_path: Path) -> None:
     done = digits("--style", style, "--plot", "curves.png", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
@@ -53,13 +54,11 @@ def test_digits_learns(style: str, tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_digits_repeats_itself(tmp_path: Path) -> None:
     runs = [digits("--epochs", "3", "--seed", seed, cwd=tmp_path) for seed in ("7", "7", "8")]
     assert epochs(runs[0]) == epochs(runs[1]) != epochs(runs[2])
 
 
-@pytest.mark.slow
 def test_digits_is_the_same_in_both_styles_and_on_both_backends(tmp_path: Path) -> None:
     runs = [
         printed(digits("--epochs", "5", "--style", style, "--backend", backend, cwd=tmp_path))
@@ -120,7 +119,6 @@ def test_digits_tells_the_styles_there_are(tmp_path: Path) -> None:
     assert re.search(r"--style: invalid choice: 'layer' \(choose from '?functions'?, '?layers'?\)", done.stderr)
 
 
-@pytest.mark.slow
 def test_words_learns_and_saves_memory(tmp_path: Path) -> None:
     done = example("words.py", "--steps", "40", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,8 @@ from plugrad.backends.cpu import blas
 from plugrad.backends.workspace import bytes_of
 from plugrad.tests.records.linear_cross_entropy import value_and_grad as exactly
 
+pytestmark = pytest.mark.slow
+
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 numba_too = pytest.mark.parametrize("backend", ["numpy", "numba"])

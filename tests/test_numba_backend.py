@@ -22,6 +22,8 @@ from plugrad.backends import trust
 from plugrad.backends.numba import compiling, elementwise, recycling, rows, team, tiles, vector
 from plugrad.backends.numba.compiling import inlined
 
+pytestmark = pytest.mark.slow
+
 Array = Any
 FLOATS = (np.float32, np.float64)
 
@@ -173,7 +175,6 @@ def test_16_bit_numbers(dtype: Any, integer: Any, widen: Any, narrow: Any) -> No
     np.testing.assert_array_equal(got.view(dtype).astype(np.float32), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the assembly of x86")
 @pytest.mark.parametrize(
     "kernel", [rows.softmax, rows.softmax_backward, elementwise._relu, elementwise._sigmoid, tiles.softmax]
@@ -196,7 +197,6 @@ def test_kernels_are_vectorised(kernel: Any, dtype: Any) -> None:
     assert "vscatter" not in assembly
 
 
-@pytest.mark.slow
 def test_blocks_are_transposed() -> None:
     for dtype in FLOATS:
         rng = np.random.default_rng(0)
@@ -540,7 +540,6 @@ with team._team.announcing:
     assert python(code, PLUGRAD_NUM_THREADS="3").split()[:2] == ["True", "True"]
 
 
-@pytest.mark.slow
 def test_one_thread_starts_no_helpers() -> None:
     count = "import threading; K.softmax(x); print(threading.active_count())"
     assert python(count, PLUGRAD_NUM_THREADS="1").split()[0] == "1"
@@ -613,7 +612,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(python(code).split()[0]) < 8 * 1024  # kilobytes, of 64 MiB in each array
 
 
-@pytest.mark.slow
 def test_warming_up_leaves_nothing_to_compile(tmp_path: Path) -> None:
     code = """
 from plugrad.backends.numba import fused_losses, rows, targets, tiles
@@ -634,7 +632,6 @@ print(before, before == [len(function.signatures) for function in found])
     assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
 
 
-@pytest.mark.slow
 def test_every_kernel_can_be_compiled_ahead() -> None:
     with backends.use("numba"):
         backends.warmup(dtypes=[np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
@@ -660,7 +657,6 @@ def kept_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in (".nbi", ".nbc"))
 
 
-@pytest.mark.slow
 def test_compiled_code_is_cached_and_a_damaged_cache_costs_only_time(tmp_path: Path) -> None:
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     first = python(CALL, **folder)
@@ -676,7 +672,6 @@ def test_compiled_code_is_cached_and_a_damaged_cache_costs_only_time(tmp_path: P
     assert python(CALL, **folder).strip() == "True"  # the damaged file has been replaced
 
 
-@pytest.mark.slow
 def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) -> None:
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     python(CALL, **folder)
@@ -692,7 +687,6 @@ def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) ->
     assert "can be written to by other users" in python(CALL, **folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o1777, True), (0o755, True)])
 @pytest.mark.parametrize("by_link", [False, True])
 def test_code_in_a_folder_that_another_user_could_have_replaced_is_not_run(
@@ -744,7 +738,6 @@ def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.Mo
     assert stamp() != before
 
 
-@pytest.mark.slow
 def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:
     call = CALL + "; print(abs(K.relu(x.astype(float)).sum() - np.maximum(x, 0).sum()) < 1)"
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -898,7 +891,6 @@ def test_numpy_computes_if_the_memory_limit_is_too_low_for_the_compiler(
     assert f"numba's compiler may take {what}, and the limit of this process leaves " in output[1]
 
 
-@pytest.mark.slow
 @limits_memory
 def test_numba_compiles_at_the_documented_memory_limit(tmp_path: Path) -> None:
     code = (

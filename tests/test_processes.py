@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here"),
+]
 
 WORKER = '''
 import multiprocessing, os, sys
@@ -41,7 +44,6 @@ def script(folder: Path, code: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_pool_of_workers(method: str, before: bool, tmp_path: Path) -> None:
@@ -69,7 +71,6 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, total(3))
     assert script(tmp_path, code).split() == ["True", "True"]
 
 
-@pytest.mark.slow
 def test_a_fork_while_another_thread_compiles(tmp_path: Path) -> None:
     code = """
 import threading
@@ -154,7 +155,6 @@ def started(cache: Path, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.slow
 def test_several_processes_compile_into_one_folder_at_once(tmp_path: Path) -> None:
     processes = [started(tmp_path) for _ in range(4)]
     results = [process.communicate(timeout=300) for process in processes]
@@ -164,7 +164,6 @@ def test_several_processes_compile_into_one_folder_at_once(tmp_path: Path) -> No
     assert errors == ""  # the code is there, and whole: nothing is compiled, and there is no warning
 
 
-@pytest.mark.slow
 def test_a_process_killed_while_it_compiles_leaves_a_usable_cache(tmp_path: Path) -> None:
     for wait in (0.8, 1.6, 2.4, 3.2):
         process = started(tmp_path)
@@ -175,7 +174,6 @@ def test_a_process_killed_while_it_compiles_leaves_a_usable_cache(tmp_path: Path
     assert out == "6.0\n"
 
 
-@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     # A limit of 0 bytes for files has the effect of a full disk.
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));" + CALL
