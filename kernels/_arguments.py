@@ -80,14 +80,16 @@ def promoted(*arrays: Any) -> tuple[Any, ...]:
 
 @functools.lru_cache(1024)
 def _common(dtypes: tuple[np.dtype[Any], ...]) -> np.dtype[Any]:
-    """The dtype of `promoted`."""
-    try:
-        common = np.result_type(*dtypes)
-    except TypeError:
-        floats = [dtype for dtype in dtypes if dtype in COMPUTE]
-        others = [dtype for dtype in dtypes if dtype not in COMPUTE]
-        common = np.result_type(FLOAT64 if FLOAT64 in floats else FLOAT32, *others)
+    """The dtype of `promoted`: pair by pair in order, as in ``x @ w + b``."""
+    common = functools.reduce(_pair, dtypes)
     return common if common in COMPUTE else FLOAT64
+
+
+def _pair(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
+    try:
+        return np.promote_types(a, b)
+    except TypeError:  # float16 with bfloat16
+        return FLOAT32
 
 
 def axis_index(kernel: str, axis: Any, ndim: int) -> int:
@@ -217,7 +219,8 @@ def given_results(kernel: str, out: Any, names: tuple[str, ...], lone: str | Non
 
 def given_back(array: Any, out: Any) -> Array:
     """The result as the caller gets it: the array that it gave, or a new one, a scalar if that has no dimensions."""
-    result: Array = array if out is not None or array.ndim else array[()]
+    is_given = out is not None and not (type(out) is tuple and out[0] is None)
+    result: Array = array if is_given or array.ndim else array[()]
     return result
 
 

@@ -110,6 +110,8 @@ def test_images_of_integers_take_the_dtype_of_the_weights() -> None:
     assert K.affine(images.astype(np.int64), w).dtype == np.float64
     assert K.affine(images.tolist(), w).dtype == np.float64
     assert K.relu(images).dtype == np.float64
+    x, w, b = np.ones((2, 3), np.int16), np.ones((3, 2), np.uint16), np.ones(2, np.float32)
+    assert K.affine(x, w, b).dtype == (x @ w + b).dtype == np.float64
 
 
 def test_results_that_share_memory_are_refused() -> None:
@@ -137,6 +139,7 @@ def test_a_read_only_out_is_refused() -> None:
 def test_out_may_be_a_tuple_of_the_one_result() -> None:
     y = np.empty(2)
     assert kernels.softmax([1.0, 1.0], out=(y,)) is y
+    assert isinstance(kernels.relu(3.0, out=(None,)), np.float64)
 
 
 def test_a_loss_can_be_written_where_the_caller_says() -> None:
