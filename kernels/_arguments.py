@@ -88,8 +88,8 @@ def _common(dtypes: tuple[np.dtype[Any], ...]) -> np.dtype[Any]:
 def _pair(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     try:
         return np.promote_types(a, b)
-    except TypeError:  # float16 with bfloat16
-        return FLOAT32
+    except TypeError:  # bfloat16 with float16 or integers of 16 bits and more: as float32
+        return np.promote_types(COMPUTE.get(a, a), COMPUTE.get(b, b))
 
 
 def axis_index(kernel: str, axis: Any, ndim: int) -> int:
