@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugrad.backends import Backend
-from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, is_supported
+from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions, is_supported
 
 # An array of the backend in force. Signatures name NumPy's; on `cupy` and on plug-ins it is an array of theirs.
 Array: TypeAlias = npt.NDArray[Any]
