@@ -245,7 +245,7 @@ class Adam(Protocol):
 
 
 class Hooks(Protocol):
-    """What plugrad looks for in the module of a backend, apart from kernels. Every member is optional."""
+    """The members of a backend module apart from kernels. Every member is optional."""
 
     @property
     def ARRAYS(self) -> str:  # noqa: N802

@@ -1,4 +1,4 @@
-"""What kernels and backends agree on beside arrays: the dtypes, and the options of a loss."""
+"""The interface between kernels and backends apart from arrays: the dtypes, and the options of a loss."""
 
 from typing import Any, NamedTuple
 

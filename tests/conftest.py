@@ -20,7 +20,7 @@ from plugrad.tests.records import RECORDS, Record
 # The checks of the quick tests on backends other than numpy; the slow tests make the others.
 QUICK = ("shapes", "results_go_to_out", "nan_stays_in_its_row", "mistakes")
 
-# What tests may need beside Python: the names of its program, and what installs it.
+# Programs that tests may need apart from Python: their names, and the command that installs them.
 PROGRAMS = {
     "g++": (("g++",), "apt-get install g++"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "apt-get install chromium"),

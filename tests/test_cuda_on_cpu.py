@@ -342,22 +342,22 @@ from plugrad import backends, kernels as K
 def refused(error, call):
     try:
         call()
-    except error as told:
-        return str(told)
+    except error as output:
+        return str(output)
     raise AssertionError(f"not refused: {call}")
 
 x = backends.asarray(np.ones((3, 4), "f4"))
 with cupy.cuda.Device(1):
     other = backends.asarray(np.ones((3, 4), "f4"))
-told = refused(TypeError, lambda: K.softmax_backward(x, other))
-assert "y: expected an array on the current device, 0, got one on device 1" in told, told
-assert "cupy.cuda.Device(1)" in told, told
+output = refused(TypeError, lambda: K.softmax_backward(x, other))
+assert "y: expected an array on the current device, 0, got one on device 1" in output, output
+assert "cupy.cuda.Device(1)" in output, output
 assert "x: expected an array on the current device" in refused(TypeError, lambda: K.relu(other))
 assert "out: expected an array on the current device" in refused(TypeError, lambda: K.relu(x, out=other))
 with cupy.cuda.Device(1):
     assert K.relu(other).device.id == 1
-told = refused(TypeError, lambda: K.relu(np.ones(3)))
-assert "relu: x: expected a cupy.ndarray, got a numpy.ndarray; call plugrad.backends.asarray" in told, told
+output = refused(TypeError, lambda: K.relu(np.ones(3)))
+assert "relu: x: expected a cupy.ndarray, got a numpy.ndarray; call plugrad.backends.asarray" in output, output
 assert "weight" in refused(TypeError, lambda: K.cross_entropy(x, backends.asarray([0, 0, 0]), weight=[1.0] * 4))
 
 # auto goes by the arrays
@@ -455,23 +455,23 @@ def test_compiled_code_is_kept_and_trusted_only_where_it_is_whole_and_ours(tmp_p
     folder = tmp_path / "cache"
     variables = environment(folder, "ascending")
 
-    def told() -> str:
+    def output() -> str:
         done = run("-c", CACHE, variables=variables)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    assert told() == "1 1"
-    assert told() == "0 1"
+    assert output() == "1 1"
+    assert output() == "0 1"
     (kept,) = folder.glob("plugrad_*.bin")
     kept.write_bytes(kept.read_bytes()[:1000])  # damaged
-    assert told().startswith("1 ")
-    assert told().startswith("0 ")
+    assert output().startswith("1 ")
+    assert output().startswith("0 ")
     folder.chmod(0o777)  # others can write there
-    assert told().startswith("1 ")
+    assert output().startswith("1 ")
     folder.chmod(0o700)
     variables["CUPY_CACHE_DIR"] = str(tmp_path / "file" / "cache")
     (tmp_path / "file").touch()  # where there can be no folder
-    assert told() == "1 0"
+    assert output() == "1 0"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

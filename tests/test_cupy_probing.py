@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-room = importlib.import_module("plugrad.backends.cupy")
+module = importlib.import_module("plugrad.backends.cupy")
 
 
 class CudaError(RuntimeError):
-    """What CuPy raises for a status that is no success."""
+    """The error that CuPy raises for a status other than success."""
 
 
 def raising(error: Exception) -> Any:
@@ -38,11 +38,11 @@ def library(**given: Any) -> Any:
 
 
 def probed(monkeypatch: pytest.MonkeyPatch, cupy: Any, packages: tuple[str, ...] = ("cupy-cuda13x 14.2.0",)) -> Any:
-    """What the probe says of a CuPy."""
-    monkeypatch.setattr(room, "find_spec", lambda name: cupy)
-    monkeypatch.setattr(room, "installed_packages", lambda: list(packages))
+    """The answer of the probe for a CuPy."""
+    monkeypatch.setattr(module, "find_spec", lambda name: cupy)
+    monkeypatch.setattr(module, "installed_packages", lambda: list(packages))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    return room.probe()
+    return module.probe()
 
 
 def test_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,20 +50,20 @@ def test_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = probed(monkeypatch, None)
-    assert told.startswith("cupy is not installed; install it with: python -m pip install 'plugrad[cuda13]'")
+    reason = probed(monkeypatch, None)
+    assert reason.startswith("cupy is not installed; install it with: python -m pip install 'plugrad[cuda13]'")
 
 
 def test_two_packages_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = probed(monkeypatch, library(), ("cupy-cuda12x 13.6.0", "cupy-cuda13x 14.2.0"))
-    assert "cupy-cuda12x 13.6.0, cupy-cuda13x 14.2.0; uninstall all but one" in told
+    reason = probed(monkeypatch, library(), ("cupy-cuda12x 13.6.0", "cupy-cuda13x 14.2.0"))
+    assert "cupy-cuda12x 13.6.0, cupy-cuda13x 14.2.0; uninstall all but one" in reason
 
 
 NO_LIBRARY = ImportError("libnvrtc.so.13: cannot open shared object file\nand much more")
 
 
 @pytest.mark.parametrize(
-    ("cupy", "told"),
+    ("cupy", "reason"),
     [
         (
             library(getDeviceCount=raising(CudaError("status 35")), driverGetVersion=lambda: 0),
@@ -86,17 +86,17 @@ NO_LIBRARY = ImportError("libnvrtc.so.13: cannot open shared object file\nand mu
         (library(without_cublas=True), "cuBLAS, CUDA's matrix products, was not found"),
     ],
 )
-def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, cupy: Any, told: str) -> None:
-    assert told in probed(monkeypatch, cupy)
+def test_what_is_missing_is_reason(monkeypatch: pytest.MonkeyPatch, cupy: Any, reason: str) -> None:
+    assert reason in probed(monkeypatch, cupy)
 
 
 def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cupy.py").write_text("raise OSError('libcuda.so.1 has a wrong size')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.setattr(room, "installed_packages", lambda: ["cupy-cuda13x 14.2.0"])
-    told = room.probe()
-    assert told == "cupy-cuda13x 14.2.0 is installed, but fails to import: libcuda.so.1 has a wrong size"
+    monkeypatch.setattr(module, "installed_packages", lambda: ["cupy-cuda13x 14.2.0"])
+    reason = module.probe()
+    assert reason == "cupy-cuda13x 14.2.0 is installed, but fails to import: libcuda.so.1 has a wrong size"
 
 
 def test_importing_plugrad_and_calling_a_kernel_leave_cupy_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the documents say is run: every snippet, every docstring, and the table of kernels."""
+"""The documents run: every snippet, every docstring, and the table of kernels."""
 
 import doctest
 import os
@@ -30,7 +30,7 @@ public["Workspace"] = kernels.Workspace
 for module in (gradcheck, jacobians, layers, optim):
     name = module.__name__.rpartition(".")[2]
     public |= {f"{name}.{item}": getattr(module, item) for item in module.__all__ if callable(getattr(module, item))}
-# What says what there is to it by itself, or is not made by callers.
+# Self-explanatory, or not constructed by users.
 for item in ("layers.Layer", "layers.Loss", "optim.Optimizer", "optim.Schedule", *(f"gradcheck.{n}" for n in RECORDS)):
     public.pop(item, None)
 public |= {f"backends.{name}": getattr(backends, name) for name in backends.__all__ if name.islower()}
@@ -44,7 +44,7 @@ def blocks(document: str, *languages: str) -> list[str]:
 
 @pytest.fixture
 def known() -> dict[str, Any]:
-    """What the documents' snippets take for imported."""
+    """The names that the snippets of the documents expect to be imported."""
     return {"np": np, "K": kernels, "backends": backends}
 
 

@@ -97,7 +97,7 @@ def test_spiral_repeats_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "length"), [("digits.py", "--epochs"), ("spiral.py", "--steps")])
 @pytest.mark.parametrize(
-    ("arguments", "environment", "told"),
+    ("arguments", "environment", "output"),
     [
         (("--backend", "nubma"), {}, "set_default('nubma'): unknown backend 'nubma'; did you mean 'numba'?"),
         ((), {"PLUGRAD_BACKEND": "nubma"}, "PLUGRAD_BACKEND=nubma: unknown backend 'nubma'; did you mean 'numba'?"),
@@ -106,11 +106,11 @@ def test_spiral_repeats_itself(tmp_path: Path) -> None:
     ],
 )
 def test_examples_tell_what_is_wrong(
-    name: str, length: str, arguments: tuple[str, ...], environment: dict[str, str], told: str, tmp_path: Path
+    name: str, length: str, arguments: tuple[str, ...], environment: dict[str, str], output: str, tmp_path: Path
 ) -> None:
     done = example(name, *(a.replace("LENGTH", length) for a in arguments), cwd=tmp_path, **environment)
     assert done.returncode == 2
-    assert told.replace("LENGTH", length) in done.stderr.splitlines()[-1]
+    assert output.replace("LENGTH", length) in done.stderr.splitlines()[-1]
 
 
 def test_digits_tells_the_styles_there_are(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_digits_tells_the_styles_there_are(tmp_path: Path) -> None:
 def test_words_learns_and_saves_memory(tmp_path: Path) -> None:
     done = example("words.py", "--steps", "40", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
     assert done.returncode == 0, done.stderr
-    told = re.match(r"backend: numpy   words: ([\d,]+)   vocabulary: ([\d,]+)\n", done.stdout)
-    assert told
-    assert int(told[2].replace(",", "")) >= 10_000
+    output = re.match(r"backend: numpy   words: ([\d,]+)   vocabulary: ([\d,]+)\n", done.stdout)
+    assert output
+    assert int(output[2].replace(",", "")) >= 10_000
     perplexities = [
         float(number) for number in re.findall(r"held-out perplexity +([\d.]+)$", done.stdout, re.MULTILINE)
     ]
@@ -137,7 +137,7 @@ def test_words_learns_and_saves_memory(tmp_path: Path) -> None:
 
 
 def test_words_tells_what_is_wrong(tmp_path: Path) -> None:
-    for arguments, told in ((("--steps", "0"), "--steps: expected at least 1"), (("--backend", "nubma"), "'numba'?")):
+    for arguments, output in ((("--steps", "0"), "--steps: expected at least 1"), (("--backend", "nubma"), "'numba'?")):
         done = example("words.py", *arguments, cwd=tmp_path)
         assert done.returncode == 2
-        assert told in done.stderr.splitlines()[-1]
+        assert output in done.stderr.splitlines()[-1]

@@ -168,7 +168,7 @@ def test_an_out_that_overlaps_the_weights_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda x: kernels.softmax(x, axis=np.array([0])), TypeError, "softmax: axis: expected one integer"),
         (lambda x: kernels.softmax(x, axis=np.array([0, 1])), TypeError, "softmax: axis: expected one integer"),
@@ -208,8 +208,8 @@ def test_an_out_that_overlaps_the_weights_is_refused() -> None:
         (lambda x: kernels.relu(x, out=np.ma.masked_less(x, 2.0)), TypeError, "out: expected a plain array .*Masked"),
     ],
 )
-def test_strange_arguments_are_named(call: Any, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_strange_arguments_are_named(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         call(np.full((2, 2), 0.5))
 
 

@@ -100,7 +100,7 @@ def test_the_notebook_shifts_its_input_in_place_and_softmax_does_not() -> None:
 
 
 def test_unshifted_exponentials_overflow_and_softmax_does_not() -> None:
-    """Three notebooks (on Jacobians, on derivations in SymPy, on finite differences) do not shift unless told to."""
+    """Three notebooks (on Jacobians, on derivations in SymPy, on finite differences) do not shift unless asked to."""
     x = np.array([1001.0, 1000.0, 1003.0])
     with np.errstate(over="ignore", invalid="ignore"):
         assert np.isnan(np.exp(x) / np.exp(x).sum()).all()

@@ -62,7 +62,7 @@ def test_the_sdist_holds_what_the_tests_need(distributions: dict[str, Path]) -> 
 
 
 def python(code: str, folder: Path, *options: str) -> str:
-    """What a new process prints that runs in `folder`."""
+    """The output of a new process that runs in `folder`."""
     done = subprocess.run(
         [sys.executable, *options, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -111,8 +111,8 @@ def test_importing_the_kernels_adds_little_to_numpy(tmp_path: Path) -> None:
 
 
 def test_what_ci_installs_is_pinned_with_hashes() -> None:
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*told["dependencies"], *(one for name in ("dev", "test", "bench") for one in _extra(told, name))]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for name in ("dev", "test", "bench") for one in _extra(project, name))]
     locked = {
         entry.partition("==")[0]: entry.count("--hash=sha256:")
         for entry in re.split(r"\n(?=\S)", (ROOT / ".ci" / "requirements.txt").read_text())
@@ -124,8 +124,8 @@ def test_what_ci_installs_is_pinned_with_hashes() -> None:
     assert not missing, "write it anew with the command in its first lines"
 
 
-def _extra(told: dict[str, Any], name: str) -> list[str]:
-    found: list[str] = told["optional-dependencies"][name]
+def _extra(project: dict[str, Any], name: str) -> list[str]:
+    found: list[str] = project["optional-dependencies"][name]
     return found
 
 

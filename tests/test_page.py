@@ -190,8 +190,8 @@ def test_plots_show_what_was_measured(opened: Page, results: Results) -> None:
     point = one(values("roofline", 1), **wanted, side="numba")
     assert point["intensity"] == pytest.approx(5 / 8)
     assert point["rate"] == pytest.approx(5 * 320 / 2e-6 / 1e9)
-    told = one(values("accuracy"), kernel="softmax", case="32x10 float32", side="torch")
-    assert (told["ns"], told["ulp"]) == (pytest.approx(1e-6 / 320 * 1e9), "infinite")
+    output = one(values("accuracy"), kernel="softmax", case="32x10 float32", side="torch")
+    assert (output["ns"], output["ulp"]) == (pytest.approx(1e-6 / 320 * 1e9), "infinite")
     last = one(values("growth-rows"), kernel="softmax", side="numba", number=2048)
     assert last["us"] == pytest.approx(1 + 20.48)
     cells = [column(opened, "crossings", i) for i in range(5)]

@@ -70,15 +70,15 @@ def test_plug_ins_are_listed_but_not_imported(plug_ins: Path) -> None:
         from plugrad import backends, kernels as K
         K.relu([1.0])
         backends.explain("relu")
-        told = backends.available()
-        print(json.dumps({name: told[name] for name in told}))
+        output = backends.available()
+        print(json.dumps({name: output[name] for name in output}))
         """,
         plug_ins,
     )
-    told = json.loads(done.stdout)  # nothing else was printed: no plug-in was imported
-    assert set(told) > {"numpy", "numba", "cupy", "good", "bad", "exits", "twice", "hangs"}
-    assert told["good"] == "backend 'good' is an installed plug-in, loaded only when it is selected"
-    assert told["numpy"] is True
+    output = json.loads(done.stdout)  # nothing else was printed: no plug-in was imported
+    assert set(output) > {"numpy", "numba", "cupy", "good", "bad", "exits", "twice", "hangs"}
+    assert output["good"] == "backend 'good' is an installed plug-in, loaded only when it is selected"
+    assert output["numpy"] is True
 
 
 def test_a_plug_in_is_selected_by_the_environment(plug_ins: Path) -> None:
@@ -92,20 +92,20 @@ def test_a_plug_in_is_selected_by_the_environment(plug_ins: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "output"),
     [
         ("bad", "backend 'bad' (plug-in bad_module of bad) failed to import: ModuleNotFoundError: No module named"),
         ("exits", "backend 'exits' (plug-in exits_module of exits) failed to import: SystemExit: 3"),
         ("twice", "backend 'twice' is claimed by several distributions: first, second; uninstall all but one"),
     ],
 )
-def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: str, told: str) -> None:
+def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: str, output: str) -> None:
     done = python("from plugrad import kernels as K; K.relu([1.0])", plug_ins, PLUGRAD_BACKEND=name)
-    assert told in done.stderr
+    assert output in done.stderr
     done = python(
         f"""
         from plugrad import backends, kernels as K
-        assert {told!r} in backends.available({name!r})[{name!r}]
+        assert {output!r} in backends.available({name!r})[{name!r}]
         assert not backends.available()[{name!r}]
         with backends.use("numpy"):
             print(K.relu([2.0]))
@@ -116,7 +116,7 @@ def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: 
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel", "told"),
+    ("name", "kernel", "output"),
     [
         ("raises", "relu", "raised by backend 'raises' (plug-in raises_module of raises)"),
         (
@@ -143,9 +143,9 @@ def test_a_broken_plug_in_is_named_and_breaks_nobody_else(plug_ins: Path, name: 
         ("unsaid", "relu", "of unsaid) failed in its probe: Unsaid"),
     ],
 )
-def test_what_a_plug_in_does_wrong_is_told_with_its_name(plug_ins: Path, name: str, kernel: str, told: str) -> None:
+def test_what_a_plug_in_does_wrong_is_told_with_its_name(plug_ins: Path, name: str, kernel: str, output: str) -> None:
     done = python(f"from plugrad import kernels as K; K.{kernel}([1.0])", plug_ins, PLUGRAD_BACKEND=name)
-    assert told in done.stderr
+    assert output in done.stderr
     works_on = f"""
         from plugrad import backends, kernels as K
         try:
@@ -168,8 +168,8 @@ def test_whatever_a_plug_in_raises_is_told_as_its_own(plug_ins: Path, name: str,
         except BaseException as error:
             print(*error.__notes__)
         """
-    told = f"raised by backend '{name}' (plug-in {name}_module of {name})"
-    assert python(code, plug_ins, PLUGRAD_BACKEND=name).stdout.strip() == told
+    output = f"raised by backend '{name}' (plug-in {name}_module of {name})"
+    assert python(code, plug_ins, PLUGRAD_BACKEND=name).stdout.strip() == output
 
 
 def test_a_damaged_distribution_hides_no_others(plug_ins: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_plug_in_that_hangs_holds_nobody_up(plug_ins: Path) -> None:
         builtins.go_on.set()
         thread.join()
         """
-    told = python(code, plug_ins, PLUGRAD_BACKEND="numpy").stdout.splitlines()
-    assert told == ["early 2.0", "late 1.0"]
+    output = python(code, plug_ins, PLUGRAD_BACKEND="numpy").stdout.splitlines()
+    assert output == ["early 2.0", "late 1.0"]
 
 
 def test_a_plug_in_cannot_take_the_name_of_a_built_in_backend(plug_ins: Path) -> None:

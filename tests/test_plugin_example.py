@@ -45,10 +45,10 @@ print(backends.current(), backends.explain(K.softmax, [1.0]).backend, K.softmax(
 
 
 def test_it_passes_the_suite(installed: Mapping[str, str], tmp_path: Path) -> None:
-    told = tmp_path / "results.json"
-    done = python(["-m", "plugrad.tests", "--backend", "arrayapi", "--json", str(told)], installed, tmp_path)
+    path = tmp_path / "results.json"
+    done = python(["-m", "plugrad.tests", "--backend", "arrayapi", "--json", str(path)], installed, tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-    results = json.loads(told.read_text())
+    results = json.loads(path.read_text())
     assert set(results["backends"]) == {"arrayapi"}
     assert results["counts"]["failed"] == results["counts"]["skipped"] == 0
     assert {result["kernel"] for result in results["results"]} >= set(KERNELS)

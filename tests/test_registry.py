@@ -16,10 +16,10 @@ from plugrad.tests.fakes import counting_module
 
 
 def test_available_tells_true_or_why_not() -> None:
-    told = backends.available()
-    assert list(told)[:3] == ["numpy", "numba", "cupy"]
-    assert told["numpy"] is True
-    for reason in (reason for reason in told.values() if reason is not True):
+    output = backends.available()
+    assert list(output)[:3] == ["numpy", "numba", "cupy"]
+    assert output["numpy"] is True
+    for reason in (reason for reason in output.values() if reason is not True):
         assert isinstance(reason, str)
         assert len(reason) > 20
         assert not reason  # so that `if available()[name]` means what it says
@@ -64,9 +64,9 @@ def test_a_kernel_that_a_backend_lacks_is_an_error_unless_another_stands_in() ->
     backends.register("helped", counting_module(STAND_INS={"softmax": "numpy"}))
     with backends.use("helped"):
         np.testing.assert_array_equal(K.softmax([1.0]), [1.0])
-        told = backends.explain("softmax")
-        assert told.backend == "numpy"
-        assert told.reasons["numpy"] == "stands in for helped, which has no kernel 'softmax'"
+        output = backends.explain("softmax")
+        assert output.backend == "numpy"
+        assert output.reasons["numpy"] == "stands in for helped, which has no kernel 'softmax'"
         with pytest.raises(NotImplementedError, match="backend 'helped' has no kernel 'sigmoid'"):
             K.sigmoid([1.0])
 
@@ -77,11 +77,11 @@ def test_a_stand_in_that_cannot_help_is_named() -> None:
     backends.register("circle", types.SimpleNamespace(STAND_INS={"relu": "circle"}))
     for name, why in (("off", "cannot: backend 'off' cannot run here: it is off"), ("empty", "has none either")):
         backends.register(f"by-{name}", types.SimpleNamespace(STAND_INS={"relu": name}))
-        told = f"backend 'by-{name}' has no kernel 'relu', and '{name}', which stands in for it, {why}"
+        output = f"backend 'by-{name}' has no kernel 'relu', and '{name}', which stands in for it, {why}"
         with backends.use(f"by-{name}"):
-            with pytest.raises(NotImplementedError, match=told):
+            with pytest.raises(NotImplementedError, match=output):
                 K.relu([1.0])
-            assert backends.explain("relu").reasons[f"by-{name}"].startswith(told)
+            assert backends.explain("relu").reasons[f"by-{name}"].startswith(output)
     with backends.use("circle"), pytest.raises(NotImplementedError, match="has none either"):
         K.relu([1.0])
 
@@ -97,13 +97,13 @@ def test_a_failing_probe_names_the_backend() -> None:
     backends.register("absent", counting_module(probe=lambda: "no licence was found"))
     backends.register("true", counting_module(probe=lambda: True))
     assert backends.available()["true"] == "backend 'true' is malformed: its probe returned True, not a reason or None"
-    told = backends.available()
-    assert told["broken"] == "backend 'broken' failed in its probe: ZeroDivisionError: division by zero"
-    assert told["absent"] == "backend 'absent' cannot run here: no licence was found"
+    output = backends.available()
+    assert output["broken"] == "backend 'broken' failed in its probe: ZeroDivisionError: division by zero"
+    assert output["absent"] == "backend 'absent' cannot run here: no licence was found"
     with pytest.raises(BackendUnavailableError, match="no licence was found"), backends.use("absent"):
         pass
-    told = "none of these backends can run here: backend 'absent' cannot .* was found; backend 'broken' failed"
-    with pytest.raises(BackendUnavailableError, match=told), backends.use("absent,broken"):
+    output = "none of these backends can run here: backend 'absent' cannot .* was found; backend 'broken' failed"
+    with pytest.raises(BackendUnavailableError, match=output), backends.use("absent,broken"):
         pass
     with backends.use("absent,numpy") as backend:
         assert backend == "numpy"

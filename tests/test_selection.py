@@ -28,7 +28,7 @@ def test_the_environment_selects(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "output"),
     [
         ("nubma", "ValueError: PLUGRAD_BACKEND=nubma: unknown backend 'nubma'; did you mean 'numba'? Known backends: "),
         ("NumPy", "did you mean 'numpy'?"),
@@ -37,10 +37,10 @@ def test_the_environment_selects(text: str) -> None:
         ("cupy", "PLUGRAD_BACKEND=cupy: backend 'cupy' cannot run here: cupy "),
     ],
 )
-def test_what_the_environment_cannot_select_is_told_at_the_first_call(text: str, told: str) -> None:
+def test_what_the_environment_cannot_select_is_told_at_the_first_call(text: str, output: str) -> None:
     done = python(SHOW, PLUGRAD_BACKEND=text)
     assert done.returncode == 1
-    assert told in done.stderr.splitlines()[-1]
+    assert output in done.stderr.splitlines()[-1]
 
 
 def test_importing_needs_no_valid_environment() -> None:

@@ -1,4 +1,4 @@
-"""What the backends on NumPy arrays share: matrix products, the check of class indices, the last layer in chunks.
+"""The code that the backends on NumPy arrays share: matrix products, class indices, the last layer in chunks.
 
 `affine` has the affine layer, by the BLAS that `blas` calls, `linear_cross_entropy` that layer with its loss in chunks
 of rows, and `class_indices` checks and counts class indices. `blocks` cuts arrays into pieces that stay in cache, and

@@ -1,7 +1,7 @@
 """How functions are compiled, and where the compiled code is kept.
 
 Nothing is compiled before it is called, and then for the types it is called with. The code is kept on disk by numba:
-beside the source, or where that cannot be written to, in the user's cache folder (``NUMBA_CACHE_DIR`` moves it).
+next to the source, or where that cannot be written to, in the user's cache folder (``NUMBA_CACHE_DIR`` moves it).
 """
 
 import contextlib
@@ -135,7 +135,7 @@ class _Compiling(event.Listener):
             return
         if self._depth == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._interrupted = False
-            # An interpreter beside the main one has a main thread too, but may not handle signals.
+            # A subinterpreter has a main thread too, but may not handle signals.
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, self._interrupt)
         self._depth += 1

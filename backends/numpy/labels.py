@@ -1,4 +1,4 @@
-"""What the labels and options of a loss come to: which rows count, by how much, and against which labels."""
+"""The labels and options of a loss: the rows that count, their weights, and the labels they are compared with."""
 
 from typing import Any
 

@@ -122,7 +122,7 @@ def elements(rows: Array, columns: Array) -> Elements:
 def sums(e: Array, one: Elements) -> tuple[Array, Array]:
     """The sums of the rows of `e` in two parts: all elements but one, and that one.
 
-    A sum rounded as a whole would lose, in a row predicted with confidence, what lies beside the largest term. The
+    A sum rounded as a whole would lose, in a row predicted with confidence, the terms other than the largest. The
     elements left out are 0 in `e` afterwards.
     """
     flat, index = one

@@ -94,8 +94,8 @@ def _over(task: Any, p: Array, *others: Array | None) -> None:
 
 @quietly
 def _pieces(task: Any, scratch: Scratch, p: Array, *others: Array | None) -> None:
-    room = scratch.array("work", (2, min(p.size, PIECE)), COMPUTE[p.dtype])
+    work = scratch.array("work", (2, min(p.size, PIECE)), COMPUTE[p.dtype])
     for start in range(0, p.size, PIECE):
         piece = slice(start, start + PIECE)
         target = p[piece]
-        task(room[:, : target.size], target, *(None if array is None else array[piece] for array in others))
+        task(work[:, : target.size], target, *(None if array is None else array[piece] for array in others))

@@ -43,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """What tests and benchmarks know of one kernel.
+    """The knowledge of one kernel that tests and benchmarks share.
 
     Attributes
     ----------
