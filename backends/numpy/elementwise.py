@@ -1,4 +1,4 @@
-"""ReLU and sigmoid."""
+"""Elementwise kernels: activations and their gradients."""
 
 from functools import partial
 from typing import Any

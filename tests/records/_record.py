@@ -78,7 +78,8 @@ class Record:
     composed : callable or None
         For a fused kernel: the same arguments and options to the same results, by the kernels it consists of.
     domain : mapping
-        Argument -> (smallest, largest) value, for arguments that are restricted, such as a probability.
+        Argument -> (smallest, largest) value, for arguments that are restricted, such as a probability. The checks of
+        special numbers stay within it; random calls may leave it by NaN and infinities.
     subnormal : callable or None
         ``subnormal(depth, normal, tiny)``: rows of arguments whose results are subnormal, and the padding of the row,
         by name. `depth` is minus the logarithm of the smallest normal number, and 1.5.
