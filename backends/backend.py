@@ -76,7 +76,7 @@ class Backend:
     described : str
         The backend as messages call it, with the distribution of a plug-in.
     module : module or object
-        What holds its kernels and hooks; `plugrad.backends.contract` says what these are.
+        The module or object with its kernels and hooks, as `plugrad.backends.contract` defines them.
     functions : mapping
         Name of a kernel -> the function that computes it: the backend's own, or that of the backend that stands in.
     arrays, native, options, stand_ins

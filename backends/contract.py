@@ -6,8 +6,8 @@ plugrad looks for in the module; each of its members is optional, and `plugrad.b
 
 ``python -m plugrad.backends.contract`` prints both as the tables of ``docs/adding-a-backend.md``.
 
-What holds in every call
-------------------------
+Rules of every call
+--------------------
 All arguments are positional, so their names are the backend's choice. Checks that need no data have passed.
 
 The arrays of a call are arrays of the backend (of `Hooks.ARRAYS`, as `Hooks.take` returned them). They have one
