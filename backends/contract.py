@@ -26,7 +26,7 @@ is computed in. No warning is raised for NaN and infinity. The return value is i
 is an error: the results belong in the arrays that were given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -201,34 +201,44 @@ class LinearLossAndGradients(Protocol):
 
 
 class SGD(Protocol):
-    """The step `sgd` of the optimizer ``SGD``, which updates a parameter and its velocity in place.
+    """The step `sgd` of the optimizer ``SGD``, which updates parameters and their velocities in place.
 
     ``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with `nesterov` ``p -= lr (d + momentum v)``. Without
-    momentum `v` is None, and ``p -= lr d``.
+    momentum each `v` is None, and ``p -= lr d``.
 
-    `p` and `g` have the same shape and dtype, `v` the same shape and the dtype that `p` is computed in. No memory is
-    shared, except that `g` may have exactly the elements of `p`. Optional: `plugrad.backends.updates` has a default.
-    """
-
-    def __call__(
-        self, p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float, /
-    ) -> object: ...
-
-
-class Adam(Protocol):
-    """The step `adam` of the optimizer ``Adam``, which updates a parameter and its two means in place.
-
-    ``m`` and ``v`` are the running means of ``d = g + decay p`` and of its square: ``m = beta1 m + (1 - beta1) d``,
-    ``v = beta2 v + (1 - beta2) d^2``. Then ``p -= step m / (sqrt(v) / root + eps)``: `step` and `root` contain Adam's
-    bias corrections. Shapes, dtypes and memory are as in `SGD`, with `m` like `v`. Optional, as `SGD` is.
+    `params`, `grads` and `velocities` have an entry for each parameter. `p` and `g` have the same shape and dtype, `v`
+    the same shape and the dtype that `p` is computed in. No memory is shared, except that `g` may have exactly the
+    elements of `p`. Optional: `plugrad.backends.updates` has a default.
     """
 
     def __call__(
         self,
-        p: Array,
-        g: Array,
-        m: Array,
-        v: Array,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        decay: float,
+        /,
+    ) -> object: ...
+
+
+class Adam(Protocol):
+    """The step `adam` of the optimizer ``Adam``, which updates parameters and their two means in place.
+
+    ``m`` and ``v`` are the running means of ``d = g + decay p`` and of its square: ``m = beta1 m + (1 - beta1) d``,
+    ``v = beta2 v + (1 - beta2) d^2``. Then ``p -= step m / (sqrt(v) / root + eps)``: `step` and `root` contain Adam's
+    bias corrections. Shapes, dtypes and memory are as in `SGD`, with `means` and `squares` like `velocities`. Optional,
+    as `SGD` is.
+    """
+
+    def __call__(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
         step: float,
         root: float,
         beta1: float,

@@ -59,9 +59,7 @@ def to_numpy(x: Any) -> npt.NDArray[Any]:
     return np.asarray(x)
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A new C-contiguous array with undefined contents."""
-    return np.empty(shape, dtype)
+empty = np.empty  # a new C-contiguous array with undefined contents
 
 
 def warmup(kernels: list[str], dtypes: list[np.dtype[Any]]) -> None:

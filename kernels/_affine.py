@@ -1,14 +1,32 @@
 """The affine layer."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from plugrad.backends import Backend, contract
+from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array, ArrayLike, Out, given_back, given_results, promoted, real, result
+from plugrad.kernels._arguments import (
+    Array,
+    ArrayLike,
+    Out,
+    given_back,
+    given_results,
+    is_plain,
+    promoted,
+    real,
+    result,
+)
 from plugrad.kernels._kernel import kernel
 
 GRADIENTS = ("dx", "dw", "db")
+
+# What may be asked for, to be found fast.
+COMBINATIONS = {names: names for count in range(3) for names in itertools.combinations(GRADIENTS, count)}
+COMBINATIONS[GRADIENTS] = GRADIENTS
 
 
 @kernel(contract.Affine, "y = x w + b", results=("y",))
@@ -55,19 +73,30 @@ def affine(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, out: Array
 def _product(x: Any, w: Any, b: Any, out: Any) -> Array:
     """Check the arguments of `affine` and compute it."""
     backend = backend_for(x)
-    x = real("affine", "x", x, backend)
-    w = real("affine", "w", w, backend)
-    fit("affine", x, w)
-    if b is None:
-        x, w = promoted(x, w)
+    if type(x) is type(w) is backend.native and x.dtype is w.dtype and x.dtype in COMPUTE:
+        is_ready = b is None or (type(b) is backend.native and b.dtype is x.dtype)
     else:
+        is_ready = False
+        x, w = real("affine", "x", x, backend), real("affine", "w", w, backend)
+    rows, weights = x.shape, w.shape
+    if len(weights) != 2 or not rows or rows[-1] != weights[0]:
+        fit("affine", x, w)
+    if not is_ready and b is None:
+        x, w = promoted(x, w)
+    elif not is_ready:
         x, w, b = promoted(x, w, biases("affine", b, w, backend))
-    y, (x, w, b) = result("affine", "out", out, x.shape[:-1] + w.shape[1:], x.dtype, backend, (x, w, b))
+    elif b is not None and b.shape != weights[1:]:
+        biases("affine", b, w, backend)
+    shape = (*rows[:-1], weights[1])
+    if out is None:
+        y: Any = backend.empty(shape, x.dtype)
+    else:
+        y, (x, w, b) = result("affine", "out", out, shape, x.dtype, backend, (x, w, b))
     if x.size and y.size:
         backend.functions["affine"](x, w, b, y)
     elif y.size:  # no inputs: the sums are empty
         y[...] = 0 if b is None else b
-    return given_back(y, out)
+    return y if y.ndim else given_back(y, out)
 
 
 @kernel(contract.AffineBackward, "dx = dy wᵀ, dw = xᵀ dy, db = Σ_rows dy", results=GRADIENTS)
@@ -115,18 +144,32 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
     """Check the arguments of `affine_backward` and compute it."""
     name = "affine_backward"
     backend = backend_for(dy)
-    dy = real(name, "dy", dy, backend)
-    x = real(name, "x", x, backend)
-    w = real(name, "w", w, backend)
-    fit(name, x, w)
-    shape = x.shape[:-1] + w.shape[1:]
+    is_ready = (
+        type(dy) is type(x) is type(w) is backend.native
+        and dy.dtype is x.dtype
+        and dy.dtype is w.dtype
+        and dy.dtype in COMPUTE
+    )
+    if not is_ready:
+        dy, x, w = real(name, "dy", dy, backend), real(name, "x", x, backend), real(name, "w", w, backend)
+    rows, weights = x.shape, w.shape
+    if len(weights) != 2 or not rows or rows[-1] != weights[0]:
+        fit(name, x, w)
+    shape = (*rows[:-1], weights[1])
     if dy.shape != shape:
         raise ValueError(f"{name}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
-    dy, x, w = promoted(dy, x, w)
+    if not is_ready:
+        dy, x, w = promoted(dy, x, w)
     wanted = needed(name, needs)
-    given = given_results(name, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
-    refuse_unneeded(name, wanted, given)
-    (dx, dw, db), (dy, x, w) = gradients(name, wanted, given, (x.shape, w.shape, w.shape[1:]), backend, (dy, x, w))
+    if out is None:
+        empty, dtype = backend.empty, dy.dtype
+        dx = empty(rows, dtype) if "dx" in wanted else None
+        dw = empty(weights, dtype) if "dw" in wanted else None
+        db = empty(weights[1:], dtype) if "db" in wanted else None
+    else:
+        given = given_results(name, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
+        refuse_unneeded(name, wanted, given)
+        (dx, dw, db), (dy, x, w) = gradients(name, wanted, given, (rows, weights, weights[1:]), backend, (dy, x, w))
     compute = backend.functions[name]
     if dy.size and x.size:
         compute(dy, x, w, dx, dw, db)
@@ -149,6 +192,15 @@ def gradients(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The arrays for the gradients, None where not wanted, and the arrays that are read (see `result`)."""
     dtype = reads[0].dtype
+    dx, dw, db = given
+    if backend.native is np.ndarray and _can_be_written(dx, dw, db, shapes, dtype, reads):
+        if dx is None and "dx" in wanted:
+            dx = backend.empty(shapes[0], dtype)
+        if dw is None and "dw" in wanted:
+            dw = backend.empty(shapes[1], dtype)
+        if db is None and "db" in wanted:
+            db = backend.empty(shapes[2], dtype)
+        return (dx, dw, db), reads
     dx = dw = db = None
     if "dx" in wanted:
         dx, reads = result(kernel, "out: dx", given[0], shapes[0], dtype, backend, reads)
@@ -157,6 +209,25 @@ def gradients(
     if "db" in wanted:
         db, reads = result(kernel, "out: db", given[2], shapes[2], dtype, backend, reads, (dx, dw))
     return (dx, dw, db), reads
+
+
+def _can_be_written(
+    dx: Any, dw: Any, db: Any, shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[Any], reads: tuple[Any, ...]
+) -> bool:
+    """Whether the arrays can take the gradients as they are, and share no memory but with arguments that they are."""
+    if not (
+        (dx is None or (dx is not dw and dx is not db and is_plain(dx, shapes[0], dtype)))
+        and (dw is None or (dw is not db and is_plain(dw, shapes[1], dtype)))
+        and (db is None or is_plain(db, shapes[2], dtype))
+    ):
+        return False
+    for read in reads:
+        base = None if read is None else read.base  # what a view refers to, such as all of the data for a batch
+        if base is not None and (
+            type(base) is not np.ndarray or base.base is not None or base is dx or base is dw or base is db
+        ):
+            return False
+    return True
 
 
 def fit(kernel: str, x: Any, w: Any) -> None:
@@ -184,8 +255,10 @@ def biases(kernel: str, b: Any, w: Any, backend: Backend) -> Any:
 
 def needed(kernel: str, needs: Iterable[str]) -> tuple[str, ...]:
     """The names of the gradients asked for, in order."""
-    if needs is GRADIENTS:
-        return GRADIENTS
+    try:
+        return COMBINATIONS[needs]  # type: ignore[index]
+    except (KeyError, TypeError):  # in another order, or no tuple
+        pass
     try:
         names = (needs,) if isinstance(needs, str) else tuple(needs)
     except TypeError as error:

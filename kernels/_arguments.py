@@ -146,11 +146,12 @@ def result(
     that array, so that the backend recognises it by ``is``. `out` must not overlap one of `reads` in another way, nor
     `writes`, the other results. None in `reads` and `writes` stands for an array that is not there.
     """
-    if isinstance(out, tuple) and len(out) == 1:
-        out = out[0]
     if out is None:
         return backend.empty(shape, dtype), reads
-    if (
+    if isinstance(out, tuple) and len(out) == 1:
+        return result(kernel, name, out[0], shape, dtype, backend, reads, writes)
+    owns_memory = backend.native is np.ndarray and is_plain(out, shape, dtype)
+    if not owns_memory and (
         type(out) is not backend.native
         or (out.dtype is not dtype and out.dtype != dtype)
         or out.shape != shape
@@ -158,9 +159,10 @@ def result(
     ):
         _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
     for written in writes:
-        if written is not None and backend.overlap(out, written) != "none":
+        if written is None or (owns_memory and written is not out and written.base is None):
+            continue
+        if backend.overlap(out, written) != "none":
             raise ValueError(f"{kernel}: {name}: shares memory with another result; pass an array of its own")
-    owns_memory = type(out) is np.ndarray and out.base is None
     for read in reads:
         if read is None or read is out or (owns_memory and (read.base is None or _lies_elsewhere(read.base, out))):
             continue
@@ -172,6 +174,13 @@ def result(
         if overlap == "same":
             reads = tuple([out if other is read else other for other in reads])
     return out, reads
+
+
+def is_plain(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether `out` is an array of NumPy's that takes a result as it is and owns its memory."""
+    return (
+        type(out) is np.ndarray and out.base is None and out.dtype is dtype and out.shape == shape and out.flags.carray
+    )
 
 
 def _lies_elsewhere(base: Any, out: Any) -> bool:

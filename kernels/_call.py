@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
@@ -22,26 +23,43 @@ ELEMENTWISE = object()  # for kernels without an axis
 def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(x, kernel)
-    x = floating(kernel, "x", x, backend)
-    along = () if axis is ELEMENTWISE else (axis_index(kernel, axis, x.ndim),)
-    y, (x,) = result(kernel, "out", out, x.shape, x.dtype, backend, (x,))
+    if type(x) is not backend.native or x.dtype not in COMPUTE:
+        x = floating(kernel, "x", x, backend)
+    if axis is not ELEMENTWISE:
+        axis = axis_index(kernel, axis, x.ndim)
+    if out is None:
+        y: Any = backend.empty(x.shape, x.dtype)
+    else:
+        y, (x,) = result(kernel, "out", out, x.shape, x.dtype, backend, (x,))
     if y.size:
-        backend.functions[kernel](x, *along, y)
-    return given_back(y, out)
+        if axis is ELEMENTWISE:
+            backend.functions[kernel](x, y)
+        else:
+            backend.functions[kernel](x, axis, y)
+    return y if y.ndim else given_back(y, out)
 
 
 def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(dy, kernel)
-    dy = real(kernel, "dy", dy, backend)
-    y = real(kernel, "y", y, backend)
-    same_shape(kernel, "y", y, "dy", dy.shape)
-    along = () if axis is ELEMENTWISE else (axis_index(kernel, axis, y.ndim),)
-    dy, y = promoted(dy, y)
-    dx, (dy, y) = result(kernel, "out", out, dy.shape, dy.dtype, backend, (dy, y))
+    if not (type(dy) is type(y) is backend.native and dy.dtype is y.dtype and y.dtype in COMPUTE):
+        dy, y = real(kernel, "dy", dy, backend), real(kernel, "y", y, backend)
+    if dy.shape != y.shape:
+        same_shape(kernel, "y", y, "dy", dy.shape)
+    if axis is not ELEMENTWISE:
+        axis = axis_index(kernel, axis, y.ndim)
+    if dy.dtype is not y.dtype or y.dtype not in COMPUTE:
+        dy, y = promoted(dy, y)
+    if out is None:
+        dx: Any = backend.empty(y.shape, y.dtype)
+    else:
+        dx, (dy, y) = result(kernel, "out", out, y.shape, y.dtype, backend, (dy, y))
     if dx.size:
-        backend.functions[kernel](dy, y, *along, dx)
-    return given_back(dx, out)
+        if axis is ELEMENTWISE:
+            backend.functions[kernel](dy, y, dx)
+        else:
+            backend.functions[kernel](dy, y, axis, dx)
+    return dx if dx.ndim else given_back(dx, out)
 
 
 def loss_backward(

@@ -6,7 +6,7 @@ import numpy as np
 
 from plugrad.backends.cpu.blas import add_product, ones
 from plugrad.backends.cpu.blocks import BLOCK, Array, Index, cut, quietly
-from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
+from plugrad.backends.options import COMPUTE, FLOAT64
 
 # Rows in one product if BLAS cannot read all of them: 16-bit arrays, odd strides, in place. Fewer would leave it idle,
 # more would take more memory for their copies.
@@ -27,6 +27,11 @@ SUMMED_ROWS = 64
 @quietly
 def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
+    if _is_plain(x, out) and out is not x and out is not w and out is not b:
+        np.matmul(x, w, out)
+        if b is not None:
+            np.add(out, b, out)
+        return
     compute = COMPUTE[out.dtype]
     if out is w:
         w = w.copy()
@@ -42,6 +47,11 @@ def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
         _forward_block(x[index], w, b, out[index])
 
 
+def _is_plain(x: Array, y: Array) -> bool:
+    """Whether BLAS takes the rows of both as they are, which for small arrays is to be found out fast."""
+    return y.itemsize > 2 and x.ndim == 2 and x.flags.c_contiguous and y.flags.c_contiguous
+
+
 def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
     y = np.matmul(_rows(x, w.dtype), w)
     if b is not None:
@@ -52,13 +62,19 @@ def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
 @quietly
 def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
-    if _is_small_batch(dy, x) and all(out is not dy and out is not x and out is not w for out in (dx, dw, db)):
+    if (
+        _is_plain(x, dy)
+        and len(x) <= SUMMED_ROWS
+        and not _is_any(dx, dy, x, w)
+        and not _is_any(dw, dy, x, w)
+        and not _is_any(db, dy, x, w)
+    ):  # one product makes each gradient, and the checks below would take as long as the products
         if dx is not None:
-            np.matmul(dy, w.T, out=dx)
+            np.matmul(dy, w.T, dx)
         if dw is not None:
-            np.matmul(x.T, dy, out=dw)
+            np.matmul(x.T, dy, dw)
         if db is not None:
-            np.matmul(ones(dy.dtype)[: len(dy)], dy, out=db)
+            np.matmul(ones(dy.dtype)[: len(dy)], dy, db)
         return
     # The gradients of the parameters come first, in arrays of their own if their places are arguments.
     parameters = []
@@ -73,21 +89,15 @@ def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, 
             np.copyto(target, value, casting="same_kind")
 
 
-def _is_small_batch(dy: Array, x: Array) -> bool:
-    """Whether one product makes each gradient, and the checks below would take as long as the products."""
-    return bool(
-        x.ndim == 2
-        and len(x) <= SUMMED_ROWS
-        and dy.dtype in (FLOAT32, FLOAT64)
-        and x.flags.c_contiguous
-        and dy.flags.c_contiguous
-    )
+def _is_any(out: Array | None, dy: Array, x: Array, w: Array) -> bool:
+    """Whether a result is one of the arguments."""
+    return out is dy or out is x or out is w
 
 
 def _aside(target: Array, dy: Array, x: Array, w: Array) -> Array:
     """`target`, or a new array if BLAS cannot write to it or if it is an argument, which is still read."""
     compute = COMPUTE[target.dtype]
-    if _is_matrix(target, compute) and target is not dy and target is not x and target is not w:
+    if _is_matrix(target, compute) and not _is_any(target, dy, x, w):
         return target
     return np.empty(target.shape, compute)
 

@@ -1,7 +1,10 @@
 """Blocks: pieces of arrays that stay in cache. They depend on the shape alone, never on the number of threads."""
 
+import functools
 import math
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,38 @@ Index: TypeAlias = Any  # what cuts a block out of an array: an index tuple, or 
 # a thread needs Python's lock, and to hand it from one thread to the other costs more than a cache miss.
 BLOCK = 2**19
 
-quietly = np.errstate(all="ignore")  # decorates functions in which NaN and infinities are results like any other
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def with_errors(**modes: Any) -> Callable[[Function], Function]:
+    """Decorate functions, which take positional arguments, to run with these modes of `numpy.seterr`.
+
+    As ``@numpy.errstate(**modes)``, which takes 0.4 us to enter and to leave, where this takes 0.15. NumPy keeps the
+    modes in a context variable, so a context in which they are set once serves for all calls. Calls that run at the
+    same time, in threads or in handlers of signals, have one each.
+    """
+
+    def decorate(function: Function) -> Function:
+        idle: list[Callable[..., Any]] = []  # how to run a function in a context that nobody is using
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            try:
+                run = idle.pop()
+            except IndexError:
+                run = Context().run
+                run(np.seterr, **modes)
+            try:
+                return run(function, *args)
+            finally:
+                idle.append(run)
+
+        return cast(Function, call)
+
+    return decorate
+
+
+quietly = with_errors(all="ignore")  # for functions in which NaN and infinities are results like any other
 
 
 def cut(lead: tuple[int, ...], width: float) -> list[Index]:

@@ -1,12 +1,13 @@
 """Elementwise kernels: activations and their gradients."""
 
-from functools import partial
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cpu.blocks import Array, quietly
-from plugrad.backends.numpy.pool import Scratch, may_hold_work, run_blocks
+from plugrad.backends.cpu.blocks import BLOCK, Array, quietly, with_errors
+from plugrad.backends.numpy.pool import FRESH, Scratch, may_hold_work, run_blocks
 from plugrad.backends.options import COMPUTE
 
 # The work on one element, to that of softmax: to share so little of it among threads pays later.
@@ -19,13 +20,34 @@ BITS: dict[int, Any] = {2: np.int16, 4: np.int32, 8: np.int64}
 LARGE = 1e30
 
 
-def relu(x: Array, out: Array) -> None:
+def _elementwise(work: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a kernel of a function of blocks, ``task(in_out, scratch, *arrays)``, the last of them for the result.
+
+    `work` is that on one element, to that of softmax. The task gets whether it may work in the memory of the result
+    before it writes the result there, which it may not if it reads that array as an argument.
+    """
+
+    def decorate(task: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(task)
+        def kernel(*arrays: Array) -> None:
+            out = arrays[-1]
+            in_out = may_hold_work(out) and out is not arrays[0] and (len(arrays) == 2 or out is not arrays[1])
+            if out.size * work <= BLOCK:
+                task(in_out, FRESH, *arrays)
+            else:
+                run_blocks(functools.partial(task, in_out), arrays, out.shape, work)
+
+        return kernel
+
+    return decorate
+
+
+@_elementwise(LIGHT)
+def relu(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     """``out = max(x, 0)``."""
-    run_blocks(_relu_16_bits if x.itemsize == 2 else _relu, (x, out), x.shape, LIGHT)
-
-
-def _relu(scratch: Scratch, x: Array, out: Array) -> None:
-    if x.size < 1024:
+    if x.itemsize == 2:
+        _relu_16_bits(scratch, x, out)
+    elif x.size < 1024:
         np.maximum(x, 0, out=out)
     else:  # three times as fast as the maximum of an array and a number, but slower to start
         x.clip(0, np.inf, out)
@@ -39,33 +61,25 @@ def _relu_16_bits(scratch: Scratch, x: Array, out: Array) -> None:
     np.multiply(x.view(np.int16), keep.view(np.int8), out=out.view(np.int16))  # `x` times 0 or 1, also if not finite
 
 
-def relu_backward(dy: Array, y: Array, out: Array) -> None:
+@_elementwise(LIGHT)
+def relu_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
-    task = _relu_backward_16_bits if y.itemsize == 2 else _relu_backward
-    run_blocks(partial(task, out is not dy and may_hold_work(out)), (dy, y, out), y.shape, LIGHT)
-
-
-def _relu_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
-    """It works in `out` if `in_out` says that it may; so do those below."""
+    keep = (_positive_16_bits if y.itemsize == 2 else np.greater)(y, 0, scratch.array("keep", y.shape, np.bool))
     bits = BITS[dy.itemsize]
-    keep = np.greater(y, 0, out=scratch.array("keep", y.shape, np.bool)).view(np.int8)
-    target = out.view(bits)
+    target, factors = out.view(bits), keep.view(np.int8)
     if in_out:
-        np.copyto(target, keep)
-        keep = target
-    np.multiply(dy.view(bits), keep, out=target)  # `dy` times 0 or 1, also where it is not finite
+        np.copyto(target, factors)
+        factors = target
+    np.multiply(dy.view(bits), factors, target)  # `dy` times 0 or 1, also where it is not finite
 
 
-_relu_backward_16_bits = quietly(_relu_backward)  # comparisons of NaN warn in these dtypes
+_positive_16_bits = quietly(np.greater)  # of NaN it warns in these dtypes
 
 
-def sigmoid(x: Array, out: Array) -> None:
+@_elementwise(1)
+@with_errors(all="ignore", over="raise", invalid="raise")
+def sigmoid(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     """``out = 1 / (1 + exp(-x))``, as ``exp(x) / (1 + exp(x))``."""
-    run_blocks(partial(_sigmoid, may_hold_work(out)), (x, out), x.shape, 1)
-
-
-@np.errstate(all="ignore", over="raise", invalid="raise")
-def _sigmoid(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     compute = COMPUTE[x.dtype]
     e = scratch.array("e", x.shape, compute)
     total = out if in_out else scratch.array("total", x.shape, compute)
@@ -77,38 +91,27 @@ def _sigmoid(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
         np.divide(e, np.add(e, 1, out=total), out=out, casting="same_kind")
 
 
-def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
-    """``out = dy * y * (1 - y)``."""
-    run_blocks(
-        partial(_sigmoid_backward, out is not dy and out is not y and may_hold_work(out)), (dy, y, out), y.shape, LIGHT
-    )
-
-
+@_elementwise(LIGHT)
 @quietly
-def _sigmoid_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+def sigmoid_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    """``out = dy * y * (1 - y)``."""
     compute = COMPUTE[y.dtype]
     work = out if in_out else scratch.array("slope", y.shape, compute)
     slope = np.subtract(1, y, out=work, dtype=compute)
     np.multiply(np.multiply(slope, y, out=slope), dy, out=out)
 
 
-def tanh(x: Array, out: Array) -> None:
-    """``out = tanh(x)``."""
-    run_blocks(_tanh, (x, out), x.shape, 1)
-
-
+@_elementwise(1)
 @quietly
-def _tanh(scratch: Scratch, x: Array, out: Array) -> None:
+def tanh(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
+    """``out = tanh(x)``."""
     np.tanh(x, out=out, dtype=COMPUTE[x.dtype], casting="same_kind")
 
 
-def tanh_backward(dy: Array, y: Array, out: Array) -> None:
-    """``out = dy (1 - y) (1 + y)``."""
-    run_blocks(_tanh_backward, (dy, y, out), y.shape, LIGHT)
-
-
+@_elementwise(LIGHT)
 @quietly
-def _tanh_backward(scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+def tanh_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
+    """``out = dy (1 - y) (1 + y)``."""
     compute = COMPUTE[y.dtype]
     slope = np.subtract(1, y, out=scratch.array("slope", y.shape, compute), dtype=compute)
     slope *= np.add(1, y, out=scratch.array("sum", y.shape, compute), dtype=compute)

@@ -58,7 +58,7 @@ class ReusedScratch(Scratch):
         return buffer[:size].reshape(shape)
 
 
-_FRESH = Scratch()
+FRESH = Scratch()
 _idle: deque[ReusedScratch] = deque(maxlen=MOST_THREADS)  # buffers that no thread is using, a few blocks in all
 
 
@@ -87,7 +87,7 @@ def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tup
         What the tasks returned, in the order of the blocks.
     """
     if math.prod(lead) * width <= blocks.BLOCK:
-        return [task(_FRESH, *arrays)]
+        return [task(FRESH, *arrays)]
     if all(array is not None and array.shape == lead and array.flags.c_contiguous for array in arrays):
         arrays = [array.reshape(-1) for array in arrays if array is not None]
         lead = (math.prod(lead),)

@@ -1,5 +1,6 @@
 """Rows of classes: how they are laid out to be worked on, and their exponentials and sums."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -24,6 +25,9 @@ SOME_CLASSES = 256
 
 # Up to this many elements, the copies that working class by class takes cost more than they save.
 SMALL = 2**11
+
+# Up to so many rows, what depends on their number alone is kept for the next call.
+FEW_ROWS = 1024
 
 # Rows whose exponentials but the largest sum to less than this are confident: the largest of the others are exp(-12)
 # or less, and the rounding of x - max, half an ulp of a number above 12 and so 4 ulp of 1 or more, would show in the
@@ -79,22 +83,30 @@ def load(scratch: Scratch, name: str, x: Array) -> Array:
 
 def write(operation: Callable[..., Array], rows: Array, values: Array, out: Array) -> None:
     """``out = operation(rows, values)``, with one value for each row, or one for all."""
-    if values.ndim and out.ndim == 2:
-        values = values[:, None]
+    if out.ndim != 2:
+        rows = rows.reshape(out.shape)
+        values = values.reshape(*out.shape[:-1], 1) if values.ndim else values
     elif values.ndim:
-        values = values.reshape(*out.shape[:-1], 1)
-    operation(rows.reshape(out.shape), values, out=out)
+        values = values[:, None]
+    operation(rows, values, out)
 
 
-def starts(rows: Array) -> Array:
-    """Where the rows start in ``rows.reshape(-1)``."""
-    return np.arange(0, rows.size, rows.shape[1])
+def starts(count: int, classes: int) -> Array:
+    """Where `count` rows start in ``rows.reshape(-1)``."""
+    return _starts(count, classes) if count <= FEW_ROWS else np.arange(0, count * classes, classes)
+
+
+@functools.lru_cache(256)
+def _starts(count: int, classes: int) -> Array:
+    first = np.arange(0, count * classes, classes)
+    first.flags.writeable = False
+    return first
 
 
 def largest(rows: Array) -> Array:
     """The largest element of each row, NaN where there is one."""
     if rows.flags.c_contiguous:  # numpy.maximum.reduce takes at least twice as long
-        top: Array = rows.reshape(-1)[rows.argmax(axis=1) + starts(rows)]
+        top: Array = rows.reshape(-1)[rows.argmax(1) + starts(*rows.shape)]
     else:
         top = np.maximum.reduce(rows, axis=1)
     return top
@@ -102,10 +114,13 @@ def largest(rows: Array) -> Array:
 
 def row_sums(rows: Array) -> Array:
     """The sums of the rows: by BLAS twice as fast as by NumPy, with as many partial sums."""
-    if rows.shape[1] <= MOST_SUMMED and rows.flags.c_contiguous:
-        total: Array = np.vecdot(rows, ones(rows.dtype)[: rows.shape[1]])
+    classes = rows.shape[1]
+    if classes > MOST_SUMMED or not rows.flags.c_contiguous:
+        total: Array = np.add.reduce(rows, axis=1)
+    elif rows.size <= SMALL:  # one call of BLAS, which is too small for its threads
+        total = rows.dot(ones(rows.dtype)[:classes])
     else:
-        total = np.add.reduce(rows, axis=1)
+        total = np.vecdot(rows, ones(rows.dtype)[:classes])
     return total
 
 
@@ -114,7 +129,7 @@ def elements(rows: Array, columns: Array) -> Elements:
     if columns.dtype != np.intp:
         columns = columns.astype(np.intp)
     if rows.flags.c_contiguous:
-        return rows.reshape(-1), columns + starts(rows)
+        return rows.reshape(-1), columns + starts(*rows.shape)
     count = len(rows)
     return rows.T.reshape(-1), columns * count + np.arange(count)
 
@@ -153,5 +168,6 @@ def refine(rest: Array, columns: Array, x: Array, top: Array) -> None:
 
 def log_of_sum(rest: Array, single: Array) -> Array:
     """``log(rest + single)`` for ``single`` near 1, where the sum would be rounded."""
-    log: Array = np.log1p(rest + (single - 1))
+    one = ones(single.dtype)[: single.size] if single.size <= MOST_SUMMED else 1  # faster than a number
+    log: Array = np.log1p(rest + (single - one))
     return log

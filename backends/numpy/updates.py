@@ -1,5 +1,6 @@
 """Optimizers' updates (see `plugrad.backends.updates`), in pieces that stay in cache from one pass to the next."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,23 @@ from plugrad.backends.options import COMPUTE
 PIECE = 2**15
 
 
-def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
+@quietly
+def sgd(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    velocities: Sequence[Array | None],
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    decay: float,
+) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
+    task = partial(_sgd, lr, momentum, nesterov, decay)
+    for p, g, v in zip(params, grads, velocities, strict=True):
+        if v is None and not decay and p.size <= PIECE and p.itemsize > 2:
+            np.subtract(p, np.multiply(g, lr), p)
+        else:
+            _over(task, p, g, v)
 
 
 def _sgd(
@@ -35,10 +50,10 @@ def _sgd(
 
 
 def adam(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    squares: Sequence[Array],
     step: float,
     root: float,
     beta1: float,
@@ -47,7 +62,9 @@ def adam(
     decay: float,
 ) -> None:
     """``m`` and ``v``: the means of ``d = g + decay p`` and of its square; ``p -= step m / (sqrt(v) / root + eps)``."""
-    _over(partial(_adam, step, root, beta1, beta2, eps, decay), p, g, m, v)
+    task = partial(_adam, step, root, beta1, beta2, eps, decay)
+    for p, g, m, v in zip(params, grads, means, squares, strict=True):
+        _over(task, p, g, m, v)
 
 
 def _adam(

@@ -25,14 +25,19 @@ class ResultMemory:
     """
 
     MOST = 2
+    WORTHWHILE = 2**16  # bytes; a smaller array is made sooner than a used one is found, and fits memory just freed
 
     def __init__(self) -> None:
         self._kept: list[Any] = []
 
     def take(self, backend: Backend, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Return a C-contiguous array with undefined values, in the memory of an unused one that is large enough."""
-        if backend.arrays != "numpy":  # CuPy and its like reuse memory by themselves
-            return backend.empty(shape, dtype)
+        """Return a C-contiguous array with undefined values, in the memory of an unused one that is large enough.
+
+        None where it is not worthwhile: the kernel then makes an array itself.
+        """
+        size = math.prod(shape)
+        if size * dtype.itemsize < self.WORTHWHILE or backend.arrays != "numpy":  # CuPy and its like reuse memory
+            return None
         free = None
         for position in range(len(self._kept)):
             if _references(self._kept, position) > UNSHARED:
@@ -41,7 +46,6 @@ class ResultMemory:
             if array.dtype == dtype:
                 if array.shape == shape:
                     return array
-                size = math.prod(shape)
                 if array.size >= size:
                     return array.reshape(-1)[:size].reshape(shape)
             free = position

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeGuard
 from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels.layers._activations import Activation, Relu
 from plugrad.kernels.layers._affine import Affine
-from plugrad.kernels.layers._errors import name_place
+from plugrad.kernels.layers._errors import bare, name_place
 from plugrad.kernels.layers._layer import Layer, floating_dtype
 from plugrad.kernels.layers._losses import Loss
 
@@ -174,6 +174,8 @@ def _all_layers(layers: Iterable[Layer]) -> Iterator[Layer]:
 def _forward_of(layers: tuple[Layer, ...], position: int) -> Callable[[Any], Any]:
     layer = layers[position]
     following = layers[position + 1 : position + 2]
+    if _is_affine(layer):
+        return bare(layer.forward)
     if not _is_activation(layer) or not any(_is_activation(other) or _is_affine(other) for other in following):
         return layer.forward
     is_behind_affine = position > 0 and _is_affine(layers[position - 1])
@@ -185,7 +187,7 @@ def _backward_of(layers: tuple[Layer, ...], position: int) -> Callable[..., Any]
     is_before_affine = any(map(_is_affine, layers[position + 1 : position + 2]))
     if is_before_affine and _is_activation(layer) and isinstance(layer, Relu):
         return layer.backward_in_place
-    return layer.backward
+    return bare(layer.backward) if _is_affine(layer) or _is_activation(layer) else layer.backward
 
 
 def _is_activation(layer: Layer) -> TypeGuard[Activation]:

@@ -16,6 +16,13 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
     if len(grads) != len(params):
         raise ValueError(f"{name}: grads: expected {len(params)}, one for each parameter, got {len(grads)}")
     for position, (parameter, gradient) in enumerate(zip(params, grads, strict=True)):
+        if (
+            type(gradient) is type(parameter) is np.ndarray
+            and gradient.dtype is parameter.dtype
+            and gradient.base is parameter.base is None  # each has memory of its own, or they are the same
+            and gradient.shape == parameter.shape
+        ):
+            continue
         backend = backend_for(parameter)
         if not backend.owns(type(gradient)) or gradient.dtype != parameter.dtype:
             kind = getattr(gradient, "dtype", type(gradient).__qualname__)
@@ -35,6 +42,8 @@ def check_writeable(name: str, array: Array) -> None:
 
 def at_least_0(name: str, argument: str, value: Any) -> float:
     """Return a finite number of at least 0 as a float."""
+    if type(value) is float and 0 <= value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
         raise TypeError(f"{name}: {argument}: expected a number, got {value!r}")
     try:

@@ -3,6 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
@@ -50,16 +53,25 @@ class Optimizer(ABC):
         """
         name, grads = type(self).__name__, checked_grads(f"{type(self).__name__}.step", self.params, grads)
         for position, parameter in enumerate(self.params):
-            check_writeable(f"{name}: params: {position}", parameter)
+            if not (type(parameter) is np.ndarray and parameter.flags.writeable):
+                check_writeable(f"{name}: params: {position}", parameter)
         self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
         lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1
-        for position, (parameter, gradient) in enumerate(zip(self.params, grads, strict=True)):
-            self._update(position, parameter, gradient, lr)
+        self._update(grads, lr)
 
     @abstractmethod
-    def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
-        """Update one parameter."""
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        """Update the parameters, given their gradients."""
+
+    def _update_by(self, name: str, arrays: tuple[tuple[Any, ...], ...], options: tuple[Any, ...]) -> None:
+        """Call the function of the backend, once for all parameters unless their types differ."""
+        kinds = set(map(type, self.params))
+        if len(kinds) == 1:
+            backend_for(self.params[0]).functions[name](*arrays, *options)
+            return
+        for one in zip(*arrays, strict=True):
+            backend_for(one[0]).functions[name](*[(array,) for array in one], *options)
 
     def _states(self) -> tuple[Array, ...]:
         """Return zeros for each parameter, in the dtype of its computations."""
@@ -131,9 +143,9 @@ class SGD(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
-        options = lr, self.momentum, self.nesterov, self.weight_decay
-        backend_for(parameter).functions["sgd"](parameter, gradient, self.velocities[position], *options)
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = lr, self._momentum, self.nesterov, self.weight_decay
+        self._update_by("sgd", (self.params, grads, self.velocities), options)
 
 
 class Adam(Optimizer):
@@ -192,11 +204,11 @@ class Adam(Optimizer):
         self.eps = at_least_0("Adam", "eps", eps)
         self.means, self.squares = self._states(), self._states()
 
-    def _update(self, position: int, parameter: Array, gradient: Array, lr: float) -> None:
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
         beta1, beta2 = self.betas
         step, root = lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
-        arrays = parameter, gradient, self.means[position], self.squares[position]
-        backend_for(parameter).functions["adam"](*arrays, step, root, beta1, beta2, self.eps, self.weight_decay)
+        options = step, root, beta1, beta2, self.eps, self.weight_decay
+        self._update_by("adam", (self.params, grads, self.means, self.squares), options)
 
 
 def _check_parameter(place: str, parameter: Array, others: tuple[Array, ...]) -> None:
