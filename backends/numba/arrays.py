@@ -41,7 +41,7 @@ def copy_result(y: Array, out: Array) -> None:
 
 
 def are_plain(arrays: tuple[Array, ...]) -> bool:
-    """Whether compiled code takes arrays of one dtype as they are: `contiguous` and `result_array` would return them."""
+    """Whether compiled code takes arrays of one dtype as they are: `contiguous` would return them."""
     for array in arrays:
         if not array.flags.carray:
             return False

@@ -14,7 +14,6 @@ from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.tiles import PART, Place, gather
 
-
 # The mode of a loss is the sum of these.
 GRADIENT = 1  # the gradient is wanted
 EACH = 2  # the loss of each row is wanted, not their sum

@@ -2,8 +2,9 @@
 
 They compute rows of few classes, which would leave most lanes idle, and classes that are not contiguous, such as those
 of images along axis 1. An array is a stack of matrices, with the classes along the first axis of a matrix and the rows
-along its columns, `inner` of them; each matrix is one row of the array that compiled code takes (see `tiling.cut`). A *tile* has the classes along its first axis and a row in each column, which
-is called a *lane*. It is copied to the first-level cache, computed on, and copied back.
+along its columns, `inner` of them. Each matrix is one row of the array that compiled code takes (see `tiling.cut`). A
+*tile* has the classes along its first axis and a row in each column, which is called a *lane*. It is copied to the
+first-level cache, computed on, and copied back.
 """
 
 from typing import Any, NamedTuple
