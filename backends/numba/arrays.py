@@ -40,6 +40,9 @@ def copy_result(y: Array, out: Array) -> None:
         out[...] = y.view(out.dtype).reshape(out.shape)
 
 
-def is_direct(out: Array, *reads: Array) -> bool:
-    """Whether a kernel may compute in the memory of a result (see `memory.destination`)."""
-    return out.itemsize > 2 and all(read is not out for read in reads)
+def are_plain(arrays: tuple[Array, ...]) -> bool:
+    """Whether compiled code takes arrays of one dtype as they are: `contiguous` would return them."""
+    for array in arrays:
+        if not array.flags.carray:
+            return False
+    return arrays[0].itemsize > 2

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numba
@@ -35,7 +36,7 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
     """Compile a function when it is first called with arguments of some types; it runs without Python's lock."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = inlined()(function)
+        dispatcher = _compiler(for_python=True)(function)
         try:
             dispatcher._cache = _Cache(function)
         except RuntimeError as error:  # no folder can be written to
@@ -46,9 +47,19 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
 
 
 def inlined(fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function as a part of the functions that call it."""
-    # In Python's error model a division by zero would raise an exception.
-    return numba.njit(nogil=True, error_model="numpy", fastmath=set(fastmath) or False)
+    """Compile a function as a part of the functions that call it; Python cannot call it."""
+    return _compiler(fastmath, for_python=False)
+
+
+def _compiler(fastmath: frozenset[str] = frozenset(), *, for_python: bool) -> Callable[[Callable[..., Any]], Any]:
+    """Numba's decorator. A function for C, and one for Python where only compiled code calls, take time to compile."""
+    return numba.njit(
+        nogil=True,
+        error_model="numpy",  # in Python's error model a division by zero would raise an exception
+        fastmath=set(fastmath) or False,
+        no_cfunc_wrapper=True,
+        no_cpython_wrapper=not for_python,
+    )
 
 
 def load_compiler() -> None:
@@ -115,8 +126,40 @@ def warn_of_problem() -> None:
         _warn_once(_problem[0])
 
 
+FLOATS = {"int16": "float16", "uint16": "bfloat16"}  # as compiled code reads them (see `arrays.contiguous`)
+
+
+def _announce(dispatcher: Any, arguments: Any) -> None:
+    """Say on stderr, once in a process, what is compiled; a call must not fail because nobody can read it."""
+    module = dispatcher.py_func.__module__ or ""
+    if "compiling" in _reported or not module.startswith(f"{__package__}.") or sys.stderr is None:
+        return
+    _reported.add("compiling")
+    dtype = next((argument.dtype.name for argument in arguments if hasattr(argument, "dtype")), "")
+    kept = "" if "cache" in _reported else "; the code is kept for next time"
+    with contextlib.suppress(Exception):  # stderr is closed, or the program that read it is gone
+        print(
+            f"plugrad: compiling {_kernel() or dispatcher.py_func.__name__} for {FLOATS.get(dtype, dtype)}, and later "
+            f"others when they are first called (1 to 5 s each{kept})",
+            file=sys.stderr,
+        )
+
+
+def _kernel() -> str | None:
+    """The function of the backend that this thread is in, or None in a helper of another thread."""
+    from plugrad.backends.numba.kernels import FUNCTIONS
+
+    codes = {function.__code__: name for name, function in FUNCTIONS.items()}
+    frame: FrameType | None = sys._getframe()
+    name = None
+    while frame is not None:
+        name = codes.get(frame.f_code, name)
+        frame = frame.f_back
+    return name
+
+
 class _Compiling(event.Listener):
-    """Prints that something is being compiled, since the first call then takes seconds, and keeps Ctrl-C meanwhile.
+    """Announces what is compiled, since the first call then takes seconds, and keeps Ctrl-C meanwhile.
 
     LLVM calls back into Python, where an exception is printed and then forgotten.
     """
@@ -126,11 +169,7 @@ class _Compiling(event.Listener):
         self._interrupted = False
 
     def on_start(self, event: Any) -> None:
-        module = event.data["dispatcher"].py_func.__module__ or ""
-        if "compiling" not in _reported and module.startswith(f"{__package__}."):
-            _reported.add("compiling")
-            kept = "" if "cache" in _reported else "; the code is kept for next time"
-            print(f"plugrad: compiling kernels for this machine, some seconds for each{kept}", file=sys.stderr)
+        _announce(event.data["dispatcher"], event.data["args"])
         if threading.current_thread() is not threading.main_thread():
             return
         if self._depth == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -1,8 +1,12 @@
 """Compiled loops for softmax with its loss: over rows and over tiles, for class indices and for labels per class.
 
-Each writes the softmax or, if `gradient`, the gradient times `factor` to `y`. Rows come in blocks whose size depends on
-the shape alone. The losses of a block are added in float64, so that their sum has the same bits for any number of
-threads; a tile is such a block.
+Each writes the softmax or, if the mode says so, the gradient times `factor` to `y`. Rows come in blocks whose size
+depends on the shape alone. The losses of a block are added in float64 to an entry of `sums`, so that their sum has the
+same bits for any number of threads; a tile is such a block.
+
+Python around a small call would take longer than the call. Where `sums` is empty, the loops for class indices do the
+rest as well: they check the labels, return the first row with a wrong one before anything is written, or else -1, find
+the factor, and write the loss to ``losses[0]``.
 """
 
 from typing import Any
@@ -10,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import fill, real, scratch, store
+from plugrad.backends.numba.memory import copy, fill, real, scratch, store
 from plugrad.backends.numba.rows import CONFIDENT, exponentials, sum_of_others, total_of
 from plugrad.backends.numba.targets import (
+    EACH,
+    GRADIENT,
+    checked,
     clear_ignored,
     fill_row,
     fill_tile,
     is_ignored,
-    put_losses,
     sum_of_losses,
     targets_for,
+    total_of_blocks,
     weighted,
 )
 from plugrad.backends.numba.tiles import (
@@ -55,18 +62,26 @@ def _store_gradient(e: Any, norm: Any, share: Any, row: Any) -> None:
 def rows_of_class_indices(
     start: int,
     stop: int,
+    inner: int,
     block: int,
+    mode: int,
+    ignore: int,
+    factor: float,
     x: Any,
     t: Any,
     weight: Any,
-    ignore: int,
-    factor: float,
-    gradient: bool,
     losses: Any,
     sums: Any,
     y: Any,
-) -> None:
+) -> int:
     """``loss = -weight log(softmax(x))`` of one class per row."""
+    gradient = mode & GRADIENT != 0
+    whole, divisor = sums.size == 0, 1.0
+    if whole:
+        wrong, divisor = checked(t, x.shape[1], weight, ignore, mode)
+        if wrong >= 0:
+            return wrong
+        factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
     e = scratch(x, x.shape[1])
     below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
     zero, one, slope_factor = e.dtype.type(0), e.dtype.type(1), real(x, factor)
@@ -100,7 +115,11 @@ def rows_of_class_indices(
         for r in range(rows):
             total_loss += np.float64(others[r])
         sums[b] = total_loss
-        put_losses(others, b * block, rows, losses)
+        if mode & EACH:
+            copy(others[:rows], losses[b * block : b * block + rows])
+    if whole and not mode & EACH:
+        losses[0] = real(x, total_of_blocks(sums) / divisor if divisor else 0.0)
+    return -1
 
 
 @inlined(SUM)
@@ -116,20 +135,21 @@ def _inner_with_logs(q: Any, x: Any, top: Any, log_of_sum: Any) -> Any:
 def rows_of_labels(
     start: int,
     stop: int,
+    inner: int,
     block: int,
-    x: Any,
-    t: Any,
-    weight: Any,
+    mode: int,
     ignore: int,
     smoothing: float,
     factor: float,
-    gradient: bool,
+    x: Any,
+    t: Any,
+    weight: Any,
     losses: Any,
     sums: Any,
     y: Any,
 ) -> None:
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
-    targets = targets_for(x, t, weight, ignore, smoothing)
+    targets, gradient = targets_for(x, x.shape[1], t, weight, ignore, smoothing), mode & GRADIENT != 0
     e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
@@ -154,7 +174,7 @@ def rows_of_labels(
             else:
                 store(e, norm, y[i])
             total_loss += np.float64(loss)
-            if losses.size:
+            if mode & EACH:
                 losses[i] = loss
         sums[b] = total_loss
 
@@ -179,26 +199,34 @@ def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, e: Any)
 def tiles_of_class_indices(
     start: int,
     stop: int,
+    inner: int,
+    lanes: int,
+    mode: int,
+    ignore: int,
+    factor: float,
     x: Any,
     t: Any,
     weight: Any,
-    ignore: int,
-    factor: float,
-    gradient: bool,
     losses: Any,
     sums: Any,
-    lanes: int,
     y: Any,
-) -> None:
+) -> int:
     """``loss = -weight log(softmax(x))`` of one class per row."""
-    classes, flat_x, flat_y = x.shape[1], x.reshape(-1), y.reshape(-1)
-    flat, tile, e = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    gradient = mode & GRADIENT != 0
+    whole, divisor = sums.size == 0, 1.0
+    if whole:
+        wrong, divisor = checked(t, classes, weight, ignore, mode)
+        if wrong >= 0:
+            return wrong
+        factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
+    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, others, log_of_sum, norm = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
     loss_of, slope, share = scratch(x, lanes), scratch(x, lanes), np.ones(lanes, top.dtype)
     scalings = scalings_like(x, lanes)
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
     for unit in range(start, stop):
-        place = place_of(unit, x, lanes)
+        place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
         exponentials_of_lanes(tile, top, scalings, e, others, norm)
@@ -229,36 +257,42 @@ def tiles_of_class_indices(
                 if t[place.first + lane] != ignore:
                     e[t[place.first + lane], lane] = slope[lane]
         sums[unit] = sum_of_losses(loss_of, place.rows)
-        put_losses(loss_of, place.first, place.rows, losses)
+        if mode & EACH:
+            copy(loss_of[: place.rows], losses[place.first : place.first + place.rows])
         scatter(e, place, flat, flat_y)
+    if whole and not mode & EACH:
+        losses[0] = real(x, total_of_blocks(sums) / divisor if divisor else 0.0)
+    return -1
 
 
 @compiled()
 def tiles_of_labels(
     start: int,
     stop: int,
-    x: Any,
-    t: Any,
-    weight: Any,
+    inner: int,
+    lanes: int,
+    mode: int,
     ignore: int,
     smoothing: float,
     factor: float,
-    gradient: bool,
+    x: Any,
+    t: Any,
+    weight: Any,
     losses: Any,
     sums: Any,
-    lanes: int,
     y: Any,
 ) -> None:
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
-    flat_x, flat_y, targets = x.reshape(-1), y.reshape(-1), targets_for(x, t, weight, ignore, smoothing)
-    tile, e, q = tile_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    targets, gradient = targets_for(x, classes, t, weight, ignore, smoothing), mode & GRADIENT != 0
+    tile, e, q = tile_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, others, total = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
-    flat, scalings, norm = flat_like(x, lanes), scalings_like(x, lanes), scratch(x, lanes)
+    flat, scalings, norm = flat_like(x, classes, lanes), scalings_like(x, lanes), scratch(x, lanes)
     target_sum, loss_of = scratch(x, lanes), scratch(x, lanes)
     part_sum, part_loss = np.zeros(lanes, top.dtype), np.zeros(lanes, top.dtype)
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
     for unit in range(start, stop):
-        place = place_of(unit, x, lanes)
+        place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         fill_tile(targets, place, flat, q)
         largest_of_lanes(tile, top)
@@ -295,5 +329,6 @@ def tiles_of_labels(
         if gradient:
             clear_ignored(targets, place, e)
         sums[unit] = sum_of_losses(loss_of, place.rows)
-        put_losses(loss_of, place.first, place.rows, losses)
+        if mode & EACH:
+            copy(loss_of[: place.rows], losses[place.first : place.first + place.rows])
         scatter(e, place, flat, flat_y)

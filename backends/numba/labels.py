@@ -10,13 +10,14 @@ from plugrad.backends.numba import targets
 from plugrad.backends.numba.arrays import contiguous
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, bad_label
 
-# The most elements and the most rows in a block of rows whose losses are added by themselves: sums of thousands of
-# losses, one after another, would lose digits.
-BLOCK = 2**14
-MOST_ROWS = 64
-
-INT64 = np.iinfo(np.int64)
+INT64 = np.dtype(np.int64)  # of class indices in compiled code
 NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
+
+
+def ignored_label(options: LossOptions) -> int | None:
+    """The class index of ignored rows, or None if no row of int64 can have it."""
+    ignore = options.ignore_index
+    return ignore if ignore is not None and -(2**63) <= ignore < 2**63 else None
 
 
 class LabelArrays:
@@ -70,9 +71,9 @@ class LabelArrays:
         if t.dtype == np.uint64:
             check(t, classes, options)  # by NumPy, which compares numbers beyond int64 correctly
             return t.astype(np.int64, order="C") if ignore is None else np.where(t == ignore, -1, t.astype(np.int64))
-        if ignore is not None and not INT64.min <= ignore <= INT64.max:
-            ignore = None  # a label outside the dtype's range cannot occur
-        t = contiguous(t)
+        ignore = ignored_label(options)
+        # Compiled for one dtype: other integers are converted, which takes a moment where the compiler takes seconds.
+        t = contiguous(t.astype(INT64, copy=False))
         row = targets.first_wrong(t.reshape(-1), classes, 0 if ignore is None else ignore)  # 0 is never a wrong label
         if row >= 0:
             place = tuple(map(int, np.unravel_index(row, t.shape)))
@@ -90,13 +91,6 @@ class LabelArrays:
             return targets.count(self.t, self.weight, self.ignore)
         return float(self.rows)
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of compiled functions by name; those for one class per row take no smoothing."""
-        given = {"t": self.t, "weight": self.weight, "ignore": self.ignore}
-        if not self.one_class:
-            given["smoothing"] = float(self.options.label_smoothing)
-        return given
-
     def losses(self, loss: Array) -> Array:
         """The array for the losses of the rows, empty if only their sum is wanted."""
         if self.options.reduction != "none":
@@ -104,15 +98,10 @@ class LabelArrays:
         direct = loss.flags.carray and loss is not self.options.weight  # which is read to the end
         return loss.reshape(-1) if direct else np.empty(self.rows, self.compute)
 
-    def blocks(self, work: int) -> tuple[int, Array]:
-        """The number of rows in a block, if a row is the work on `work` elements, and an array for their sums."""
-        block = max(1, min(MOST_ROWS, BLOCK // work))
-        return block, np.empty(-(-self.rows // block))
-
     def collect(self, each: Array, sums: Array, loss: Array) -> None:
         """Write the loss, given the losses of the rows, or the sums of the blocks."""
         if self.options.reduction != "none":
-            total = sums[0] if sums.size == 1 else np.add.reduce(sums)
+            total = sums[0] if sums.size == 1 else targets.total_of_blocks(sums)
             with np.errstate(all="ignore"):
                 loss[...] = total / self.divisor if self.divisor else 0
         elif not loss.flags.carray or loss is self.options.weight:

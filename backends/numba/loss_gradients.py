@@ -20,11 +20,11 @@ def _step(upstream: Any) -> int:
 
 @compiled()
 def rows_of_softmax(
-    start: int, stop: int, x: Any, t: Any, weight: Any, ignore: int, smoothing: float, upstream: Any, out: Any
+    start: int, stop: int, ignore: int, smoothing: float, x: Any, t: Any, weight: Any, upstream: Any, out: Any
 ) -> None:
     """``out = upstream (x sum(q) - q)``, of the softmax `x` and the targets `q` of each row."""
     q, values = scratch(x, x.shape[1]), scratch(x, x.shape[1])
-    targets, step = targets_for(x, t, weight, ignore, smoothing), _step(upstream)
+    targets, step = targets_for(x, x.shape[1], t, weight, ignore, smoothing), _step(upstream)
     for i in range(start, stop):
         if is_ignored(targets, i):
             fill(out[i], q.dtype.type(0))
@@ -40,11 +40,11 @@ def rows_of_softmax(
 
 @compiled()
 def rows_of_probabilities(
-    start: int, stop: int, x: Any, t: Any, weight: Any, ignore: int, smoothing: float, upstream: Any, out: Any
+    start: int, stop: int, ignore: int, smoothing: float, x: Any, t: Any, weight: Any, upstream: Any, out: Any
 ) -> None:
     """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
     q, values = scratch(x, x.shape[1]), scratch(x, x.shape[1])
-    targets, step = targets_for(x, t, weight, ignore, smoothing), _step(upstream)
+    targets, step = targets_for(x, x.shape[1], t, weight, ignore, smoothing), _step(upstream)
     zero = q.dtype.type(0)
     for i in range(start, stop):
         if is_ignored(targets, i):
@@ -70,21 +70,23 @@ def _fill_upstream(upstream: Any, place: Place, factor: Any) -> None:
 def tiles_of_softmax(
     start: int,
     stop: int,
+    inner: int,
+    lanes: int,
+    ignore: int,
+    smoothing: float,
     x: Any,
     t: Any,
     weight: Any,
-    ignore: int,
-    smoothing: float,
     upstream: Any,
-    lanes: int,
     out: Any,
 ) -> None:
     """``out = upstream (x sum(q) - q)``, of the softmax `x` and the targets `q` of each row."""
-    flat_x, flat_out, targets = x.reshape(-1), out.reshape(-1), targets_for(x, t, weight, ignore, smoothing)
-    flat, p, q = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
+    targets = targets_for(x, classes, t, weight, ignore, smoothing)
+    flat, p, q = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     target_sum, factor, part = scratch(x, lanes), np.zeros(lanes, p.dtype), np.zeros(lanes, p.dtype)
     for unit in range(start, stop):
-        place = place_of(unit, x, lanes)
+        place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, p)
         fill_tile(targets, place, flat, q)
         _fill_upstream(upstream, place, factor)
@@ -106,21 +108,23 @@ def tiles_of_softmax(
 def tiles_of_probabilities(
     start: int,
     stop: int,
+    inner: int,
+    lanes: int,
+    ignore: int,
+    smoothing: float,
     x: Any,
     t: Any,
     weight: Any,
-    ignore: int,
-    smoothing: float,
     upstream: Any,
-    lanes: int,
     out: Any,
 ) -> None:
     """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
-    flat_x, flat_out, targets = x.reshape(-1), out.reshape(-1), targets_for(x, t, weight, ignore, smoothing)
-    flat, tile, q = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
+    targets = targets_for(x, classes, t, weight, ignore, smoothing)
+    flat, tile, q = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     factor, zero = np.zeros(lanes, tile.dtype), tile.dtype.type(0)
     for unit in range(start, stop):
-        place = place_of(unit, x, lanes)
+        place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         fill_tile(targets, place, flat, q)
         _fill_upstream(upstream, place, factor)

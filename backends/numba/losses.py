@@ -1,5 +1,6 @@
 """The losses and their gradients."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,56 +9,91 @@ import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.numba import fused_losses, loss_gradients, probability_losses
-from plugrad.backends.numba.arrays import contiguous, copy_result, result_array
-from plugrad.backends.numba.labels import LabelArrays
-from plugrad.backends.numba.team import share_work
-from plugrad.backends.numba.tiling import in_tiles, tiling, too_long_for_tiles
-from plugrad.backends.options import LossOptions
+from plugrad.backends.numba.arrays import are_plain, contiguous, copy_result, result_array
+from plugrad.backends.numba.labels import INT64, NO_WEIGHT, LabelArrays, ignored_label
+from plugrad.backends.numba.targets import EACH, GRADIENT, IGNORES, MEAN
+from plugrad.backends.numba.team import WORTH_SHARING, share_work
+from plugrad.backends.numba.tiling import Cut, cut
+from plugrad.backends.options import FLOAT64, LossOptions
 
 LABEL = 32  # the work on one label that is compared with one probability, in elements of softmax
+
+NO_SUMS = np.empty(0, FLOAT64)
 
 
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
     """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
-    _softmax_with_loss(x, t, options, loss, y, gradient=False)
+    _softmax_with_loss(x, t, options, loss, y, 0)
 
 
 def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
-    _softmax_with_loss(x, t, options, loss, dx, gradient=True)
+    _softmax_with_loss(x, t, options, loss, dx, GRADIENT)
 
 
-def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, gradient: bool) -> None:
-    x, t, options, out = _for_tiles(x, t, options, out)
-    labels, shape = LabelArrays(t, x, options), x.shape
+def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, gradient: int) -> None:
+    if (
+        options.weight is None
+        and t.flags.carray
+        and loss.flags.carray
+        and are_plain((x, out))
+        and (call := _one_call(x.shape, t.ndim, options, gradient)) is not None
+        and (t.dtype is INT64 or t.dtype.name != "uint64")
+    ):
+        loop, matrix, scalars = call
+        labels = t.ravel() if t.dtype is INT64 else t.astype(INT64).ravel()
+        rows, y = (x, out) if x.shape == matrix else (x.reshape(matrix), out.reshape(matrix))
+        if loop(*scalars, rows, labels, NO_WEIGHT[x.dtype], loss.ravel(), NO_SUMS, y) < 0:
+            return  # else a label is wrong, and the error is raised below
+    x, t, options, out, found = _cut(x, t, options, out)
+    labels = LabelArrays(t, x, options)
     if gradient and not labels.divisor:
         loss[...] = out[...] = 0
         return
-    given = labels.arguments()
-    given["factor"], given["gradient"] = 1 / labels.divisor if labels.divisor else 0.0, gradient
-    classes, each, y = shape[options.axis], labels.losses(loss), result_array(out)
-    if in_tiles(shape, options.axis):
-        stack, lanes, units = tiling(shape, options.axis)
-        sums, work = np.empty(units), classes * lanes
-        loop = fused_losses.tiles_of_class_indices if labels.one_class else fused_losses.tiles_of_labels
-        x, y = contiguous(x).reshape(stack), y.reshape(stack)
-        share_work(loop, units, work, x=x, **given, losses=each, sums=sums, lanes=lanes, y=y)
-    else:
-        block, sums = labels.blocks(classes)
-        loop = fused_losses.rows_of_class_indices if labels.one_class else fused_losses.rows_of_labels
-        x, y = contiguous(x).reshape(-1, classes), y.reshape(-1, classes)
-        share_work(loop, sums.size, block * classes, x=x, **given, losses=each, sums=sums, block=block, y=y)
+    place, units, work = found.in_blocks(found.size)
+    each, sums, y = labels.losses(loss), np.empty(units), result_array(out)
+    mode = gradient | (EACH if options.reduction == "none" else 0)
+    factor = 1 / labels.divisor if labels.divisor else 0.0
+    smoothing = () if labels.one_class else (float(options.label_smoothing),)
+    arrays = contiguous(x).reshape(found.shape), labels.t, labels.weight, each, sums, y.reshape(found.shape)
+    loop = _loop(found, labels.one_class)
+    share_work(loop, units, work, *place, mode, labels.ignore, *smoothing, factor, *arrays)
     copy_result(y, out)
     labels.collect(each, sums, loss)
 
 
-def _for_tiles(x: Array, t: Array, options: LossOptions, out: Array) -> tuple[Array, Array, LossOptions, Array]:
-    """The same with the classes along the last axis, if they are too many for tiles."""
+def _loop(found: Cut, one_class: bool) -> Callable[..., int]:
+    if one_class:
+        return fused_losses.tiles_of_class_indices if found.tiles else fused_losses.rows_of_class_indices
+    return fused_losses.tiles_of_labels if found.tiles else fused_losses.rows_of_labels
+
+
+@functools.lru_cache(1024)
+def _one_call(
+    shape: tuple[int, ...], labels_ndim: int, options: LossOptions, gradient: int
+) -> tuple[Callable[..., int], tuple[int, int], tuple[Any, ...]] | None:
+    """The loop that computes a loss in one call, the shape in which it takes the rows, and its first arguments.
+
+    None if the work is to be shared, or if labels or options take more than class indices of one class in each row.
+    """
+    found = cut(shape, options.axis)
+    if found is None or labels_ndim == len(shape) or options.label_smoothing or options.divisor is not None:
+        return None
+    place, units, work = found.in_blocks(found.size)
+    if units * work >= WORTH_SHARING:
+        return None
+    ignore = ignored_label(options)
+    mode = gradient | (0 if ignore is None else IGNORES) | {"mean": MEAN, "sum": 0, "none": EACH}[options.reduction]
+    return _loop(found, True), found.shape, (0, units, *place, mode, -1 if ignore is None else ignore, 1.0)
+
+
+def _cut(x: Array, t: Array, options: LossOptions, out: Array) -> tuple[Array, Array, LossOptions, Array, Cut]:
+    """The same and the cut, with the classes along the last axis if they are too many for tiles."""
     axis = options.axis
-    if not too_long_for_tiles(x.shape, axis):
-        return x, t, options, out
+    if (found := cut(x.shape, axis)) is not None:
+        return x, t, options, out, found
     moved = t if t.ndim < x.ndim else np.moveaxis(t, axis, -1)
-    return np.moveaxis(x, axis, -1), moved, options._replace(axis=x.ndim - 1), np.moveaxis(out, axis, -1)
+    return _cut(np.moveaxis(x, axis, -1), moved, options._replace(axis=x.ndim - 1), np.moveaxis(out, axis, -1))
 
 
 def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: LossOptions, dx: Array) -> None:
@@ -67,22 +103,21 @@ def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Loss
 
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
-    p, t, options, _ = _for_tiles(p, t, options, p)
-    labels, shape = LabelArrays(t, p, options), p.shape
-    given, each, p = labels.arguments(), labels.losses(loss), contiguous(p)
-    classes, inner = shape[options.axis], math.prod(shape[options.axis + 1 :])
+    p, t, options, _, found = _cut(p, t, options, p)
+    labels = LabelArrays(t, p, options)
+    scalars: tuple[Any, ...] = (labels.ignore,)
     if labels.one_class:
-        block, sums = labels.blocks(LABEL)
-        p, loop = p.reshape(-1, classes, inner), probability_losses.class_indices
-        share_work(loop, sums.size, block * LABEL, p=p, **given, losses=each, sums=sums, block=block)
-    elif in_tiles(shape, options.axis):
-        stack, lanes, units = tiling(shape, options.axis)
-        sums, loop = np.empty(units), probability_losses.tiles_of_labels
-        share_work(loop, units, classes * lanes, p=p.reshape(stack), **given, losses=each, sums=sums, lanes=lanes)
+        # One number of each row is read, wherever the row lies: blocks of rows, not tiles.
+        loop, inner = probability_losses.class_indices, math.prod(p.shape[options.axis + 1 :])
+        (_, block), units, work = found._replace(tiles=(), units=labels.rows).in_blocks(LABEL)
+        place = inner, block
     else:
-        block, sums = labels.blocks(classes)
-        p, loop = p.reshape(-1, classes), probability_losses.rows_of_labels
-        share_work(loop, sums.size, block * classes, p=p, **given, losses=each, sums=sums, block=block)
+        loop = probability_losses.tiles_of_labels if found.tiles else probability_losses.rows_of_labels
+        place, units, work = found.in_blocks(found.size)
+        scalars = labels.ignore, float(options.label_smoothing)
+    each, sums = labels.losses(loss), np.empty(units)
+    p = contiguous(p).reshape(found.shape)
+    share_work(loop, units, work, *place, *scalars, p, labels.t, labels.weight, each, sums)
     labels.collect(each, sums, loss)
 
 
@@ -101,18 +136,13 @@ def _gradient(
     out: Array,
 ) -> None:
     """Run a loop of `loss_gradients` on `x`, the softmax or probabilities."""
-    x, t, options, out = _for_tiles(x, t, options, out)
-    labels, shape = LabelArrays(t, x, options), x.shape
+    x, t, options, out, found = _cut(x, t, options, out)
+    labels = LabelArrays(t, x, options)
     if not labels.divisor:
         out[...] = 0
         return
-    given = labels.arguments()
-    given["smoothing"], given["upstream"] = float(options.label_smoothing), labels.upstream(dloss)
-    classes, x, y = shape[options.axis], contiguous(x), result_array(out)
-    if in_tiles(shape, options.axis):
-        stack, lanes, units = tiling(shape, options.axis)
-        share_work(tile_loop, units, classes * lanes, x=x.reshape(stack), **given, lanes=lanes, out=y.reshape(stack))
-    else:
-        x = x.reshape(-1, classes)
-        share_work(row_loop, len(x), classes, x=x, **given, out=y.reshape(x.shape))
+    y, loop = result_array(out), tile_loop if found.tiles else row_loop
+    scalars = *found.tiles, labels.ignore, float(options.label_smoothing)
+    arrays = contiguous(x).reshape(found.shape), labels.t, labels.weight, labels.upstream(dloss)
+    share_work(loop, found.units, found.size, *scalars, *arrays, y.reshape(found.shape))
     copy_result(y, out)

@@ -7,8 +7,9 @@ compiler can tell, numbers are not read side by side but gathered one by one, wh
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from plugrad.backends.numba.compiling import inlined
 from plugrad.backends.numba.vector import narrow
@@ -36,11 +37,24 @@ def _real(x: Any, value: float) -> Any:
     return lambda x, value: kind(value)
 
 
+@intrinsic
+def is_same(typing_context: Any, a: Any, b: Any) -> Any:
+    """Whether an argument is the result: two arrays of a call begin at one address only if they are one array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = zip(signature.args, arguments, strict=True)
+        places = [context.make_array(kind)(context, builder, array).data for kind, array in arrays]
+        first, second = (builder.ptrtoint(place, ir.IntType(64)) for place in places)
+        return builder.icmp_unsigned("==", first, second)
+
+    return types.boolean(a, b), generate
+
+
 def destination(row: Any, values: Any, direct: bool) -> Any:
     """The memory to compute a row of a result in: the row itself if `direct`, else `values`, to be stored afterwards.
 
-    A row may be computed in directly if no argument shares its memory, since the compiler makes a slow version of each
-    loop for memory that is read and written, and if it has 32 or 64 bits.
+    A row may be computed in directly if no argument shares its memory (see `is_same`), since the compiler makes a slow
+    version of each loop for memory that is read and written, and if it has 32 or 64 bits.
     """
     raise NotImplementedError
 
@@ -64,3 +78,10 @@ def fill(row: Any, value: Any) -> None:
     """Write one value to all of a row of a result."""
     for j in range(row.size):
         row[j] = narrow(value, row[j])
+
+
+@inlined()
+def copy(values: Any, row: Any) -> None:
+    """``row[:] = values``, without the check of shapes, whose message takes numba's compiler two seconds."""
+    for j in range(row.size):
+        row[j] = values[j]

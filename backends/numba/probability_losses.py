@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import scratch
+from plugrad.backends.numba.memory import copy, scratch
 from plugrad.backends.numba.targets import (
     fill_row,
     fill_tile,
     is_ignored,
-    put_losses,
     sum_of_losses,
     targets_for,
     weighted,
@@ -24,11 +23,10 @@ from plugrad.backends.numba.vector import log, widen
 
 @compiled()
 def class_indices(
-    start: int, stop: int, block: int, p: Any, t: Any, weight: Any, ignore: int, losses: Any, sums: Any
+    start: int, stop: int, inner: int, block: int, ignore: int, p: Any, t: Any, weight: Any, losses: Any, sums: Any
 ) -> None:
-    """``loss = -weight log(p)`` of one class per row of the stack `p`; no other probability is read."""
-    _, classes, inner = p.shape
-    flat_p = p.reshape(-1)
+    """``loss = -weight log(p)`` of one class per row of a matrix of `p`; no other probability is read."""
+    classes, flat_p = p.shape[1] // inner, p.reshape(-1)
     zero, one = losses.dtype.type(0), losses.dtype.type(1)
     for b in range(start, stop):
         total_loss = 0.0
@@ -56,17 +54,18 @@ def _inner_with_log(q: Any, p: Any) -> Any:
 def rows_of_labels(
     start: int,
     stop: int,
+    inner: int,
     block: int,
+    ignore: int,
+    smoothing: float,
     p: Any,
     t: Any,
     weight: Any,
-    ignore: int,
-    smoothing: float,
     losses: Any,
     sums: Any,
 ) -> None:
     """``loss = -sum(q log(p))`` for the targets `q` of each row."""
-    q, targets = scratch(p, p.shape[1]), targets_for(p, t, weight, ignore, smoothing)
+    q, targets = scratch(p, p.shape[1]), targets_for(p, p.shape[1], t, weight, ignore, smoothing)
     for b in range(start, stop):
         total_loss = 0.0
         for i in range(b * block, min((b + 1) * block, len(p))):
@@ -84,22 +83,24 @@ def rows_of_labels(
 def tiles_of_labels(
     start: int,
     stop: int,
+    inner: int,
+    lanes: int,
+    ignore: int,
+    smoothing: float,
     p: Any,
     t: Any,
     weight: Any,
-    ignore: int,
-    smoothing: float,
     losses: Any,
     sums: Any,
-    lanes: int,
 ) -> None:
     """``loss = -sum(q log(p))`` for the targets `q` of each row."""
-    flat_p, targets = p.reshape(-1), targets_for(p, t, weight, ignore, smoothing)
-    flat, tile, q = flat_like(p, lanes), tile_like(p, lanes), tile_like(p, lanes)
+    classes, flat_p = p.shape[1] // inner, p.reshape(-1)
+    targets = targets_for(p, classes, t, weight, ignore, smoothing)
+    flat, tile, q = flat_like(p, classes, lanes), tile_like(p, classes, lanes), tile_like(p, classes, lanes)
     loss_of, part = scratch(p, lanes), np.zeros(lanes, tile.dtype)
     zero = tile.dtype.type(0)
     for unit in range(start, stop):
-        place = place_of(unit, p, lanes)
+        place = place_of(unit, p, inner, lanes)
         gather(flat_p, place, flat, tile)
         fill_tile(targets, place, flat, q)
         loss_of[:] = zero
@@ -112,4 +113,5 @@ def tiles_of_labels(
             if is_ignored(targets, place.first + lane):
                 loss_of[lane] = zero
         sums[unit] = sum_of_losses(loss_of, place.rows)
-        put_losses(loss_of, place.first, place.rows, losses)
+        if losses.size:
+            copy(loss_of[: place.rows], losses[place.first : place.first + place.rows])

@@ -1,13 +1,13 @@
 """Compiled loops over contiguous rows, with so many classes that a row fills the vector registers.
 
 Each takes a range of rows, and computes a row in a few passes over a few kilobytes that stay in the first-level cache.
-Unless `direct`, a result is computed in scratch memory and stored at the end, so that it may replace an argument.
+A result that replaces an argument is computed in scratch memory, and stored at the end.
 """
 
 from typing import Any
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import destination, real, scratch, store
+from plugrad.backends.numba.memory import destination, is_same, real, scratch, store
 from plugrad.backends.numba.vector import exp, exp_scaling, largest, log1p, muladd, scaled_exp, widen
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,8 +84,8 @@ def sum_of_others(x: Any, top: Any, e: Any, total: Any) -> Any:
 
 
 @compiled()
-def softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
-    """``y = exp(x) / sum(exp(x))``; the exponentials have scratch memory even if the result is `direct`."""
+def softmax(start: int, stop: int, x: Any, y: Any) -> None:
+    """``y = exp(x) / sum(exp(x))``, the exponentials always in scratch memory."""
     e = scratch(x, x.shape[1])
     for i in range(start, stop):
         total = exponentials(x[i], largest(x[i]), e)
@@ -110,9 +110,9 @@ def inner(a: Any, b: Any) -> Any:
 
 
 @compiled()
-def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
+def softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    values = scratch(y, PART)
+    values, direct = scratch(y, PART), not (is_same(dy, dx) or is_same(y, dx))
     for i in range(start, stop):
         mean = inner(dy[i], y[i])
         for part in range(0, y.shape[1], PART):
@@ -125,9 +125,9 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: A
 
 
 @compiled()
-def log_softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
+def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    e = scratch(x, x.shape[1])
+    e, direct = scratch(x, x.shape[1]), not is_same(x, y)
     for i in range(start, stop):
         row = x[i]
         top = largest(row)
@@ -140,9 +140,9 @@ def log_softmax(start: int, stop: int, x: Any, direct: bool, y: Any) -> None:
 
 
 @compiled()
-def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, direct: bool, dx: Any) -> None:
+def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    values = scratch(y, PART)
+    values, direct = scratch(y, PART), not (is_same(dy, dx) or is_same(y, dx))
     for i in range(start, stop):
         total = total_of(dy[i])
         for part in range(0, y.shape[1], PART):

@@ -6,9 +6,9 @@ import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.numba import rows, tiles
-from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, is_direct, result_array
+from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous, copy_result, result_array
 from plugrad.backends.numba.team import share_work
-from plugrad.backends.numba.tiling import in_tiles, tiling, too_long_for_tiles
+from plugrad.backends.numba.tiling import cut
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -35,16 +35,16 @@ def _over_rows(
     row_loop: Callable[..., None], tile_loop: Callable[..., None], axis: int, work: float, *arrays: Array
 ) -> None:
     """Run a loop of `rows` or of `tiles` on arrays of one shape, the last one for the result."""
-    if too_long_for_tiles(arrays[0].shape, axis):
-        arrays, axis = tuple(np.moveaxis(array, axis, -1) for array in arrays), arrays[0].ndim - 1
-    *reads, out = arrays
-    y, classes = result_array(out), out.shape[axis]
-    if in_tiles(out.shape, axis):
-        stack, lanes, units = tiling(out.shape, axis)
-        stacks = [contiguous(array).reshape(stack) for array in reads]
-        share_work(tile_loop, units, work * classes * lanes, *stacks, lanes, y.reshape(stack))
-    else:
-        matrices = [contiguous(array).reshape(-1, classes) for array in reads]
-        direct = is_direct(out, *reads)
-        share_work(row_loop, out.size // classes, work * classes, *matrices, direct, y.reshape(-1, classes))
-    copy_result(y, out)
+    shape = arrays[0].shape
+    if (found := cut(shape, axis)) is None:
+        _over_rows(row_loop, tile_loop, len(shape) - 1, work, *[np.moveaxis(array, axis, -1) for array in arrays])
+        return
+    matrix, lanes, units, size = found
+    loop = tile_loop if lanes else row_loop
+    if shape == matrix and are_plain(arrays):
+        share_work(loop, units, work * size, *lanes, *arrays)
+        return
+    y = result_array(arrays[-1])
+    reads = [contiguous(array).reshape(matrix) for array in arrays[:-1]]
+    share_work(loop, units, work * size, *lanes, *reads, y.reshape(matrix))
+    copy_result(y, arrays[-1])

@@ -14,6 +14,12 @@ from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.tiles import PART, Place, gather
 
+# The mode of a loss is the sum of these.
+GRADIENT = 1  # the gradient is wanted
+EACH = 2  # the loss of each row is wanted, not their sum
+MEAN = 4  # the sum is divided by the number of class indices that count, or the sum of their weights
+IGNORES = 8  # rows can be ignored
+
 
 @inlined()
 def _is_wrong(label: int, classes: int, ignore: int) -> bool:
@@ -43,6 +49,26 @@ def count(t: Any, weight: Any, ignore: int) -> float:
     return total
 
 
+@inlined()
+def checked(t: Any, classes: int, weight: Any, ignore: int, mode: int) -> Any:
+    """The first row whose class index is wrong, or -1, and the divisor of the sum of the losses."""
+    wrong = first_wrong(t, classes, ignore if mode & IGNORES else 0)  # 0 is never a wrong label
+    if wrong >= 0:
+        return wrong, 0.0
+    return -1, count(t, weight, ignore) if mode & MEAN else 1.0
+
+
+@compiled()
+def total_of_blocks(sums: Any) -> float:
+    """The sum of the sums of all blocks, with what each addition loses added at the end: Neumaier (1974)."""
+    total, lost = 0.0, 0.0
+    for i in range(sums.size):
+        one, both = sums[i], total + sums[i]
+        lost += (total - both) + one if abs(total) >= abs(one) else (one - both) + total
+        total = both
+    return total + lost if lost == lost else total  # infinities
+
+
 class Targets(NamedTuple):
     """The labels of all rows, and how they become targets."""
 
@@ -54,9 +80,9 @@ class Targets(NamedTuple):
 
 
 @inlined()
-def targets_for(x: Any, t: Any, weight: Any, ignore: int, smoothing: float) -> Any:
-    """The targets for an array whose classes are along its second axis."""
-    return Targets(t, weight, ignore, real(x, 1 - smoothing), real(x, smoothing / x.shape[1]))
+def targets_for(x: Any, classes: int, t: Any, weight: Any, ignore: int, smoothing: float) -> Any:
+    """The targets for an array of so many classes."""
+    return Targets(t, weight, ignore, real(x, 1 - smoothing), real(x, smoothing / classes))
 
 
 def _are_indices(targets: Any) -> bool:
@@ -169,10 +195,3 @@ def sum_of_losses(values: Any, rows: int) -> float:
         if lane % PART == PART - 1 or lane == rows - 1:
             total, part = total + part, 0.0
     return total
-
-
-@inlined()
-def put_losses(values: Any, first: int, rows: int, losses: Any) -> None:
-    """Write the losses of some rows to those of all rows, unless only their sum is wanted."""
-    if losses.size:
-        losses[first : first + rows] = values[:rows]

@@ -65,12 +65,11 @@ class _Job:
 
     def __init__(
         self,
-        kernel: Callable[..., None],
+        kernel: Callable[..., Any],
         arguments: tuple[Any, ...],
-        named: dict[str, Any],
         ranges: Iterator[tuple[int, int]],
     ) -> None:
-        self.kernel, self.arguments, self.named = kernel, arguments, named
+        self.kernel, self.arguments = kernel, arguments
         self.ranges = deque(ranges)
         self.helpers: deque[None] = deque()  # an entry for each helper that arrived
         self.left: deque[None] = deque()  # an entry for each helper that left
@@ -85,7 +84,7 @@ class _Job:
                 start, stop = self.ranges.popleft()
             except IndexError:
                 return
-            self.kernel(start, stop, *self.arguments, **self.named)
+            self.kernel(start, stop, *self.arguments)
 
     def help(self) -> None:
         """Compute pieces for the thread whose job it is."""
@@ -134,7 +133,7 @@ class _Team:
             except BaseException as error:  # of the kernel, or an interrupt, even while waiting
                 job.ranges.clear()
                 errors.append(error)
-        job.arguments, job.named = (), {}  # so that helpers that arrive late do not keep them alive
+        job.arguments = ()  # so that helpers that arrive late do not keep them alive
         errors += job.errors
         if errors:
             raise errors[0]
@@ -188,10 +187,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def share_work(kernel: Callable[..., None], units: int, work: float, *arguments: Any, **named: Any) -> None:
-    """Run ``kernel(start, stop, *arguments, **named)`` over all units, each `work` elements of softmax."""
+def share_work(kernel: Callable[..., Any], units: int, work: float, *arguments: Any) -> None:
+    """Run ``kernel(start, stop, *arguments)`` over all units, each `work` elements of softmax."""
     if units * work < WORTH_SHARING:
-        kernel(0, units, *arguments, **named)
+        kernel(0, units, *arguments)
         return
     global _team
     if _team is None:
@@ -200,6 +199,6 @@ def share_work(kernel: Callable[..., None], units: int, work: float, *arguments:
                 _team = _Team()
     team = _team
     if not team.size:
-        kernel(0, units, *arguments, **named)
+        kernel(0, units, *arguments)
         return
-    team.compute(_Job(kernel, arguments, named, pieces(units, work, team.size + 1)))
+    team.compute(_Job(kernel, arguments, pieces(units, work, team.size + 1)))

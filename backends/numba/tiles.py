@@ -2,8 +2,9 @@
 
 They compute rows of few classes, which would leave most lanes idle, and classes that are not contiguous, such as those
 of images along axis 1. An array is a stack of matrices, with the classes along the first axis of a matrix and the rows
-along its columns (see `rowwise.tiling`). A *tile* has the classes along its first axis and a row in each column, which
-is called a *lane*. It is copied to the first-level cache, computed on, and copied back.
+along its columns, `inner` of them. Each matrix is one row of the array that compiled code takes (see `tiling.cut`). A
+*tile* has the classes along its first axis and a row in each column, which is called a *lane*. It is copied to the
+first-level cache, computed on, and copied back.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.memory import scratch
+from plugrad.backends.numba.memory import copy, scratch
 from plugrad.backends.numba.vector import exp, exp_scaling, log1p, muladd, narrow, scaled_exp, widen
 
 # From so many contiguous rows of a matrix on, a tile holds rows of one matrix; below, all rows of several matrices.
@@ -32,9 +33,9 @@ class Place(NamedTuple):
 
 
 @inlined()
-def place_of(unit: int, x: Any, lanes: int) -> Any:
+def place_of(unit: int, x: Any, inner: int, lanes: int) -> Any:
     """The place of a tile of `lanes` lanes in the stack `x`."""
-    outer, classes, inner = x.shape
+    outer, classes = len(x), x.shape[1] // inner
     if inner < CONTIGUOUS:
         first = unit * (lanes // inner) * inner
         rows = min(lanes // inner * inner, outer * inner - first)
@@ -46,16 +47,15 @@ def place_of(unit: int, x: Any, lanes: int) -> Any:
 
 
 @inlined()
-def tile_like(x: Any, lanes: int) -> Any:
-    """Memory for a tile of the stack `x`, the classes padded to whole blocks of `transpose`."""
-    classes = x.shape[1]
+def tile_like(x: Any, classes: int, lanes: int) -> Any:
+    """Memory for a tile, the classes padded to whole blocks of `transpose`."""
     return scratch(x, -(-classes // BLOCK) * BLOCK * lanes).reshape(-1, lanes)[:classes]
 
 
 @inlined()
-def flat_like(x: Any, lanes: int) -> Any:
+def flat_like(x: Any, classes: int, lanes: int) -> Any:
     """Memory for the rows of a tile in the order of the stack, padded by a block of `transpose`."""
-    return scratch(x, x.shape[1] * lanes + BLOCK)
+    return scratch(x, classes * lanes + BLOCK)
 
 
 @inlined()
@@ -81,7 +81,7 @@ def gather(x: Any, place: Place, flat: Any, tile: Any) -> None:
         for lane in range(0, rows, class_step):
             for k in range(len(tile)):
                 at = lane * len(tile) + k * class_step
-                tile[k, lane : lane + class_step] = flat[at : at + class_step]
+                copy(flat[at : at + class_step], tile[k][lane : lane + class_step])
 
 
 @inlined()
@@ -104,7 +104,7 @@ def scatter(tile: Any, place: Place, flat: Any, y: Any) -> None:
         for lane in range(0, rows, class_step):
             for k in range(len(tile)):
                 at = lane * len(tile) + k * class_step
-                flat[at : at + class_step] = tile[k, lane : lane + class_step]
+                copy(tile[k][lane : lane + class_step], flat[at : at + class_step])
     values = y[start : start + rows * len(tile)]
     for j in range(values.size):
         values[j] = narrow(flat[j], values[j])
@@ -165,7 +165,7 @@ def add(total: Any, part: Any, k: int, classes: int) -> None:
 @inlined()
 def largest_of_lanes(tile: Any, top: Any) -> None:
     """The largest number in each lane."""
-    top[:] = tile[0]
+    copy(tile[0], top)
     for k in range(1, len(tile)):
         row = tile[k]
         for lane in range(top.size):
@@ -212,14 +212,14 @@ def exponentials_of_lanes(tile: Any, top: Any, scalings: Any, e: Any, others: An
 
 
 @compiled()
-def softmax(start: int, stop: int, x: Any, lanes: int, y: Any) -> None:
+def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
-    classes, flat_x, flat_y = x.shape[1], x.reshape(-1), y.reshape(-1)
-    flat, tile, top = flat_like(x, lanes), tile_like(x, lanes), scratch(x, lanes)
+    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    flat, tile, top = flat_like(x, classes, lanes), tile_like(x, classes, lanes), scratch(x, lanes)
     total, part = scratch(x, lanes), np.zeros(lanes, top.dtype)
     scalings, one = scalings_like(x, lanes), total.dtype.type(1)
     for unit in range(start, stop):
-        place = place_of(unit, x, lanes)
+        place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
         fill_scalings(top, scalings)
@@ -241,14 +241,14 @@ def softmax(start: int, stop: int, x: Any, lanes: int, y: Any) -> None:
 
 
 @compiled()
-def softmax_backward(start: int, stop: int, dy: Any, y: Any, lanes: int, dx: Any) -> None:
+def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    classes, flat_dy, flat_y, flat_dx = y.shape[1], dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
-    flat, mean = flat_like(y, lanes), scratch(y, lanes)
-    upstream, p = tile_like(y, lanes), tile_like(y, lanes)
+    classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    flat, mean = flat_like(y, classes, lanes), scratch(y, lanes)
+    upstream, p = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
     part = np.zeros(lanes, mean.dtype)
     for unit in range(start, stop):
-        place = place_of(unit, y, lanes)
+        place = place_of(unit, y, inner, lanes)
         gather(flat_dy, place, flat, upstream)
         gather(flat_y, place, flat, p)
         mean[:] = mean.dtype.type(0)
@@ -263,13 +263,13 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, lanes: int, dx: Any
 
 
 @compiled()
-def log_softmax(start: int, stop: int, x: Any, lanes: int, y: Any) -> None:
+def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    classes, flat_x, flat_y = x.shape[1], x.reshape(-1), y.reshape(-1)
-    flat, tile, e = flat_like(x, lanes), tile_like(x, lanes), tile_like(x, lanes)
+    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
     top, others, one, scalings = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scalings_like(x, lanes)
     for unit in range(start, stop):
-        place = place_of(unit, x, lanes)
+        place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
         exponentials_of_lanes(tile, top, scalings, e, others, one)
@@ -282,14 +282,14 @@ def log_softmax(start: int, stop: int, x: Any, lanes: int, y: Any) -> None:
 
 
 @compiled()
-def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, lanes: int, dx: Any) -> None:
+def log_softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    classes, flat_dy, flat_y, flat_dx = y.shape[1], dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
-    flat, total = flat_like(y, lanes), scratch(y, lanes)
-    upstream, logs = tile_like(y, lanes), tile_like(y, lanes)
+    classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    flat, total = flat_like(y, classes, lanes), scratch(y, lanes)
+    upstream, logs = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
     part = np.zeros(lanes, total.dtype)
     for unit in range(start, stop):
-        place = place_of(unit, y, lanes)
+        place = place_of(unit, y, inner, lanes)
         gather(flat_dy, place, flat, upstream)
         gather(flat_y, place, flat, logs)
         total[:] = total.dtype.type(0)

@@ -6,31 +6,32 @@ import numpy as np
 
 from plugrad.backends import updates
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.numba.arrays import LIGHT, contiguous
+from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous
 from plugrad.backends.numba.compiling import compiled
 from plugrad.backends.numba.elementwise import ELEMENTS
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import narrow, widen
-from plugrad.backends.options import COMPUTE
 
 
 def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    if not all(array is None or array.flags.carray for array in (p, v)):
+    if not p.flags.carray or (v is not None and not v.flags.carray):
         updates.sgd(p, g, v, lr, momentum, nesterov, decay)
         return
-    state = np.empty(0, COMPUTE[p.dtype]) if v is None else v.reshape(-1)
-    loop, pieces = _descend if v is None else _sgd, -(-p.size // ELEMENTS)
-    parameter, gradient = contiguous(p).reshape(-1), contiguous(g).reshape(-1)
-    share_work(loop, pieces, LIGHT * ELEMENTS, parameter, gradient, state, lr, momentum, nesterov, decay)
+    pieces = -(-p.size // ELEMENTS)
+    if not are_plain((p, g)):
+        p, g = contiguous(p), contiguous(g)
+    if v is None:
+        share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, p.ravel(), g.ravel())
+    else:
+        scalars = lr, momentum, 1 if nesterov else 0, decay
+        share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, p.ravel(), g.ravel(), v.ravel())
 
 
 @compiled()
-def _descend(
-    start: int, stop: int, p: Any, g: Any, v: Any, lr: float, momentum: float, nesterov: bool, decay: float
-) -> None:
-    rate, shrink, decays = real(v, lr), real(v, decay), decay != 0
+def _descend(start: int, stop: int, lr: float, decay: float, p: Any, g: Any) -> None:
+    rate, shrink, decays = real(p, lr), real(p, decay), decay != 0
     a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
     for j in range(a.size):
         number = widen(a[j])
@@ -42,7 +43,7 @@ def _descend(
 
 @compiled()
 def _sgd(
-    start: int, stop: int, p: Any, g: Any, v: Any, lr: float, momentum: float, nesterov: bool, decay: float
+    start: int, stop: int, lr: float, momentum: float, nesterov: int, decay: float, p: Any, g: Any, v: Any
 ) -> None:
     rate, keep, shrink, decays = real(v, lr), real(v, momentum), real(v, decay), decay != 0
     a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
@@ -73,37 +74,26 @@ def adam(
     if not all(array.flags.carray for array in (p, m, v)):
         updates.adam(p, g, m, v, step, root, beta1, beta2, eps, decay)
         return
-    share_work(
-        _adam,
-        -(-p.size // ELEMENTS),
-        LIGHT * ELEMENTS,
-        p=contiguous(p).reshape(-1),
-        g=contiguous(g).reshape(-1),
-        m=m.reshape(-1),
-        v=v.reshape(-1),
-        step=step,
-        root=root,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        decay=decay,
-    )
+    if not are_plain((p, g)):
+        p, g = contiguous(p), contiguous(g)
+    scalars, pieces = (step, root, beta1, beta2, eps, decay), -(-p.size // ELEMENTS)
+    share_work(_adam, pieces, LIGHT * ELEMENTS, *scalars, p.ravel(), g.ravel(), m.ravel(), v.ravel())
 
 
 @compiled()
 def _adam(
     start: int,
     stop: int,
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
     step: float,
     root: float,
     beta1: float,
     beta2: float,
     eps: float,
     decay: float,
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
 ) -> None:
     rate, scale, least, shrink, decays = real(v, step), real(v, 1 / root), real(v, eps), real(v, decay), decay != 0
     keep1, take1, keep2, take2 = real(v, beta1), real(v, 1 - beta1), real(v, beta2), real(v, 1 - beta2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.numba import column_sums, kernels, team, tiling
+from plugrad.backends.numba import column_sums, kernels, targets, team, tiling
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.workspace import Workspace
 
@@ -19,6 +19,7 @@ def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
     """Compile the functions of these names for these dtypes, and for class indices of NumPy's default integer."""
     dtypes = tuple(dtypes)
     team.look_out(np.zeros(1, np.int64), 0, 1)
+    targets.total_of_blocks(np.zeros(2))
     for name in names:
         function = kernels.FUNCTIONS[name]
         for dtype in dtypes:
