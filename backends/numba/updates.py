@@ -1,5 +1,6 @@
 """Optimizers' updates (see `plugrad.backends.updates`), in one pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,27 @@ from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import narrow, widen
 
 
-def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
+def sgd(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    velocities: Sequence[Array | None],
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    decay: float,
+) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    if not p.flags.carray or (v is not None and not v.flags.carray):
-        updates.sgd(p, g, v, lr, momentum, nesterov, decay)
-        return
-    pieces = -(-p.size // ELEMENTS)
-    if not are_plain((p, g)):
-        p, g = contiguous(p), contiguous(g)
-    if v is None:
-        share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, p.ravel(), g.ravel())
-    else:
-        scalars = lr, momentum, 1 if nesterov else 0, decay
-        share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, p.ravel(), g.ravel(), v.ravel())
+    for p, g, v in zip(params, grads, velocities, strict=True):
+        if not p.flags.carray or (v is not None and not v.flags.carray):
+            updates.sgd((p,), (g,), (v,), lr, momentum, nesterov, decay)
+            continue
+        x, slope = (p, g) if are_plain((p, g)) else (contiguous(p), contiguous(g))
+        pieces = -(-p.size // ELEMENTS)
+        if v is None:
+            share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, x.ravel(), slope.ravel())
+        else:
+            scalars = lr, momentum, 1 if nesterov else 0, decay
+            share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, x.ravel(), slope.ravel(), v.ravel())
 
 
 @compiled()
@@ -59,10 +68,10 @@ def _sgd(
 
 
 def adam(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    squares: Sequence[Array],
     step: float,
     root: float,
     beta1: float,
@@ -71,13 +80,14 @@ def adam(
     decay: float,
 ) -> None:
     """``m`` and ``v``: the means of ``d = g + decay p`` and of its square; ``p -= step m / (sqrt(v) / root + eps)``."""
-    if not all(array.flags.carray for array in (p, m, v)):
-        updates.adam(p, g, m, v, step, root, beta1, beta2, eps, decay)
-        return
-    if not are_plain((p, g)):
-        p, g = contiguous(p), contiguous(g)
-    scalars, pieces = (step, root, beta1, beta2, eps, decay), -(-p.size // ELEMENTS)
-    share_work(_adam, pieces, LIGHT * ELEMENTS, *scalars, p.ravel(), g.ravel(), m.ravel(), v.ravel())
+    scalars = step, root, beta1, beta2, eps, decay
+    for p, g, m, v in zip(params, grads, means, squares, strict=True):
+        if not (p.flags.carray and m.flags.carray and v.flags.carray):
+            updates.adam((p,), (g,), (m,), (v,), *scalars)
+            continue
+        x, slope = (p, g) if are_plain((p, g)) else (contiguous(p), contiguous(g))
+        pieces = -(-p.size // ELEMENTS)
+        share_work(_adam, pieces, LIGHT * ELEMENTS, *scalars, x.ravel(), slope.ravel(), m.ravel(), v.ravel())
 
 
 @compiled()
