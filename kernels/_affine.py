@@ -161,6 +161,9 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
     if not is_ready:
         dy, x, w = promoted(dy, x, w)
     wanted = needed(name, needs)
+    dx: Any
+    dw: Any
+    db: Any
     if out is None:
         empty, dtype = backend.empty, dy.dtype
         dx = empty(rows, dtype) if "dx" in wanted else None
