@@ -98,7 +98,9 @@ def test_python_may_be_started_in_the_folder_above_a_clone(tmp_path: Path) -> No
     code = "import plugrad; from plugrad import kernels as K; print(plugrad.__version__, K.relu(1.0), K.__file__)"
     version, result, _ = python(code, tmp_path).split()
     assert (version, result) == (plugrad.__version__, "1.0")
-    alone = "import sys; sys.path.insert(0, ''); sys.meta_path[:] = sys.meta_path[:3]; " + code  # nothing installed
+    # Without the finders that packages add, such as that of an editable install: only the folder itself has plugrad.
+    own_finders = "import sys; from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder; "
+    alone = own_finders + "sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]; " + code
     assert python(alone, tmp_path).split()[2] == str(clone / "kernels" / "__init__.py")
 
 
