@@ -394,6 +394,16 @@ def unsigned_labels_read_as_signed(module: BackendModule) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@mutant("cross_entropy", "results_go_to_out")
+def losses_of_rows_not_written_to_other_strides(module: BackendModule) -> None:
+    sound = module.cross_entropy
+
+    def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        sound(p, t, options, loss if loss.flags.c_contiguous else np.empty_like(loss))
+
+    module.cross_entropy = broken
+
+
 @mutant("relu", "results_go_to_out")
 def result_written_elsewhere(module: BackendModule) -> None:
     module.relu = lambda x, out: np.maximum(x, 0, out=out.copy()) is None

@@ -125,7 +125,9 @@ print("done")
 )
 def test_the_conformance_suite_passes_with_sanitizers(cache: Path, kernels: list[str], order: str, least: int) -> None:
     chosen = [f"--kernel={name}" for name in kernels]
-    done = run("-m", "plugrad.tests", "--backend=cupy", *chosen, variables=environment(cache, order, SANITIZERS))
+    # Without pytest's capture, in which the report of a sanitizer, which ends the process, would be lost.
+    variables = {**environment(cache, order, SANITIZERS), "PYTEST_ADDOPTS": "--capture=no"}
+    done = run("-m", "plugrad.tests", "--backend=cupy", *chosen, variables=variables)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     passed = re.search(r"^(\d+) passed in", done.stdout, re.M)
     assert passed is not None, done.stdout[-4000:]

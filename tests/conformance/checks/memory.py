@@ -51,11 +51,10 @@ def _first_difference(a: Any, b: Any) -> str:
 @check()
 def results_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> None:
     """`out` of any layout, whatever it held, gets what a call without it returns, and is returned itself."""
-    for rows, classes in ((5, 4), (300, 30)):
-        case = sample(kernel, rows, classes, dtype)
-        expected = subject.call(case)
+    for case in (*cases.samples(kernel, 5, 4, dtype), sample(kernel, 300, 30, dtype)):
+        expected, about = subject.call(case), case.about
         for layout, held in itertools.product((None, *cases.ANYWHERE), (np.nan, 7.0)):
-            case.about = f"{rows} rows, out {layout.__name__ if layout else 'contiguous'} that held {held}"
+            case.about = f"{about}, out {layout.__name__ if layout else 'contiguous'} that held {held}"
             out = tuple(_held(subject, value, layout, held) for value in expected)
             got = subject.call(case, out=packed(out))
             with naming_the_call(subject, case):
