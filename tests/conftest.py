@@ -6,6 +6,7 @@ Every test starts with the backend that the environment names, and leaves it so.
 import os
 import shutil
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from plugrad.tests.records import RECORDS, Record
 
 # The checks of the quick tests on backends other than numpy; the slow tests make the others.
 QUICK = ("shapes", "results_go_to_out", "nan_stays_in_its_row", "mistakes")
+
+# Files of slow tests only, which import packages that the extra `test` leaves out.
+SLOW_FILES = ("test_notebook_documents.py", "test_page.py")
 
 # Programs that tests may need apart from Python: their names, and the command that installs them.
 PROGRAMS = {
@@ -39,11 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse names that no backend has; what was measured on this machine changes nothing."""
     config.addinivalue_line("markers", "slow: left out unless asked for, by -m slow or -m ''")
     config.addinivalue_line("markers", "needs(program): skipped where the program is not installed")
+    config.addinivalue_line("markers", "long: begins first, so that no worker is left alone with it at the end")
     config.addinivalue_line("markers", "xdist_group(name): these share a worker under --dist loadgroup")
     os.environ[profile.VARIABLE] = profile.OFF
     for name in config.getoption("backend") or ():
         if complaint := not_a_backend(name):
             raise pytest.UsageError(complaint)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files that need the packages of the slow tests, where only quick tests are asked for."""
+    return True if collection_path.name in SLOW_FILES and config.option.markexpr == "not slow" else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -110,7 +120,7 @@ def _is_quick(subject: Subject, kernel: Record, check: Check, dtype: np.dtype[An
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a worker under ``--dist loadgroup``, and drop those without parameters.
+    """Say which tests share a worker under ``--dist loadgroup``, drop those without parameters; long ones come first.
 
     The tests of a check of the suite share one, and the quick tests of a file. A slow test goes to the worker that is
     free, unless its file puts it into a group. Where no backend can run, pytest makes a skip of a test of backends.
@@ -118,6 +128,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [
         item for item in items if not any("empty parameter set" in str(m.kwargs) for m in item.iter_markers("skip"))
     ]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             check = getattr(item, "callspec").params.get("check") if hasattr(item, "callspec") else None  # noqa: B009

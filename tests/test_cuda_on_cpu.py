@@ -112,16 +112,31 @@ print("done")
 """
 
 
+# Parts of about the same length, which workers share.
+PARTS = (
+    ["softmax_cross_entropy"],
+    ["softmax_cross_entropy_value_and_grad", "softmax_cross_entropy_backward"],
+    ["cross_entropy", "cross_entropy_backward", "affine", "affine_backward"],
+    ["softmax", "softmax_backward", "relu", "relu_backward", "sigmoid", "sigmoid_backward"],
+    ["log_softmax", "log_softmax_backward", "tanh", "tanh_backward"],
+)
+
+
+def test_every_kernel_is_in_one_part() -> None:
+    parts = [name for part in PARTS for name in part]
+    assert sorted(parts) == sorted(name for name in RECORDS if not name.startswith("linear"))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernels", "order", "least"),
     [
-        # One run: its checks of bits compare processes that compute every kernel.
-        ([name for name in RECORDS if not name.startswith("linear")], "every", 60),
         # It launches kernels of others, and copies, whose threads do not depend on each other: their orders are not
         # compared. All that the loss alone needs is in it.
         (["linear_cross_entropy_value_and_grad"], "alternating", 140),
+        *((part, "every", 60) for part in PARTS),
     ],
-    ids=["kernels in every order", "the last layer and its loss"],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_the_conformance_suite_passes_with_sanitizers(cache: Path, kernels: list[str], order: str, least: int) -> None:
     chosen = [f"--kernel={name}" for name in kernels]
@@ -152,6 +167,7 @@ def test_random_calls_with_sanitizers(cache: Path) -> None:
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_rows_of_every_length_with_sanitizers(cache: Path) -> None:
     """Every instance for rows along the last axis is run, but those for odd addresses, and none leaves its arrays."""
     done = run("-c", TIERS, variables=environment(cache, "alternating", SANITIZERS))
@@ -478,6 +494,7 @@ def test_compiled_code_is_kept_and_trusted_only_where_it_is_whole_and_ours(tmp_p
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_every_instance_compiles_for_gpus_and_spills_no_register() -> None:
     """By NVRTC, for the oldest and the newest GPUs that are aimed at."""
     done = run(str(RIG / "registers.py"), variables={**os.environ, "PYTHONPATH": ""})

@@ -114,7 +114,10 @@ def test_importing_the_kernels_adds_little_to_numpy(tmp_path: Path) -> None:
 
 def test_what_ci_installs_is_pinned_with_hashes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(one for name in ("dev", "test", "bench") for one in _extra(project, name))]
+    wanted = [
+        *project["dependencies"],
+        *(one for name in ("dev", "slow", "test", "bench") for one in _extra(project, name)),
+    ]
     locked = {
         entry.partition("==")[0]: entry.count("--hash=sha256:")
         for entry in re.split(r"\n(?=\S)", (ROOT / ".ci" / "requirements.txt").read_text())
