@@ -122,8 +122,9 @@ def _is_quick(subject: Subject, kernel: Record, check: Check, dtype: np.dtype[An
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests share a worker under ``--dist loadgroup``, drop those without parameters; long ones come first.
 
-    The tests of a check of the suite share one, and the quick tests of a file. A slow test goes to the worker that is
-    free, unless its file puts it into a group. Where no backend can run, pytest makes a skip of a test of backends.
+    The tests of a kernel share one, which compiles it once, and so do the quick tests of a file. A slow test goes to
+    the worker that is free, unless its file puts it into a group. Where no backend can run, pytest makes a skip of a
+    test of backends.
     """
     items[:] = [
         item for item in items if not any("empty parameter set" in str(m.kwargs) for m in item.iter_markers("skip"))
@@ -131,11 +132,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            check = getattr(item, "callspec").params.get("check") if hasattr(item, "callspec") else None  # noqa: B009
-            shared = item.name if item.get_closest_marker("slow") else item.path.stem
-            if isinstance(check, Check):  # two of those of bits compare the results of the same processes
-                shared = check.name if not check.name.startswith("the_same_bits_") else "the_same_bits"
+            shared = _shared_by(item) or (item.name if item.get_closest_marker("slow") else item.path.stem)
             item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _shared_by(item: pytest.Item) -> str | None:
+    """The name of what a test of the suite shares with others; None for other tests."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    check, kernel = parameters.get("check"), parameters.get("kernel")
+    if isinstance(check, Check) and check.name.startswith("the_same_bits"):
+        return "the_same_bits"  # two of these checks compare the results of the same processes
+    if isinstance(check, Check) and check.area == "precision":
+        return check.name  # exact results, which are computed once for all backends
+    return kernel.name if isinstance(kernel, Record) else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
