@@ -36,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("plugrad")
     group.addoption("--backend", action="append", metavar="NAME", help="run the conformance suite on this backend")
     group.addoption("--kernel", action="append", metavar="NAME", choices=list(RECORDS), help="and on this kernel only")
+    group.addoption(
+        "--dtype", action="append", choices=[str(d) for d in DTYPES], help="and, of checks of several dtypes, this one"
+    )
     group.addoption("--no-skips", action="store_true", help="a test that would be skipped fails")
 
 
@@ -64,6 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kernels = metafunc.config.getoption("kernel") or list(RECORDS)
     found = under_test(metafunc.config.getoption("backend"), kernels)
     subjects = [entry for entry in found if isinstance(entry, Subject)]
+    dtypes = metafunc.config.getoption("dtype") or [str(dtype) for dtype in DTYPES]
     if "found" in wanted:
         metafunc.parametrize("found", [pytest.param(entry, id=entry.name) for entry in found])
     elif "check" in wanted:
@@ -83,6 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 for kernel in check.kernels
                 if kernel.name in kernels and subject.has(kernel.name)
                 for dtype in check.dtypes
+                if str(dtype) in dtypes or len(check.dtypes) == 1
             ],
         )
     elif "stand_in" in wanted:

@@ -394,7 +394,7 @@ def unsigned_labels_read_as_signed(module: BackendModule) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@mutant("cross_entropy", "results_go_to_out")
+@mutant("cross_entropy", "losses_of_rows_go_to_out")
 def losses_of_rows_not_written_to_other_strides(module: BackendModule) -> None:
     sound = module.cross_entropy
 
