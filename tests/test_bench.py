@@ -27,9 +27,9 @@ from plugrad.kernels import KERNELS
 
 
 def kernels_of_peers() -> list[Any]:
-    """Return each installed peer with each of its kernels."""
+    """Return each installed peer with each of its kernels; the quick tests have the textbook's formulas only."""
     return [
-        pytest.param(peer, name, id=f"{peer}-{name}")
+        pytest.param(peer, name, id=f"{peer}-{name}", marks=[] if peer == "textbook" else [pytest.mark.slow])
         for peer in PEERS
         if sides.is_installed(peer)
         for name in sides.load(peer).NAMES
@@ -159,6 +159,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_side_by_itself() -> None:
     done = command("plugrad.bench.measure", "ours", "relu", "8x5")
     found = json.loads(done.stdout)
@@ -444,6 +445,7 @@ def test_operations_and_bytes_of_the_roofline() -> None:
     assert (Case("affine", "2x3x5").elements, Case("relu", "2x3").elements) == (10, 6)
 
 
+@pytest.mark.slow
 def test_threads_are_bound_for_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from plugrad.backends import threads; print(threads.count())"
     environment = {**os.environ, **dict.fromkeys(processes.BOUND_BY, "1")}
