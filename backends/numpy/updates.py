@@ -26,12 +26,14 @@ def sgd(
     decay: float,
 ) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    task = partial(_sgd, lr, momentum, nesterov, decay)
+    dtype, rate = None, None
     for p, g, v in zip(params, grads, velocities, strict=True):
         if v is None and not decay and p.size <= PIECE and p.itemsize > 2:
-            np.subtract(p, np.multiply(g, lr), p)  # what the task does
+            if p.dtype is not dtype:
+                dtype, rate = p.dtype, p.dtype.type(lr)  # an operator takes such a number sooner than a float
+            p -= g * rate
         else:
-            _over(task, p, g, v)
+            _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
 
 
 def _sgd(

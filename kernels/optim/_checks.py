@@ -27,15 +27,20 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
     return grads
 
 
-def is_ready(parameter: Array, gradient: Array) -> bool:
-    """Return whether NumPy arrays pass the checks of a step, as most do: both own their memory."""
-    return (
-        type(gradient) is type(parameter) is np.ndarray
-        and gradient.dtype is parameter.dtype
-        and gradient.base is parameter.base is None
-        and gradient.shape == parameter.shape
-        and parameter.flags.writeable
-    )
+def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
+    """Return whether arrays of NumPy pass the checks of a step, as most do: all own their memory."""
+    if len(params) != len(grads):
+        return False
+    for parameter, gradient in zip(params, grads, strict=True):
+        if not (
+            type(gradient) is type(parameter) is np.ndarray
+            and gradient.dtype is parameter.dtype
+            and gradient.base is parameter.base is None
+            and gradient.shape == parameter.shape
+            and parameter.flags.writeable
+        ):
+            return False
+    return True
 
 
 def check_writeable(name: str, array: Array) -> None:

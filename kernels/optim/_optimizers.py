@@ -8,7 +8,7 @@ from typing import Any
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, overlaps_itself
-from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads, is_ready, share_below_1
+from plugrad.kernels.optim._checks import are_ready, at_least_0, check_writeable, checked_grads, share_below_1
 from plugrad.kernels.optim._schedules import Schedule
 
 
@@ -50,7 +50,7 @@ class Optimizer(ABC):
             If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
         """
         name, params, grads = type(self).__name__, self.params, tuple(grads)
-        if len(grads) != len(params) or not all(map(is_ready, params, grads)):
+        if not are_ready(params, grads):
             checked_grads(f"{name}.step", params, grads)
             for position, parameter in enumerate(params):
                 check_writeable(f"{name}: params: {position}", parameter)
