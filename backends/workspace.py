@@ -73,6 +73,10 @@ class Workspace:
     def __repr__(self) -> str:
         return f"Workspace({self.size})"
 
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[int]]:
+        """Make copies and pickles workspaces of their own: threads that shared memory would overwrite each other's."""
+        return Workspace, (self.size,)
+
     def claim(self, what: str) -> None:
         """Make it this thread's, or raise an error if it is another's; messages call it `what`."""
         thread = threading.current_thread()

@@ -3,10 +3,13 @@
 The conformance suite checks its results.
 """
 
+import copy
 import itertools
 import math
+import pickle
 import threading
 import tracemalloc
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -378,3 +381,24 @@ def test_a_layer_without_inputs_gives_its_biases(backend: str, rows: int, dtype:
     assert dw.shape == (0, 4)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(db, dz.sum(axis=0), rtol=1e-2 if dtype == np.float16 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_workspace_has_memory_of_its_own(duplicate: Callable[[K.Workspace], K.Workspace]) -> None:
+    workspace = K.Workspace("1MB")
+    arguments = np.ones((4, 3)), np.ones((3, 5)), None, np.array([0, 1, 2, 3])
+    K.linear_cross_entropy(*arguments, max_workspace=workspace)
+    other = duplicate(workspace)
+    assert (other.size, other._memory, other._owner) == (workspace.size, {}, None)
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            K.linear_cross_entropy(*arguments, max_workspace=other)
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert not errors

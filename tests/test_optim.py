@@ -1,6 +1,8 @@
 """Optimizers against their formulas in float64, schedules, and the L2 penalty."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -273,3 +275,23 @@ def test_a_network_learns() -> None:
                 optimizer.step(K.affine_backward(dz, x, w, needs=("dw", "db"))[1:])
         assert loss < 0.35
     assert gradient(lambda v: v * v, 3.0) == pytest.approx(6)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optim.step_decay(0.1, every=2, factor=0.5),
+        optim.exponential_decay(0.1, rate=0.2),
+        optim.cosine(0.1, steps=8, warmup=2, least=0.01),
+    ],
+)
+def test_an_optimizer_with_a_schedule_can_be_pickled_and_copied(schedule: optim.Schedule) -> None:
+    optimizer = optim.Adam([np.ones(3)], lr=schedule)
+    for _ in range(3):
+        optimizer.step([np.ones(3)])
+    for other in (pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)):
+        other.step([np.ones(3)])
+        same = copy.deepcopy(optimizer)
+        same.step([np.ones(3)])
+        np.testing.assert_array_equal(other.params[0], same.params[0])
+        assert other.params[0] is not optimizer.params[0]

@@ -1,5 +1,9 @@
-"""Schedules: functions from the number of a step, counted from 0, to a learning rate."""
+"""Schedules: functions from the number of a step, counted from 0, to a learning rate.
 
+They are partial calls of functions of this module, which can be pickled and copied.
+"""
+
+import functools
 import math
 from collections.abc import Callable
 from typing import TypeAlias
@@ -40,7 +44,11 @@ def step_decay(lr: float, *, every: int, factor: float = 0.1) -> Schedule:
     """
     lr, factor = at_least_0("step_decay", "lr", lr), at_least_0("step_decay", "factor", factor)
     every = step_count("step_decay", "every", every, least=1)
-    return lambda step: lr * factor ** (step // every)
+    return functools.partial(_stepped, lr, every, factor)
+
+
+def _stepped(lr: float, every: int, factor: float, step: int) -> float:
+    return lr * factor ** (step // every)
 
 
 def exponential_decay(lr: float, *, rate: float) -> Schedule:
@@ -72,7 +80,11 @@ def exponential_decay(lr: float, *, rate: float) -> Schedule:
     lr, rate = at_least_0("exponential_decay", "lr", lr), at_least_0("exponential_decay", "rate", rate)
     if rate > 1:
         raise ValueError(f"exponential_decay: rate: expected a number in [0, 1], got {rate}")
-    return lambda step: lr * (1 - rate) ** step
+    return functools.partial(_decayed, lr, rate)
+
+
+def _decayed(lr: float, rate: float, step: int) -> float:
+    return lr * (1 - rate) ** step
 
 
 def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Schedule:
@@ -115,12 +127,13 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Sch
     if (warmup := step_count("cosine", "warmup", warmup, least=0)) > steps:
         raise ValueError(f"cosine: warmup: expected at most the number of steps, {steps}, got {warmup}")
 
-    def schedule(step: int) -> float:
-        if step >= steps:
-            return least
-        if step < warmup:
-            return lr * (step + 1) / warmup
-        share = (step - warmup) / (steps - warmup)
-        return least + (lr - least) * (1 + math.cos(math.pi * share)) / 2
+    return functools.partial(_risen_and_fallen, lr, steps, warmup, least)
 
-    return schedule
+
+def _risen_and_fallen(lr: float, steps: int, warmup: int, least: float, step: int) -> float:
+    if step >= steps:
+        return least
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    share = (step - warmup) / (steps - warmup)
+    return least + (lr - least) * (1 + math.cos(math.pi * share)) / 2
