@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import plugrad
 from plugrad.backends import BackendUnavailableError, available, current, get
 from plugrad.backends.registry import ignored_plug_ins, is_known, is_plug_in, unknown
-from plugrad.backends.selection import chosen
+from plugrad.backends.selection import change_of_environment, chosen
 
 COLUMNS = ("backend", "here", "version", "threads", "devices")
 
@@ -64,6 +64,8 @@ def main() -> None:
         if names:
             raise SystemExit(0 if all(available(*names)[name] for name in names) else 1)
         print(f"\nNumPy arrays are computed by {current()} ({chosen().description})")
+        if remark := change_of_environment():
+            print(remark)
     except (BackendUnavailableError, ValueError) as error:
         raise SystemExit(f"python -m plugrad.backends: {error}") from error
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends import profile, registry
+from plugrad.backends import log, profile, registry
 from plugrad.backends.backend import Backend, BackendUnavailableError, is_array_of
 from plugrad.backends.registry import AUTO
 
@@ -85,9 +85,8 @@ class Choice:
             backend = self._find(kind)
             if kind is np.ndarray and self.is_auto:
                 self._tuned, self._profile_state = _tuned(backend)
-            self._found[kind] = backend
-            if kind is not np.ndarray or not self._tuned:
-                self.by_type[kind] = backend
+                if self._profile_state:
+                    log.debug("%s computes on arrays of %s.%s: %s%s", backend, kind.__module__, kind.__name__, self.origin, others)
         return backend
 
     def backend_of_call(self, kernel: str, array: Any) -> Backend:
@@ -120,6 +119,10 @@ class Choice:
             several = "none of these backends can run here: " if len(candidates) > 1 else ""
             raise BackendUnavailableError(f"{self.origin}: {several}{'; '.join(reasons.values())}")
         self._check_options(backend)
+        others = "".join(f"; not {name}: {reason}" for name, reason in reasons.items())
+        log.debug(
+            "backend %s for arrays of %s.%s, by %s%s", backend, kind.__module__, kind.__qualname__, self.origin, others
+        )
         return backend
 
     def _check_options(self, backend: Backend) -> None:

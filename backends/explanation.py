@@ -9,7 +9,7 @@ import numpy as np
 from plugrad.backends import registry
 from plugrad.backends.backend import Backend, Unavailable
 from plugrad.backends.choice import AUTO_ORDER, Choice
-from plugrad.backends.selection import chosen
+from plugrad.backends.selection import change_of_environment, chosen
 
 
 class Explanation(NamedTuple):
@@ -24,7 +24,8 @@ class Explanation(NamedTuple):
     reasons : dict of str to str
         For every known backend, why it would run or why it would not.
     origin : str
-        The source of the choice, such as ``PLUGRAD_BACKEND=auto``, and the profile where there is one.
+        The source of the choice, such as ``PLUGRAD_BACKEND=auto``, the profile where there is one, and a remark if the
+        variable has changed since it was read.
     """
 
     kernel: str
@@ -83,7 +84,8 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
             runs = found.computes(name)
     if runs is not None and runs not in candidates:
         reasons[runs] = f"stands in for {decision.backend}, which has no kernel {name!r}"
-    return Explanation(name, runs, reasons, decision.origin)
+    remark = change_of_environment()
+    return Explanation(name, runs, reasons, f"{decision.origin}; {remark}" if remark else decision.origin)
 
 
 class _Decision(NamedTuple):

@@ -41,12 +41,52 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
             f"{what}: expected an array in host memory, got a {kind.__module__}.{kind.__qualname__} on a device; "
             f"call plugrad.backends.to_numpy on it first, or select the backend that computes there"
         )
+    if kind is not np.ndarray and (remedy := _remedy(x)):
+        raise TypeError(f"{what}: expected an array or numbers in nested sequences, got {_name(kind)}; {remedy}")
+    if kind is not np.ndarray and _is_nullable(x):
+        return _without_missing(what, x)
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{what}: expected an array or numbers in nested sequences, got {kind.__qualname__}: {error}"
         ) from error
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def _remedy(x: Any) -> str:
+    """The call that makes an array of an object that NumPy would wrap as a whole, or compute without being asked to."""
+    package = type(x).__module__.partition(".")[0]
+    if package in ("scipy", "sparse") and hasattr(x, "nnz"):
+        return "call its .toarray() first" if hasattr(x, "toarray") else "call its .todense() first"
+    if package == "dask":
+        return "call its .compute() first, or a kernel for each block: x.map_blocks(K.softmax)"
+    if isinstance(x, Mapping):
+        return "give one number per class, in the order of the classes"
+    return ""
+
+
+def _is_nullable(x: Any) -> bool:
+    """Whether `x` is a column or a table of pandas whose dtypes have a value for what is missing."""
+    return type(x).__module__.partition(".")[0] == "pandas" and any(hasattr(d, "numpy_dtype") for d in _dtypes(x))
+
+
+def _dtypes(x: Any) -> list[Any]:
+    dtypes = getattr(x, "dtypes", getattr(x, "dtype", None))
+    return list(dtypes) if hasattr(dtypes, "__iter__") else [dtypes]
+
+
+def _without_missing(what: str, x: Any) -> npt.NDArray[Any]:
+    """A nullable column or table of pandas in NumPy's dtypes."""
+    if bool(np.asarray(x.isna()).any()):
+        raise TypeError(
+            f"{what}: expected numbers, got {_name(type(x))} with missing values; call its .fillna(value) or .dropna()"
+        )
+    found: npt.NDArray[Any] = x.to_numpy(dtype=np.result_type(*[getattr(d, "numpy_dtype", d) for d in _dtypes(x)]))
+    return found
 
 
 def asarray(x: Any) -> npt.NDArray[Any]:

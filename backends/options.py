@@ -58,5 +58,9 @@ def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptio
     """The error for a label that names no class; the same text whichever backend finds it."""
     ignored = "" if options.ignore_index is None else f" or the ignored label {options.ignore_index}"
     where = f" at row {row[0] if len(row) == 1 else row}" if row else ""
-    hint = "; pass ignore_index for rows that shall not count" if label < 0 and options.ignore_index is None else ""
+    hint = ""
+    if label == classes:
+        hint = "; labels count from 0"
+    elif label < 0 and options.ignore_index is None:
+        hint = "; pass ignore_index for rows that shall not count"
     return ValueError(f"{options.kernel}: t: expected labels in [0, {classes}){ignored}, got {label}{where}{hint}")

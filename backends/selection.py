@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from plugrad.backends import threads
+from plugrad.backends import log, profile, threads
 from plugrad.backends.backend import Backend
 from plugrad.backends.choice import Choice
 from plugrad.backends.registry import AUTO
@@ -53,6 +53,7 @@ _scope: ContextVar[Choice | None] | _ScopeOfThread = ContextVar("plugrad_backend
 if getattr(sys.flags, "thread_inherit_context", False):  # Python 3.14
     _scope = _ScopeOfThread()
 _default: Choice | None = None  # the choice of set_default, or else that of the environment
+_read = ""  # the variable as it was when that choice was made of it
 
 _setting = threading.RLock()  # reentrant, since a signal handler may call a kernel while it is held
 
@@ -76,13 +77,33 @@ def options() -> Mapping[str, Any]:
 
 def _of_environment() -> Choice:
     """The choice that the environment makes, read once."""
-    global _default
+    global _default, _read
     with _setting:
         if _default is None:
-            text = os.environ.get(VARIABLE, "").strip() or AUTO
+            _read = os.environ.get(VARIABLE, "")
+            text = _read.strip() or AUTO
+            _warn_of_unknown_variables()
             threads.requested()  # raises here for a malformed number, which would look like a failing backend later
             _default = Choice(text, _inherited(), f"{VARIABLE}={text}")
         return _default
+
+
+def _warn_of_unknown_variables() -> None:
+    known = VARIABLE, CHECK_VARIABLE, threads.VARIABLE, profile.VARIABLE
+    for name in os.environ:
+        if name.startswith("PLUGRAD_") and name not in known:
+            log.warn("the environment variable %s is not one of plugrad's: %s", name, ", ".join(known))
+
+
+def change_of_environment() -> str:
+    """A remark if the environment names another backend than it did when it was read, else nothing."""
+    text = os.environ.get(VARIABLE, "")
+    if _default is None or not _default.origin.startswith(f"{VARIABLE}=") or text.strip() == _read.strip():
+        return ""
+    return (
+        f"{VARIABLE} has changed to {text!r} since it was read, at the first call; call "
+        f"plugrad.backends.set_default({text.strip() or AUTO!r}) to select that"
+    )
 
 
 def _inherited() -> dict[str, Any]:
@@ -221,6 +242,8 @@ def set_default(name: str | Backend) -> None:
 def current() -> Backend:
     """Return the backend in force for the running thread or task; with ``auto``, that of NumPy arrays.
 
+    If ``PLUGRAD_BACKEND`` has changed since it was read, the logger ``plugrad`` warns.
+
     Raises
     ------
     TypeError, ValueError, BackendUnavailableError
@@ -233,4 +256,6 @@ def current() -> Backend:
     ...     backends.current() == "numpy"
     True
     """
+    if remark := change_of_environment():
+        log.warn("%s", remark)
     return chosen().backend_for(np.ndarray)

@@ -1,6 +1,7 @@
 """The affine layer."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -244,8 +245,16 @@ def fit(kernel: str, x: Any, w: Any) -> None:
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{kernel}: x: expected {w.shape[0]} inputs along the last axis, as many as w {w.shape} has rows, "
-            f"got shape {x.shape}{'; if w is (out, in), pass w.T' if x.shape[-1] == w.shape[1] else ''}"
+            f"got shape {x.shape}{_shape_hint(x, w)}"
         )
+
+
+def _shape_hint(x: Any, w: Any) -> str:
+    if x.shape[-1] == w.shape[1]:
+        return "; if w is (out, in), pass w.T"
+    if x.ndim > 2 and math.prod(x.shape[1:]) == w.shape[0]:
+        return "; pass x.reshape(len(x), -1)"
+    return ""
 
 
 def biases(kernel: str, b: Any, w: Any, backend: Backend) -> Any:
@@ -254,6 +263,7 @@ def biases(kernel: str, b: Any, w: Any, backend: Backend) -> Any:
     if b.shape != w.shape[1:]:
         raise ValueError(
             f"{kernel}: b: expected shape {w.shape[1:]}, one bias per column of w {w.shape}, got {b.shape}"
+            f"{'; pass b.ravel()' if b.ndim > 1 and b.size == w.shape[1] else ''}"
         )
     return b
 

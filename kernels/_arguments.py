@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plugrad.backends import Backend
+from plugrad.backends import Backend, log
 from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions, is_supported
 
 # An array of the backend in force. Signatures name NumPy's; on `cupy` and on plug-ins it is an array of theirs.
@@ -287,7 +287,7 @@ def _options_of_indices(
     """The options that `loss_options` and `labels` find, kept for equal calls; None where labels need conversion."""
     index = axis_index(kernel, axis, len(shape))
     is_plain = labels_dtype.kind in "iu" and labels_dtype.isnative and 0 not in shape
-    if not is_plain or labels_shape != shape[:index] + shape[index + 1 :]:
+    if not is_plain or labels_shape != shape[:index] + shape[index + 1 :] or shape[index] == 1:
         return None
     return _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
 
@@ -307,6 +307,8 @@ def loss_options(
     index = axis_index(kernel, axis, x.ndim)
     if not x.size:
         some_classes(kernel, name, x, index)
+    if x.shape[index] == 1:
+        _warn_of_one_class()
     try:
         options = _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
     except TypeError:  # of the checks, or because an argument has no hash: then the checks name it
@@ -322,6 +324,12 @@ def loss_options(
         with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
             weight = weight.astype(COMPUTE[x.dtype])
     return options._replace(weight=weight)
+
+
+@functools.cache
+def _warn_of_one_class() -> None:
+    """Log, once, that a loss over one class is always 0."""
+    log.warn("a loss over a single class is always 0; two classes by one output want sigmoid_cross_entropy")
 
 
 @functools.lru_cache(256, typed=True)
@@ -361,13 +369,13 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
         if t.dtype.kind not in "iu":
             if t.size or t.dtype.kind != "f":
                 raise TypeError(
-                    f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}; use t.astype(int)"
+                    f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}; {_as_indices(t)}"
                 )
             t = t.astype(np.intp)  # an empty list of labels comes as floats
     elif t.shape != x.shape:
         raise ValueError(
             f"{kernel}: t: expected class indices of shape {rows} or one label per class of shape {x.shape}, "
-            f"got shape {t.shape}"
+            f"got shape {t.shape}{_shape_hint(t, x, rows)}"
         )
     else:
         if options.ignore_index is not None:
@@ -378,6 +386,23 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
         if t.dtype.kind not in "iub":
             t = floating(kernel, "t", t, backend)
     return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))
+
+
+def _as_indices(t: Any) -> str:
+    """How to make class indices of labels that are not integers, as far as host memory tells."""
+    if isinstance(t, np.ndarray) and t.dtype.kind == "f" and not bool((np.isfinite(t) & (t == np.floor(t))).all()):
+        return "give rows without a label a number of their own, and pass it as ignore_index"
+    if t.dtype.kind in "SU":
+        return "np.unique(t, return_inverse=True)[1] numbers them"
+    return "use t.astype(int)"
+
+
+def _shape_hint(t: Any, x: Any, rows: tuple[int, ...]) -> str:
+    if t.shape == (*rows, 1):
+        return "; pass t.ravel()" if len(rows) == 1 else "; pass t[..., 0]"
+    if t.ndim > x.ndim and t.dtype.kind not in "iub":
+        return "; the labels come second"
+    return ""
 
 
 def loss_shape(x: Any, options: LossOptions) -> tuple[int, ...]:

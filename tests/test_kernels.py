@@ -5,8 +5,9 @@ The conformance suite checks the values.
 
 import importlib
 import inspect
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -297,5 +298,27 @@ def test_the_first_bad_label_is_named_wherever_it_is() -> None:
     with pytest.raises(ValueError, match=r"got -3 at row 550000"):
         K.softmax_cross_entropy_value_and_grad(x, t, out=x)
     assert not x.any()
-    with pytest.raises(ValueError, match=r"t: expected labels in \[0, 2\), got 2$"):
+    with pytest.raises(ValueError, match=r"t: expected labels in \[0, 2\), got 2; labels count from 0$"):
         K.softmax_cross_entropy([0.0, 0.0], 2)
+
+
+ROWS, CLASSES = np.zeros((3, 64)), np.zeros((64, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda: K.cross_entropy(np.full((2, 3), 0.3), [1, 3]), "got 3 at row 1; labels count from 0"),
+        (lambda: K.cross_entropy(np.full((2, 3), 0.3), [[0], [1]]), r"got shape \(2, 1\); pass t.ravel\(\)"),
+        (lambda: K.cross_entropy([0, 1], np.full((2, 3), 0.3)), "; the labels come second"),
+        (lambda: K.cross_entropy(np.full((2, 3), 0.3), [0.0, math.nan]), "dtype float64; .* pass it as ignore_index"),
+        (lambda: K.cross_entropy(np.full((2, 3), 0.3), [0.0, 1.0]), r"dtype float64; use t.astype\(int\)"),
+        (lambda: K.cross_entropy(np.full((2, 3), 0.3), np.array(["a", "b"])), r"; np.unique\(.*\)\[1\] numbers them"),
+        (lambda: K.affine(ROWS.reshape(3, 8, 8), CLASSES), r"got shape \(3, 8, 8\); pass x.reshape\(len\(x\), -1\)"),
+        (lambda: K.affine(ROWS, CLASSES, np.zeros((1, 2))), r"got \(1, 2\); pass b.ravel\(\)"),
+        (lambda: K.affine(ROWS[:, :2], CLASSES), r"; if w is \(out, in\), pass w.T"),
+    ],
+)
+def test_errors_say_what_to_do(call: Callable[[], Any], hint: str) -> None:
+    with backends.use("numpy"), pytest.raises((TypeError, ValueError), match=hint):
+        call()

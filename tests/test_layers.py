@@ -967,3 +967,13 @@ def test_representations() -> None:
     net = network()
     assert len(net) == 6
     assert net[1] is list(net)[1]
+
+
+def test_a_network_may_be_called_and_made_of_a_list() -> None:
+    stack = [layers.Affine([[1.0, 2.0]]), layers.Relu()]
+    net, x = layers.Sequential(stack), np.array([[3.0], [-1.0]])
+    np.testing.assert_array_equal(net(x), layers.Sequential(*stack).forward(x))
+    assert net.layers == tuple(stack)
+    assert layers.SoftmaxWithLoss()([[0.0, 0.0]], [1]) == pytest.approx(np.log(2))
+    with pytest.raises(TypeError, match="Sequential: layer 1: expected a Layer, got int"):
+        layers.Sequential([stack[0], 3])  # type: ignore[list-item]

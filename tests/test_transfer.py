@@ -106,3 +106,62 @@ def test_an_out_that_lies_where_an_argument_does_reaches_the_backend_as_that_arg
         row, weight = np.ones(2), np.ones(2)
         K.cross_entropy_backward(1.0, row, 0, weight=weight, out=weight[...])
         assert seen["cross_entropy_backward"][3].weight is seen["cross_entropy_backward"][-1]
+
+
+class _Sparse:
+    """A matrix of SciPy, for want of one."""
+
+    __module__ = "scipy.sparse._csr"
+    nnz = 1
+
+    def toarray(self) -> Any:
+        return np.eye(2)
+
+
+class _Dask:
+    """An array of Dask, for want of one."""
+
+    __module__ = "dask.array.core"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise AssertionError("it was computed")
+
+
+class _NullableDtype:
+    numpy_dtype = np.dtype(np.float32)
+
+
+class _Nullable:
+    """A column of pandas with a value for what is missing, for want of one."""
+
+    __module__ = "pandas.core.series"
+    dtypes = _NullableDtype()
+
+    def __init__(self, *values: float | None) -> None:
+        self.values = values
+
+    def isna(self) -> Any:
+        return np.array([value is None for value in self.values])
+
+    def to_numpy(self, dtype: Any) -> Any:
+        return np.array(self.values, dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (_Sparse(), r"got scipy.sparse._csr._Sparse; call its .toarray\(\) first"),
+        (_Dask(), r"got dask.array.core._Dask; call its .compute\(\) first, or .* x.map_blocks\(K.softmax\)"),
+        ({0: 1.0, 1: 2.0}, "got dict; give one number per class"),
+        (_Nullable(1.0, None), r"got pandas.core.series._Nullable with missing values; call its .fillna\(value\)"),
+    ],
+)
+def test_containers_are_refused_by_name(given: Any, message: str) -> None:
+    with backends.use("numpy"), pytest.raises(TypeError, match=f"^softmax: x: .*{message}"):
+        K.softmax(given)
+
+
+def test_nullable_columns_without_missing_values_are_taken() -> None:
+    with backends.use("numpy"):
+        y = K.softmax(_Nullable(0.0, 0.0))  # type: ignore[arg-type]
+    assert (y.dtype, y.tolist()) == (np.float32, [0.5, 0.5])

@@ -49,6 +49,10 @@ class Layer(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward`: ``net(x)`` is ``net.forward(x)``."""
+        return self.forward(*args, **kwargs)
+
     @abstractmethod
     def forward(self, x: Any) -> Any:
         """Compute the result for inputs `x`."""

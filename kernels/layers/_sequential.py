@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self, TypeGuard
+from typing import Any, Self, TypeGuard, cast
 
 from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels.layers._activations import Activation, Relu
@@ -19,7 +19,7 @@ class Sequential(Layer):
     Parameters
     ----------
     *layers : Layer
-        The layers, in the order of the forward pass.
+        The layers, in the order of the forward pass; or one list of them.
 
     Attributes
     ----------
@@ -43,8 +43,10 @@ class Sequential(Layer):
     [(2, 8), (8,), (8, 3), (3,)]
     """
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer | Iterable[Layer]) -> None:
         name = type(self).__name__
+        if len(layers) == 1 and isinstance(layers[0], list | tuple):
+            layers = tuple(layers[0])
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(f"{name}: layer {position}: expected a Layer, got {type(layer).__qualname__}")
@@ -54,11 +56,11 @@ class Sequential(Layer):
                     f"call the loss with the result of the network"
                 )
         seen: set[int] = set()
-        for layer in _all_layers(layers):
+        for layer in _all_layers(cast("tuple[Layer, ...]", layers)):
             if id(layer) in seen:
                 raise ValueError(f"{name}: expected each layer once, nested ones included, got {layer!r} twice")
             seen.add(id(layer))
-        self._arrange(layers)
+        self._arrange(cast("tuple[Layer, ...]", layers))
 
     def _arrange(self, layers: tuple[Layer, ...]) -> None:
         """Choose the method that each layer computes by."""
