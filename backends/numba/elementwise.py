@@ -13,7 +13,7 @@ import numpy as np
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous, copy_result, result_array
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.memory import destination, is_same, scratch, store
+from plugrad.backends.numba.memory import destination, is_direct, scratch, store
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import exp, exp_scaling, scaled_exp, widen
 
@@ -55,7 +55,7 @@ def relu(x: Array, out: Array) -> None:
 
 @compiled()
 def _relu(start: int, stop: int, x: Any, y: Any) -> None:
-    direct = not is_same(x, y)
+    direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
     zero = values.dtype.type(0)
     for piece in range(start, stop, step):
@@ -74,7 +74,7 @@ def relu_backward(dy: Array, y: Array, out: Array) -> None:
 
 @compiled()
 def _relu_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
-    direct = not (is_same(dy, dx) or is_same(y, dx))
+    direct = is_direct(dy, dx) and is_direct(y, dx)
     values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     zero = values.dtype.type(0)
     for piece in range(start, stop, step):
@@ -96,7 +96,7 @@ def _sigmoid(start: int, stop: int, x: Any, y: Any) -> None:
 
     Both exponentials are scaled, so that no digits are lost where they are subnormal.
     """
-    direct = not is_same(x, y)
+    direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
     zero = values.dtype.type(0)
     shift, lowest, magic = exp_scaling(zero)
@@ -118,7 +118,7 @@ def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
 
 @compiled()
 def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
-    direct = not (is_same(dy, dx) or is_same(y, dx))
+    direct = is_direct(dy, dx) and is_direct(y, dx)
     values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     one = values.dtype.type(1)
     for piece in range(start, stop, step):
@@ -142,7 +142,7 @@ def tanh(x: Array, out: Array) -> None:
 
 @compiled()
 def _tanh(start: int, stop: int, x: Any, y: Any) -> None:
-    direct = not is_same(x, y)
+    direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
     real = values.dtype.type
     one, small = real(1), real(SMALL_TANH)
@@ -166,7 +166,7 @@ def tanh_backward(dy: Array, y: Array, out: Array) -> None:
 
 @compiled()
 def _tanh_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
-    direct = not (is_same(dy, dx) or is_same(y, dx))
+    direct = is_direct(dy, dx) and is_direct(y, dx)
     values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     one = values.dtype.type(1)
     for piece in range(start, stop, step):
