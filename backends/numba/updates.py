@@ -6,9 +6,9 @@ import numpy as np
 
 from plugrad.backends import updates
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous
+from plugrad.backends.numba.arrays import LIGHT, contiguous
 from plugrad.backends.numba.compiling import compiled
-from plugrad.backends.numba.elementwise import ELEMENTS
+from plugrad.backends.numba.elementwise import ELEMENTS, PIECES_OF_SMALL, SMALL
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import narrow, widen
@@ -16,17 +16,17 @@ from plugrad.backends.numba.vector import narrow, widen
 
 def sgd(p: Array, g: Array, v: Array | None, lr: float, momentum: float, nesterov: bool, decay: float) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
+    if v is None and p.size <= SMALL and p.flags.carray and g.flags.carray and p.itemsize > 2:
+        _descend(0, PIECES_OF_SMALL, lr, decay, p.ravel(), g.ravel())
+        return
     if not p.flags.carray or (v is not None and not v.flags.carray):
         updates.sgd(p, g, v, lr, momentum, nesterov, decay)
         return
-    pieces = -(-p.size // ELEMENTS)
-    if not are_plain((p, g)):
-        p, g = contiguous(p), contiguous(g)
+    pieces, p, g = -(-p.size // ELEMENTS), contiguous(p).ravel(), contiguous(g).ravel()
     if v is None:
-        share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, p.ravel(), g.ravel())
+        share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, p, g)
     else:
-        scalars = lr, momentum, 1 if nesterov else 0, decay
-        share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, p.ravel(), g.ravel(), v.ravel())
+        share_work(_sgd, pieces, LIGHT * ELEMENTS, lr, momentum, 1 if nesterov else 0, decay, p, g, v.ravel())
 
 
 @compiled()
@@ -74,10 +74,8 @@ def adam(
     if not all(array.flags.carray for array in (p, m, v)):
         updates.adam(p, g, m, v, step, root, beta1, beta2, eps, decay)
         return
-    if not are_plain((p, g)):
-        p, g = contiguous(p), contiguous(g)
-    scalars, pieces = (step, root, beta1, beta2, eps, decay), -(-p.size // ELEMENTS)
-    share_work(_adam, pieces, LIGHT * ELEMENTS, *scalars, p.ravel(), g.ravel(), m.ravel(), v.ravel())
+    scalars, arrays = (step, root, beta1, beta2, eps, decay), (contiguous(p), contiguous(g), m, v)
+    share_work(_adam, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *scalars, *[array.ravel() for array in arrays])
 
 
 @compiled()
