@@ -39,9 +39,9 @@ def _add_biases(start: int, stop: int, b: Any, y: Any) -> None:
 
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
-    if db is not None and db.size >= LEAST_COLUMNS and dy.size > SUMMED_ROWS * db.size:
-        if not (db is dy or db is x or db is w):
-            column_sums(dy, db)
-            db = None
+    sums_in_loop = db is not None and db.size >= LEAST_COLUMNS and dy.size > SUMMED_ROWS * db.size
+    if db is not None and sums_in_loop and not (db is dy or db is x or db is w):
+        column_sums(dy, db)
+        db = None
     if dx is not None or dw is not None or db is not None:
         backward(dy, x, w, dx, dw, db)
