@@ -86,7 +86,10 @@ class Choice:
             if kind is np.ndarray and self.is_auto:
                 self._tuned, self._profile_state = _tuned(backend)
                 if self._profile_state:
-                    log.debug("%s computes on arrays of %s.%s: %s%s", backend, kind.__module__, kind.__name__, self.origin, others)
+                    log.debug("%s: %s", self.origin, self._profile_state)
+            self._found[kind] = backend
+            if kind is not np.ndarray or not self._tuned:
+                self.by_type[kind] = backend
         return backend
 
     def backend_of_call(self, kernel: str, array: Any) -> Backend:
@@ -120,9 +123,7 @@ class Choice:
             raise BackendUnavailableError(f"{self.origin}: {several}{'; '.join(reasons.values())}")
         self._check_options(backend)
         others = "".join(f"; not {name}: {reason}" for name, reason in reasons.items())
-        log.debug(
-            "backend %s for arrays of %s.%s, by %s%s", backend, kind.__module__, kind.__qualname__, self.origin, others
-        )
+        log.debug("%s computes on arrays of %s.%s: %s%s", backend, kind.__module__, kind.__name__, self.origin, others)
         return backend
 
     def _check_options(self, backend: Backend) -> None:

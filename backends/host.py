@@ -75,7 +75,7 @@ def _is_nullable(x: Any) -> bool:
 
 
 def _dtypes(x: Any) -> list[Any]:
-    dtypes = getattr(x, "dtypes", getattr(x, "dtype", None))
+    dtypes: Any = getattr(x, "dtypes", getattr(x, "dtype", None))
     return list(dtypes) if hasattr(dtypes, "__iter__") else [dtypes]
 
 

@@ -26,6 +26,7 @@ from plugrad.bench.cases import Case
 from plugrad.bench.sides import ours, textbook
 from plugrad.bench.sizes import LAST_LAYER, sizes_of
 from plugrad.kernels import KERNELS, layers, optim
+from plugrad.tests.records import RECORDS
 
 CALLS = 2000
 
@@ -116,7 +117,7 @@ def steps() -> dict[str, tuple[Call, Call]]:
     rate, hand = np.float32(1e-4), [parameter.copy() for parameter in parameters]
     sgd, adam = optim.SGD(parameters, lr=1e-4), optim.Adam([parameter.copy() for parameter in parameters], lr=1e-4)
     means, squares = ([np.zeros_like(parameter) for parameter in parameters] for _ in range(2))
-    value_and_grad = textbook.RECORDS["softmax_cross_entropy_value_and_grad"].textbook
+    value_and_grad = RECORDS["softmax_cross_entropy_value_and_grad"].textbook
 
     def sgd_by_hand() -> None:
         for parameter, gradient in zip(hand, grads, strict=True):

@@ -55,7 +55,7 @@ def test_a_variable_that_changed_after_it_was_read_is_named() -> None:
         "print('plugrad', backends.explain('relu').origin); print('plugrad', backends.current(), flush=True)\n"
         "backends.set_default('numpy'); print('plugrad', backends.explain('relu').origin)"
     )
-    _, origin, warning, current, default = lines(program, PLUGRAD_BACKEND="numpy")
+    _, origin, warning, current, _, default = lines(program, PLUGRAD_BACKEND="numpy")
     remark = (
         "PLUGRAD_BACKEND has changed to 'numba' since it was read, at the first call; call "
         "plugrad.backends.set_default('numba') to select that"
