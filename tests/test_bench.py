@@ -80,6 +80,7 @@ def test_the_textbook_has_every_kernel() -> None:
     assert set(textbook.NAMES) == set(ours.NAMES) == set(NAMES)
 
 
+@pytest.mark.slow  # SciPy is a package of the slow tests
 def test_a_kernel_that_a_peer_lacks_is_not_measured() -> None:
     measured = [side.name for side in processes.measured_sides("relu", ["numpy"], ["textbook", "scipy"])]
     assert measured == ["numpy", "textbook"]

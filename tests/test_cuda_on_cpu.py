@@ -124,6 +124,9 @@ PARTS: tuple[tuple[list[str], tuple[str, str]], ...] = (
 )
 
 
+IN_PROCESSES = "the_same_bits_for_any_number_of_threads or the_same_bits_in_another_process"
+
+
 def test_every_kernel_is_in_one_part() -> None:
     parts = [name for kernels, _ in PARTS for name in kernels]
     assert sorted(parts) == sorted(name for name in RECORDS if not name.startswith("linear"))
@@ -143,15 +146,27 @@ def test_every_kernel_is_in_one_part() -> None:
 def test_the_conformance_suite_passes_with_sanitizers(
     cache: Path, kernels: list[str], dtypes: tuple[str, str], order: str, least: int
 ) -> None:
-    chosen = [f"--kernel={name}" for name in kernels]
-    options = " ".join(f"--dtype={dtype}" for dtype in dtypes)
+    options = [f"-k 'not ({IN_PROCESSES})'", *(f"--dtype={dtype}" for dtype in dtypes)]
+    passed = suite(environment(cache, order, SANITIZERS), kernels, *options)
+    assert passed > least * len(kernels), "most of the suite did not run"
+
+
+def test_processes_compute_the_same_bits(cache: Path) -> None:
+    """The checks that start processes, without sanitizers: each of the processes launches what other checks launch."""
+    passed = suite(environment(cache, "alternating"), list(RECORDS), f"-k '{IN_PROCESSES}'")
+    assert passed > 5 * len(RECORDS)
+
+
+def suite(variables: dict[str, str], kernels: list[str], *options: str) -> int:
+    """Run the conformance suite on the emulated device, with options of pytest; the number of tests that passed."""
     # Without pytest's capture, in which the report of a sanitizer, which ends the process, would be lost.
-    variables = {**environment(cache, order, SANITIZERS), "PYTEST_ADDOPTS": f"--capture=no {options}"}
+    variables = {**variables, "PYTEST_ADDOPTS": " ".join(["--capture=no", *options])}
+    chosen = [f"--kernel={name}" for name in kernels]
     done = run("-m", "plugrad.tests", "--backend=cupy", *chosen, variables=variables)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    passed = re.search(r"^(\d+) passed in", done.stdout, re.M)
+    passed = re.search(r"^(\d+) passed", done.stdout, re.M)
     assert passed is not None, done.stdout[-4000:]
-    assert int(passed[1]) > least * len(kernels), "most of the suite did not run"
+    return int(passed[1])
 
 
 RANDOM_CALLS = """
