@@ -51,7 +51,7 @@ class Graph:
         self._states: dict[int, tuple[Any, ...]] = {}
 
     def __repr__(self) -> str:
-        return f"<graph of {len(self.kernels)} calls>"
+        return f"<graph of {', '.join(self.kernels) or 'no calls'}>"
 
     def __reduce__(self) -> NoReturn:
         """Refuse copies and pickles: their arrays would be others than those that the caller knows."""
