@@ -1,6 +1,7 @@
 """Capturing the calls of a block, to make them again at next to no cost per call."""
 
 import contextlib
+import contextvars
 import functools
 import inspect
 import operator
@@ -16,9 +17,10 @@ from plugrad.backends.options import LossOptions
 from plugrad.backends.recording import Call, Recorder, recording
 from plugrad.kernels._kernel import KERNELS
 
-# What must not change between replays, of an array that is read and of one that is written.
-READ = operator.attrgetter("shape", "strides", "dtype")
-WRITTEN = operator.attrgetter("shape", "strides", "dtype", "flags.writeable")
+# What must not change between replays. The flags say, apart from whether an array can be written, whether it is
+# contiguous, which takes less time to compare than its strides.
+STATE = operator.attrgetter("shape", "dtype", "flags")
+LAYOUT = operator.attrgetter("shape", "strides", "dtype")
 
 
 class _Turn:
@@ -44,11 +46,10 @@ class Graph:
         self._unusable = "its block has not ended"
         self._turns: dict[str, _Turn] = {}  # the replay that is running, under "now"
         self._calls: tuple[Callable[[], object], ...] = ()
-        self._read: tuple[Any, ...] = ()
-        self._written: tuple[Any, ...] = ()
-        self._as_read: list[Any] = []
-        self._as_written: list[Any] = []
-        self._states: dict[int, tuple[Any, ...]] = {}
+        self._arrays: tuple[Any, ...] = ()
+        self._states: list[Any] = []
+        self._layouts: dict[int, tuple[Any, ...]] = {}
+        self._context = contextvars.Context()
 
     def __repr__(self) -> str:
         return f"<graph of {', '.join(self.kernels) or 'no calls'}>"
@@ -88,21 +89,14 @@ class Graph:
         array([3., 0.])
         """
         selection.refuse_in_capture("graph.replay: a capture does not record replays; call it outside of the block")
-        turn, turns, scope, call = _Turn(), self._turns, selection.scope, None
-        before = scope.get()
+        turn, turns = _Turn(), self._turns
         try:
             self._begin(turn)
-            scope.set(self._choice)
-            for call in self._calls:
-                call()
-        except (TypeError, ValueError) as error:
-            self._name_place(error, call)
-            raise
+            self._context.run(self._make_calls)
         finally:
-            # Python handles no Ctrl-C between these steps, as none but the last one is a call.
+            # Python handles no Ctrl-C between these steps, none of which is a call.
             if "now" in turns and turns["now"] is turn:
                 del turns["now"]
-                scope.set(before)
 
     def _begin(self, turn: _Turn) -> None:
         """Take the turn, and check what may have changed since the capture."""
@@ -114,16 +108,28 @@ class Graph:
                 by = "this thread already" if other.thread is turn.thread else f"another thread, {other.thread.name!r}"
                 raise RuntimeError(f"graph.replay: the graph is being replayed by {by}")
             self._turns["now"] = turn  # in a forked child, where that thread does not exist
-        if [*map(READ, self._read)] != self._as_read or [*map(WRITTEN, self._written)] != self._as_written:
-            self._refuse_changes()
+            self._context = _context()
+        if [*map(STATE, self._arrays)] != self._states:
+            self._check_arrays()
         for claim in self._recorder.claims:
             claim()
 
-    def _refuse_changes(self) -> None:
-        """Raise the error for the first array that is not as it was."""
+    def _make_calls(self) -> None:
+        """Make the calls, in a context of the graph's own: their backend is in force, and NumPy does not warn."""
+        selection.scope.set(self._choice)
+        call = None
+        try:
+            for call in self._calls:
+                call()
+        except (TypeError, ValueError) as error:
+            self._name_place(error, call)
+            raise
+
+    def _check_arrays(self) -> None:
+        """Raise the error for the first array that is not as it was, unless it is just read-only now, or writable."""
         for call in self._recorder.calls:
             for name, array, is_written in _arrays_of(call):
-                state, expected = READ(array), self._states[id(array)]
+                state, expected = LAYOUT(array), self._layouts[id(array)]
                 for label, was, now in zip(("shape", "strides", "dtype"), expected, state, strict=True):
                     if was != now:
                         raise ValueError(
@@ -132,6 +138,7 @@ class Graph:
                         )
                 if is_written and not getattr(array.flags, "writeable", True):
                     raise ValueError(f"{call.name}: {name}: expected an array that can be written, got a read-only one")
+        self._states = [*map(STATE, self._arrays)]
 
     def _name_place(self, error: Exception, call: Callable[[], object] | None) -> None:
         """Begin the message of an error with the layer that made the call, as in the block."""
@@ -141,15 +148,11 @@ class Graph:
 
     def finish(self) -> None:
         """Prepare the recorded calls; the block has ended."""
-        read, written = dict[int, Any](), dict[int, Any]()
-        for call in self._recorder.calls:
-            for _, array, is_written in _arrays_of(call):
-                # Arrays of devices can always be written.
-                (written if is_written and isinstance(array, np.ndarray) else read)[id(array)] = array
-        self._written = tuple(written.values())
-        self._read = tuple([array for key, array in read.items() if key not in written])
-        self._as_read, self._as_written = [*map(READ, self._read)], [*map(WRITTEN, self._written)]
-        self._states = {id(array): READ(array) for array in (*self._read, *self._written)}
+        found = {id(array): array for call in self._recorder.calls for _, array, _ in _arrays_of(call)}
+        self._arrays = tuple(found.values())
+        self._states = [*map(STATE, self._arrays)]
+        self._layouts = {key: LAYOUT(array) for key, array in found.items()}
+        self._context = _context()
         self._calls = tuple(map(_prepared, self._recorder.calls))
         self._unusable = ""
 
@@ -157,6 +160,13 @@ class Graph:
         """Release the arrays; an exception has ended the block."""
         self._recorder.calls.clear()
         self._unusable = "an exception has ended its block; capture again"
+
+
+def _context() -> contextvars.Context:
+    """A context in which NumPy does not warn; kernels and steps would set that for each call."""
+    context = contextvars.copy_context()
+    context.run(np.seterr, all="ignore")
+    return context
 
 
 def _prepared(call: Call) -> Callable[[], object]:

@@ -57,12 +57,17 @@ class Optimizer(ABC):
             checked_grads(f"{name}.step", params, grads)
             for position, parameter in enumerate(params):
                 check_writeable(f"{name}: params: {position}", parameter)
+        self._step(grads)
+        if (recording := recorder()) is not None:
+            recording.record(name.lower(), self._step, (grads,), params)
+
+    def _step(self, grads: tuple[Array, ...]) -> None:
+        """Count and make a step, for gradients that have been checked."""
+        name = type(self).__name__
         self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
         lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1
         self._update(grads, lr)
-        if (recording := recorder()) is not None:
-            recording.record(name.lower(), self.step, (grads,), params)
 
     @abstractmethod
     def _update(self, grads: tuple[Array, ...], lr: float) -> None:
