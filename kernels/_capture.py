@@ -46,8 +46,10 @@ class Graph:
         self._unusable = "its block has not ended"
         self._turns: dict[str, _Turn] = {}  # the replay that is running, under "now"
         self._calls: tuple[Callable[[], object], ...] = ()
-        self._arrays: tuple[Any, ...] = ()
+        self._arrays: tuple[Any, ...] = ()  # NumPy's
         self._states: list[Any] = []
+        self._others: tuple[Any, ...] = ()  # of devices, where arrays can always be written
+        self._states_of_others: list[Any] = []
         self._layouts: dict[int, tuple[Any, ...]] = {}
         self._context = contextvars.Context()
 
@@ -109,7 +111,7 @@ class Graph:
                 raise RuntimeError(f"graph.replay: the graph is being replayed by {by}")
             self._turns["now"] = turn  # in a forked child, where that thread does not exist
             self._context = _context()
-        if [*map(STATE, self._arrays)] != self._states:
+        if [*map(STATE, self._arrays)] != self._states or [*map(LAYOUT, self._others)] != self._states_of_others:
             self._check_arrays()
         for claim in self._recorder.claims:
             claim()
@@ -149,7 +151,9 @@ class Graph:
     def finish(self) -> None:
         """Prepare the recorded calls; the block has ended."""
         found = {id(array): array for call in self._recorder.calls for _, array, _ in _arrays_of(call)}
-        self._arrays = tuple(found.values())
+        self._arrays = tuple([array for array in found.values() if isinstance(array, np.ndarray)])
+        self._others = tuple([array for array in found.values() if not isinstance(array, np.ndarray)])
+        self._states_of_others = [*map(LAYOUT, self._others)]
         self._states = [*map(STATE, self._arrays)]
         self._layouts = {key: LAYOUT(array) for key, array in found.items()}
         self._context = _context()

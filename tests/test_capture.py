@@ -445,6 +445,67 @@ def test_the_backend_of_a_replay_is_that_of_the_capture() -> None:
     assert p.tolist() == [1.0] * 3
 
 
+def test_the_checking_mode_of_a_gpu_is_refused() -> None:
+    """A backend over CuPy's arrays would wait for the device."""
+    module = types.SimpleNamespace(ARRAYS="cupy", relu=lambda x, out: None)
+    backends.register("waits", module, replace=True)
+    with backends.use("waits", check=True), pytest.raises(RuntimeError, match="the checking mode waits for the GPU"):
+        K.capture().__enter__()
+    with backends.use("waits"), K.capture():
+        pass
+
+
+def test_a_backend_prepares_its_calls() -> None:
+    asked = []
+
+    def relu(x: Any, out: Any) -> None:
+        np.maximum(x, 0, out=out)
+
+    def prepare(kernel: str, *arguments: Any) -> Any:
+        asked.append((kernel, *map(type, arguments)))
+        x, out = arguments
+        return (lambda: np.copyto(out, x + 1)) if x.ndim == 2 else None
+
+    backends.register("prepares", types.SimpleNamespace(relu=relu, prepare=prepare), replace=True)
+    x, flat = X.copy(), np.ones(3)
+    with backends.use("prepares"), K.capture() as graph:
+        y, z = K.relu(x), K.relu(flat)
+    graph.replay()
+    assert (y == 2).all()
+    assert (z == 1).all()
+    assert asked == [("relu", np.ndarray, np.ndarray)] * 2
+
+
+def test_arrays_of_another_library() -> None:
+    """Their shapes are compared, and they have no flags to compare."""
+
+    class Ours:
+        def __init__(self, values: Any) -> None:
+            self.values = values
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.values, name)
+
+    Ours.__module__ = "ours"
+    module = types.SimpleNamespace(
+        ARRAYS="ours",
+        relu=lambda x, out: np.maximum(x.values, 0, out=out.values),
+        take=lambda what, x: x,
+        empty=lambda shape, dtype: Ours(np.empty(shape, dtype)),
+        overlap=lambda a, b: "none",
+    )
+    backends.register("ours", module, replace=True)
+    x: Any = Ours(X.copy())
+    with backends.use("ours"), K.capture() as graph:
+        y: Any = K.relu(x)
+    x.values[...] = 5
+    graph.replay()
+    assert (y.values == 5).all()
+    x.values = x.values.reshape(3, 2)
+    with pytest.raises(ValueError, match=r"relu: x: expected an array of shape \(2, 3\).*got shape \(3, 2\)"):
+        graph.replay()
+
+
 def test_graphs_cannot_be_copied() -> None:
     with K.capture() as graph:
         K.relu(X)
