@@ -61,6 +61,11 @@ class Graph:
         raise TypeError("Graph: a graph belongs to its arrays, and cannot be copied or pickled; capture again")
 
     @property
+    def calls(self) -> tuple[Call, ...]:
+        """The recorded calls, in order."""
+        return tuple(self._recorder.calls)
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """The names of the recorded calls, in order."""
         return tuple([call.name for call in self._recorder.calls if call.name])
@@ -130,7 +135,7 @@ class Graph:
     def _check_arrays(self) -> None:
         """Raise the error for the first array that is not as it was, unless it is just read-only now, or writable."""
         for call in self._recorder.calls:
-            for name, array, is_written in _arrays_of(call):
+            for name, array, is_written in arrays_of(call):
                 state, expected = LAYOUT(array), self._layouts[id(array)]
                 for label, was, now in zip(("shape", "strides", "dtype"), expected, state, strict=True):
                     if was != now:
@@ -150,7 +155,7 @@ class Graph:
 
     def finish(self) -> None:
         """Prepare the recorded calls; the block has ended."""
-        found = {id(array): array for call in self._recorder.calls for _, array, _ in _arrays_of(call)}
+        found = {id(array): array for call in self._recorder.calls for _, array, _ in arrays_of(call)}
         self._arrays = tuple([array for array in found.values() if isinstance(array, np.ndarray)])
         self._others = tuple([array for array in found.values() if not isinstance(array, np.ndarray)])
         self._states_of_others = [*map(LAYOUT, self._others)]
@@ -183,7 +188,7 @@ def _prepared(call: Call) -> Callable[[], object]:
     return functools.partial(call.function, *call.arguments)
 
 
-def _arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
+def arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
     """The arrays of a call: the name of the argument, the array, and whether the call writes to it."""
     if call.writes is None:
         kernel = KERNELS[call.name]
@@ -192,18 +197,19 @@ def _arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
         for position, (name, argument) in enumerate(zip(names, call.arguments, strict=True)):
             if isinstance(argument, LossOptions):
                 name, argument = "weight", argument.weight
-            if _is_array(argument):
+            if is_array(argument):
                 yield name, argument, position >= first_result
         return
     for array in call.writes:
         yield "result", array, True
     for argument in call.arguments:
         for array in argument if isinstance(argument, tuple) else (argument,):
-            if _is_array(array) and not any(array is other for other in call.writes):
+            if is_array(array) and not any(array is other for other in call.writes):
                 yield "argument", array, False
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array, of any library, and no scalar."""
     return hasattr(x, "strides") and hasattr(x, "dtype") and not isinstance(x, np.generic)
 
 

@@ -919,6 +919,94 @@ def test_a_wrong_batch_changes_nothing() -> None:
     assert problem.state() == before
 
 
+class ByNumPy(layers.Layer):
+    """A layer that no replay would compute."""
+
+    def forward(self, x: Any) -> Any:
+        return self.keep(np.tanh(x))
+
+    def backward(self, dy: Any) -> Any:
+        return dy * (1 - self.saved() ** 2)
+
+
+class ByKernels(layers.Layer):
+    """A layer with a constant of its own, and another layer inside."""
+
+    def __init__(self) -> None:
+        self.constant, self.inner = [np.eye(6, dtype=np.float32)], layers.Relu()
+
+    def forward(self, x: Any) -> Any:
+        return K.affine(self.inner.forward(x), self.constant[0])
+
+    def backward(self, dy: Any) -> Any:
+        return self.inner.backward(K.affine(dy, self.constant[0].T))
+
+
+class ScaledLoss(layers.SoftmaxWithLoss):
+    """A loss that NumPy scales."""
+
+    def forward(self, x: Any, t: Any = None) -> Any:
+        return super().forward(x, t) * 2
+
+
+class OwnGradient(layers.Affine):
+    """An affine layer whose gradient NumPy computes."""
+
+    def backward(self, dy: Any, **_: Any) -> Any:
+        self.dw[...] = self.saved().T @ dy
+        self.db[...] = dy.sum(axis=0)
+        return K.affine(dy, self.w.T)
+
+
+@pytest.mark.parametrize(
+    ("position", "layer", "loss", "message"),
+    [
+        (1, ByNumPy(), layers.SoftmaxWithLoss(), "affine: x: expected an array that a kernel has computed"),
+        (0, ByNumPy(), layers.SoftmaxWithLoss(), "affine: x: "),
+        (2, ByNumPy(), layers.SoftmaxWithLoss(), "softmax_cross_entropy_value_and_grad: x: "),
+        (1, layers.Relu(), ScaledLoss(), "the loss: "),
+        (0, OwnGradient(np.eye(8, dtype="f"), np.zeros(8, "f")), layers.SoftmaxWithLoss(), "a gradient: "),
+    ],
+)
+def test_training_steps_refuse_what_they_would_not_record(position: int, layer: Any, loss: Any, message: str) -> None:
+    parts = [layers.Affine.init(8, 6, rng=0), layers.Affine.init(6, 5, rng=1)]
+    net = layers.Sequential(*parts[:position], layer, *parts[position:])
+    optimizer = optim.SGD(net.params, lr=0.1)
+    before = [p.copy() for p in net.params]
+    x, t = Problem(OPTIMIZERS["SGD"]).batches[0]
+    with pytest.raises(RuntimeError, match=f"TrainingStep: {message}"):
+        layers.TrainingStep(net, loss, optimizer).step(x, t)
+    for p, old in zip(net.params, before, strict=True):
+        np.testing.assert_array_equal(p, old)
+    assert optimizer.steps == 0
+
+
+def test_training_steps_of_layers_that_call_kernels() -> None:
+    def make() -> Any:
+        net = layers.Sequential(layers.Affine.init(8, 6, rng=0), ByKernels(), layers.Affine.init(6, 5, rng=1))
+        return net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1)
+
+    training, (net, loss, optimizer) = layers.TrainingStep(*make()), make()
+    for x, t in Problem(OPTIMIZERS["SGD"]).batches:
+        expected = loss.forward(net.forward(x), t)
+        net.backward(loss.backward())
+        optimizer.step(net.grads)
+        assert training.step(x, t) == expected
+
+
+def test_training_steps_by_cross_entropy() -> None:
+    def make() -> Any:
+        net = layers.Sequential(layers.Affine.init(8, 5, rng=0), layers.Softmax())
+        return net, layers.CrossEntropy(reduction="none"), optim.SGD(net.params, lr=0.1)
+
+    training, (net, loss, optimizer) = layers.TrainingStep(*make()), make()
+    for x, t in Problem(OPTIMIZERS["SGD"]).batches:
+        expected = loss.forward(net.forward(x), t)
+        net.backward(loss.backward())
+        optimizer.step(net.grads)
+        np.testing.assert_array_equal(training.step(x, t), expected)
+
+
 def test_training_steps_check_their_parts() -> None:
     problem = Problem(OPTIMIZERS["SGD"])
     parts = {"net": problem.net, "loss": problem.loss, "optimizer": problem.optimizer}

@@ -9,7 +9,16 @@ import numpy as np
 from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
-from plugrad.kernels._arguments import REDUCTIONS, Array, ArrayLike, Loss as LossValue, floating, loss_options, upstream
+from plugrad.kernels._arguments import (
+    REDUCTIONS,
+    Array,
+    ArrayLike,
+    Loss as LossValue,
+    fill,
+    floating,
+    loss_options,
+    upstream,
+)
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._softmax import softmax
 from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy_value_and_grad
@@ -74,7 +83,9 @@ class Loss(ComputingLayer):
         """Check the gradient of the loss; the number 1 stands for an array of ones."""
         backend = backend_for(x)
         if self.options["reduction"] == "none" and _is_one(dloss):
-            return backend.asarray(np.ones(loss.shape, COMPUTE[x.dtype]))
+            ones = backend.empty(loss.shape, COMPUTE[x.dtype])
+            fill("", 1, (ones,), backend)
+            return ones
         name = type(self).__name__
         return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **self.options), backend)
 

@@ -1,15 +1,17 @@
 """Training steps, captured at the first batch of each shape."""
 
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE, FLOAT64
+from plugrad.backends.recording import Call
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import ArrayLike, Loss as LossValue, promoted, real
-from plugrad.kernels._capture import Graph, capture
+from plugrad.kernels._capture import Graph, arrays_of, capture, is_array
 from plugrad.kernels.layers._layer import Layer
 from plugrad.kernels.layers._losses import Loss
 from plugrad.kernels.optim import Optimizer
@@ -36,7 +38,8 @@ class TrainingStep:
     Parameters
     ----------
     net : Layer
-        The network. Layers of your own must compute by kernels: what they compute by NumPy is not recorded.
+        The network. Layers of your own must compute by kernels: what they compute by NumPy is not recorded, and a
+        `RuntimeError` of the first step.
     loss : Loss
         The loss.
     optimizer : Optimizer
@@ -80,6 +83,8 @@ class TrainingStep:
         ------
         TypeError, ValueError
             As the layers raise them. No parameter has been changed then.
+        RuntimeError
+            If a layer computes by other code than kernels, which a replay would not run. No parameter has been changed.
         """
         backend = backend_for(x)
         batch: Any = x if type(x) is backend.native else backend.take("TrainingStep: x", x)
@@ -101,9 +106,12 @@ class TrainingStep:
         x, t = self._inputs(x, backend), t if t is None else backend.take("TrainingStep: t", t)
         if t is not None and t.dtype.kind in INDICES_OR_NUMBERS:  # else the loss refuses them
             t = _copied(t, _labels_dtype(t, x), backend)
+        self.net.forget()
+        known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
         with capture() as graph:
             loss = self.loss.forward(self.net.forward(x), t)
             self.net.backward(self.loss.backward(), **self._needs_dx)
+            _check_recorded(graph.calls, known, (loss, *self.net.grads), backend)
             self.optimizer.step(self.net.grads)
         return _Captured(graph, x, t, loss)
 
@@ -116,6 +124,45 @@ class TrainingStep:
             if dtype != w.dtype:
                 raise TypeError(f"TrainingStep: x: expected dtype {w.dtype}, that of the parameters, got {x.dtype}")
         return _copied(x, dtype if dtype in COMPUTE else FLOAT64, backend)
+
+
+def _arrays_in(value: Any) -> Iterator[Any]:
+    """The arrays that layers hold, in attributes and in containers: parameters, weights of classes, constants."""
+    if isinstance(value, Layer):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from _arrays_in(entry)
+    elif is_array(value):
+        yield value
+
+
+def _check_recorded(calls: tuple[Call, ...], known: list[Any], results: tuple[Any, ...], backend: Backend) -> None:
+    """Refuse a step in which layers compute by other means than kernels: a replay would not compute it again."""
+
+    def is_among(array: Any, others: list[Any]) -> bool:
+        return is_array(array) and (
+            not array.size or any(type(o) is type(array) and backend.overlap(array, o) != "none" for o in others)
+        )
+
+    written: list[Any] = []
+    for call in calls:
+        for name, array, is_written in arrays_of(call):
+            if not is_written and not is_among(array, known) and not is_among(array, written):
+                raise _unrecorded(f"{call.name}: {name}")
+        written += [array for _, array, is_written in arrays_of(call) if is_written]
+    for result in results:
+        if not is_among(result, written):
+            raise _unrecorded("the loss" if result is results[0] else "a gradient")
+
+
+def _unrecorded(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"TrainingStep: {what}: expected an array that a kernel has computed, got one that a layer computes by other "
+        f"code, which a capture does not record; compute it by kernels, or make the step without TrainingStep"
+    )
 
 
 def _labels_dtype(t: Any, x: Any) -> np.dtype[Any]:
