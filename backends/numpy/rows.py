@@ -152,6 +152,8 @@ def refine(rest: Array, columns: Array, x: Array, top: Array) -> None:
     With ``z = fl(x - m)`` and ``d`` the error of that subtraction (Knuth's TwoSum, "The Art of Computer Programming",
     volume 2, section 4.2.2), ``exp(x - m) = exp(z) (1 + d)`` but for terms in ``d**2``.
     """
+    if rest.item(rest.argmin()) >= CONFIDENT:  # sooner known than which rows are; where one is NaN, this is false
+        return
     confident = (rest < CONFIDENT).nonzero()[0]
     if not confident.size:
         return
