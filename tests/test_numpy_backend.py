@@ -7,15 +7,17 @@ import threading
 import time
 import tracemalloc
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from plugrad import backends, kernels
+from plugrad import backends, kernels, kernels as K
 from plugrad.backends.cpu import blocks
+from plugrad.backends.cpu.blocks import with_errors
 from plugrad.backends.numpy import pool
+from plugrad.kernels import optim
 from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
 from plugrad.tests.records import RECORDS, Record
 
@@ -250,3 +252,64 @@ def test_affine_in_place_of_strided_weights_over_several_blocks() -> None:
     w[...] = plain
     dx, _, _ = kernels.affine_backward(x, x, w, needs="dx", out=(w, None, None))
     np.testing.assert_allclose(dx, x @ plain.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 3)])
+def test_few_rows_along_another_axis(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=shape)
+    t = np.arange(shape[1]) % shape[0]
+    with backends.use("numpy"):
+        loss, dx = K.softmax_cross_entropy_value_and_grad(x, t, axis=0)
+        expected, transposed = K.softmax_cross_entropy_value_and_grad(x.T.copy(), t)
+    assert loss == pytest.approx(expected)
+    np.testing.assert_allclose(dx, transposed.T)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_negative_labels_never_wrap(dtype: Any) -> None:
+    classes = 2 ** (8 * np.dtype(dtype).itemsize) + 10
+    p = np.full((2, classes), 1 / classes)
+    with backends.use("numpy"):
+        for bad in (-1, np.iinfo(dtype).min):
+            for kernel in (K.cross_entropy, K.softmax_cross_entropy_value_and_grad):
+                with pytest.raises(ValueError, match=rf"got {bad} at row 1"):
+                    kernel(p, np.array([0, bad], dtype))
+
+
+HUGE = np.full((2, 2), 3e38, np.float32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: K.affine(HUGE, HUGE, HUGE[0]),
+        lambda: K.affine_backward(HUGE, HUGE, HUGE),
+        lambda: K.affine_backward(HUGE, HUGE * np.nan, HUGE),
+        lambda: K.softmax_cross_entropy_value_and_grad(HUGE * [1, 0], [1, 1], reduction="sum"),
+        lambda: K.softmax_cross_entropy(HUGE * np.float32([1, 0]), [1, 1], reduction="sum"),
+        lambda: K.cross_entropy(np.zeros((2, 2), np.float32), [1, 1], reduction="sum"),
+        lambda: K.tanh_backward(HUGE, HUGE),
+        lambda: optim.SGD([HUGE.copy()], lr=10.0).step([HUGE]),
+        lambda: optim.Adam([HUGE.copy()], lr=10.0).step([HUGE]),
+    ],
+)
+def test_numbers_that_overflow_raise_nothing(call: Callable[[], Any]) -> None:
+    with backends.use("numpy"), np.errstate(all="raise"):
+        call()
+
+
+def test_code_that_interrupts_a_kernel_runs_in_its_own_context() -> None:
+    seen = []
+
+    @with_errors(all="ignore")
+    def computing() -> None:
+        seen.append((backends.current().name, np.geterr()["over"]))
+        np.seterr(over="raise")
+
+    backends.set_default("numpy")
+    backends.register("other", types.SimpleNamespace())
+    with backends.use("other"), np.errstate(over="warn"):
+        computing()
+        computing()
+        assert np.geterr()["over"] == "warn"
+    assert seen == [("other", "ignore")] * 2
