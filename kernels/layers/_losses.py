@@ -117,7 +117,7 @@ class CrossEntropy(Loss):
 
 
 class SoftmaxWithLoss(Loss):
-    """Softmax and cross-entropy in one, for logits; the gradient is ``y - t``.
+    """Softmax and cross-entropy in one, for logits; the gradient is ``(y - t) / N`` of the mean.
 
     Parameters
     ----------
