@@ -61,7 +61,9 @@ def _elementwise_backward(work: float) -> Callable[[Task], Task]:
 
 
 def _named_as(task: Task, kernel: Task) -> Task:
+    """`kernel` under the name of `task`, in tracebacks as well."""
     kernel.__name__, kernel.__qualname__, kernel.__doc__ = task.__name__, task.__qualname__, task.__doc__
+    kernel.__code__ = kernel.__code__.replace(co_name=task.__name__, co_qualname=task.__qualname__)
     return kernel
 
 
