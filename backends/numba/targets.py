@@ -37,7 +37,7 @@ def checked(t: Any, classes: int, weight: Any, ignore: int, mode: int) -> Any:
         for i in range(t.size):
             if (t[i] < 0 or t[i] >= classes) and not (ignores and t[i] == ignore):
                 return i, 0.0
-    total = np.float64(counted)
+    total = float(counted)
     if weight.size:
         total = 0.0
         for i in range(t.size):
