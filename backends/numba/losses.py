@@ -41,9 +41,9 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
         and (t.dtype is INT64 or t.dtype.name != "uint64")
     ):
         loop, matrix, scalars = call
-        labels = t.ravel() if t.dtype is INT64 else t.astype(INT64).ravel()
+        indices = t.ravel() if t.dtype is INT64 else t.astype(INT64).ravel()
         rows, y = (x, out) if x.shape == matrix else (x.reshape(matrix), out.reshape(matrix))
-        if loop(*scalars, rows, labels, NO_WEIGHT[x.dtype], loss.ravel(), NO_SUMS, y) < 0:
+        if loop(*scalars, rows, indices, NO_WEIGHT[x.dtype], loss.ravel(), NO_SUMS, y) < 0:
             return  # else a label is wrong, and the error is raised below
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
