@@ -15,7 +15,7 @@ import pytest
 from plugrad import backends
 from plugrad.kernels import jacobians, layers, optim
 from plugrad.tests.__main__ import main as command
-from plugrad.tests.conformance import fuzz
+from plugrad.tests.conformance import fuzz, judging
 from plugrad.tests.conformance.other_calls import OTHER_CALLS
 from plugrad.tests.conformance.subject import Case, Subject, close
 from plugrad.tests.records import RECORDS
@@ -107,10 +107,10 @@ def test_labels_that_cancel_leave_the_rounding_of_their_terms(kernel: str, backe
         inputs = {"x": np.array([1e4, 98.62, 102.88643], np.float32), "t": t}
     case = Case(of, inputs, {"reduction": "sum"})
     got = subject.call(case)
-    subject.compare(case, got, slack=fuzz.SLACK)
+    subject.compare(case, got, slack=judging.SLACK)
     (loss, *_), term = case.expected(), 85 if kernel == "cross_entropy" else 9900
     with pytest.raises(AssertionError):
-        subject.compare(case, (np.float32(loss + 1e-4 * term), *got[1:]), slack=fuzz.SLACK)
+        subject.compare(case, (np.float32(loss + 1e-4 * term), *got[1:]), slack=judging.SLACK)
 
 
 def test_infinite_errors_are_reported() -> None:
