@@ -54,6 +54,7 @@ class Form:
     seed: int
     options: Mapping[str, Any]
     has_out: bool
+    is_square: bool  # whether weights have as many rows as columns, so that one array may be argument and result
 
     def call(self, subject: Subject, kernel: Record) -> Call:
         """The call, of arrays that are contiguous and own their memory."""
@@ -65,6 +66,8 @@ class Form:
             options["weight"] = rng.random(self.classes).astype(np.float32)
         if "dloss" in inputs and options.get("reduction") == "none" and self.lead:
             inputs["dloss"] = rng.normal(size=self.lead).astype(np.float32)
+        if self.is_square and cases.is_product(kernel):
+            inputs |= {"x": inputs["x"][..., : self.classes], "w": inputs["w"][: self.classes]}
         inputs = {name: np.array(x) if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
         case = Case(kernel, inputs, options, about=f"{self.lead} rows of {self.classes} classes, {self.dtype}")
         more = {name: subject.array(value) for name, value in options.items()}
@@ -75,13 +78,16 @@ class Form:
 
 def repeat(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> None:
     """Make a plain call of a kernel, then changed calls, and after each of them the plain one again."""
+    lead = tuple(dice.integer(1, 9) for _ in range(dice.choice((0, 1, 1, 1, 2))))
+    is_square = dice.flag()
     form = Form(
-        lead=tuple(dice.integer(1, 9) for _ in range(dice.choice((0, 1, 1, 1, 2)))),
-        classes=dice.integer(1, 30),
+        lead=lead,
+        classes=lead[0] if lead and is_square else dice.integer(1, 30),
         dtype=dice.choice(DTYPES),
         seed=dice.integer(0, 1000),
         options=dice.choice(({},) * len(OPTIONS) + OPTIONS) if cases.is_loss(kernel) else {},
         has_out=dice.flag(),
+        is_square=is_square,
     )
     call = form.call(subject, kernel)
     about.append(f"{call.case.about}, {dict(form.options)}{', out' if form.has_out else ''}")
