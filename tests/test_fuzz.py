@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.kernels import jacobians, layers, optim
+from plugrad.kernels import _call, jacobians, layers, optim
 from plugrad.tests.__main__ import main as command
 from plugrad.tests.conformance import fuzz, judging
 from plugrad.tests.conformance.other_calls import OTHER_CALLS
@@ -156,6 +156,55 @@ def test_planted_errors_of_kernels_are_found(planted: Callable[..., None], monke
     monkeypatch.setitem(backends.get("numpy").functions, "relu", planted)
     subjects = [Subject("numpy")]
     assert any(fuzz.attempt(subjects, ["relu"], 1, number) for number in range(300))
+
+
+def _results_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that computes nothing if it has computed the result for this array."""
+    last: list[Any] = [None, None]
+
+    def relu(x: Any, y: Any) -> None:
+        if x is not last[0]:
+            last[:] = x, np.maximum(x, 0)
+        y[...] = last[1]
+
+    monkeypatch.setitem(backends.get("numpy").functions, "relu", relu)
+
+
+def _labels_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that does not check labels of the shape of those before."""
+    module = sys.modules["plugrad.backends.numpy.softmax_cross_entropy"]
+    sound, last = module.check, [()]
+
+    def check(t: Any, classes: int, options: Any) -> None:
+        if t.shape != last[0]:
+            sound(t, classes, options)
+            last[0] = t.shape
+
+    monkeypatch.setattr(module, "check", check)
+
+
+def _out_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that do not check the array for the result if it was given before."""
+    sound, last = _call.result, [None]
+
+    def result(kernel: str, name: str, out: Any, *given: Any) -> Any:
+        found = (out, given[-1]) if out is last[0] is not None else sound(kernel, name, out, *given)
+        last[0] = out
+        return found
+
+    monkeypatch.setattr(_call, "result", result)
+
+
+@pytest.mark.parametrize("planted", [_results_kept, _labels_checked_once, _out_checked_once])
+def test_planted_errors_of_repeated_calls_are_found(
+    planted: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a call like the one before finds them."""
+    planted(monkeypatch)
+    subjects, names = [Subject("numpy")], ["relu", "softmax_cross_entropy_value_and_grad"]
+    assert any(fuzz.attempt(subjects, names, 1, number) for number in range(300))
+    monkeypatch.setattr(fuzz, "repeat", lambda *given: None)
+    assert not any(fuzz.attempt(subjects, names, 1, number) for number in range(300))
 
 
 def _a_little_more(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
-"""Random calls, valid and spoiled: ``python -m plugrad.tests --fuzz SECONDS``.
+"""Random calls, valid, spoiled and repeated: ``python -m plugrad.tests --fuzz SECONDS``.
 
 A valid call must return the results of the oracle in float64. A call with a spoiled argument, option or ``out`` must
 return them too, or raise a `TypeError` or `ValueError` whose message begins with the name of the kernel, and write
-nothing. Anything else is a finding: another error, a warning, a wrong number, a changed argument. `other_calls` does
-the same for layers, optimizers and Jacobians. The seed and the number of a call repeat it:
+nothing. Anything else is a finding: another error, a warning, a wrong number, a changed argument. `repeated_calls`
+repeats a plain call, each time with one thing changed. `other_calls` makes those of layers, optimizers and Jacobians.
+The seed and the number of a call repeat it:
 ``--fuzz 0 --seed SEED --call NUMBER``.
 """
 
