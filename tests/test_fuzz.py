@@ -14,6 +14,7 @@ import pytest
 
 from plugrad import backends
 from plugrad.kernels import _call, jacobians, layers, optim
+from plugrad.kernels.optim import _optimizers
 from plugrad.tests.__main__ import main as command
 from plugrad.tests.conformance import fuzz, judging
 from plugrad.tests.conformance.other_calls import OTHER_CALLS
@@ -230,6 +231,17 @@ def _hurried(function: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    last: list[Any] = [None]
+
+    def checked_grads(name: str, params: Any, grads: Any) -> Any:
+        found = tuple(grads) if params is last[0] else function(name, params, grads)
+        last[0] = params
+        return found
+
+    return checked_grads
+
+
 def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given, **options: lambda step: -function(*given, **options)(step)
 
@@ -240,6 +252,7 @@ def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
         ("layer", layers.Softmax, "backward", _a_little_more),
         ("layer", layers.Relu, "forward", _writing),
         ("optimizer", optim.Optimizer, "step", _hurried),
+        ("repeated_steps", _optimizers, "checked_grads", _once),
         ("penalty", optim, "l2_penalty", _a_little_more),
         ("schedule", optim, "cosine", _negative),
         ("jacobian", jacobians, "softmax_jacobian", _a_little_more),
