@@ -15,7 +15,7 @@ from plugrad.tests import oracles
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.judging import share_memory
 from plugrad.tests.conformance.random_calls import Call, Dice, random_call
-from plugrad.tests.conformance.repeated_calls import Verdict
+from plugrad.tests.conformance.repeated_calls import Verdict, is_on_host, repeated
 from plugrad.tests.conformance.spoiling import ARGUMENTS, spoil, spoiled
 from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, close, epsilon, finfo
 from plugrad.tests.records import RECORDS, double
@@ -222,7 +222,7 @@ def repeated_steps(dice: Dice, subject: Subject, about: list[str]) -> None:
         held, slopes = values(params), values(grads)
         _, refused = outcome(partial(made.step, grads), kind.__name__)
         assert verdict is None or verdict is not bool(refused), refused or "it was not refused"
-        if subject.backend.arrays == "numpy":
+        if is_on_host(subject):
             for p in params:
                 p.flags.writeable = True
         if refused:
@@ -246,15 +246,16 @@ def _change_step(dice: Dice, subject: Subject, params: list[Array], grads: list[
         "the parameter": (lambda: p, True),
         "a view of the parameter": (lambda: p[...], True),
         "the parameter in reverse": (lambda: p[::-1], None if len(p) == 1 else False),
-        "the parameter, broadcast": (lambda: np.broadcast_to(p[:1], p.shape), None if len(p) == 1 else False),
         "a row less": (lambda: g[:-1].copy(), False),
         "an axis more": (lambda: g[np.newaxis].copy(), False),
         "another dtype": (lambda: g.astype(np.float32 if g.dtype != np.float32 else np.float64), False),
         **{name: (partial(layout, subject, g), True) for name, layout in layouts.items()},
     }
-    if subject.backend.arrays == "numpy" and not dice.integer(0, len(changes)):
-        p.flags.writeable = False
-        return f"parameter {place} is read-only now", False
+    if is_on_host(subject):
+        changes["a row of the parameter"] = partial(repeated, subject, p), None if len(p) == 1 else False
+        if not dice.integer(0, len(changes)):
+            p.flags.writeable = False
+            return f"parameter {place} is read-only now", False
     name = dice.choice(list(changes))
     change, verdict = changes[name]
     grads[place] = change()

@@ -122,7 +122,7 @@ def _refill(subject: Subject, call: Call, plain: list[Any]) -> None:
     out = as_tuple(call.options.get("out", ()))
     arguments = [(x, subject.array(value)) for x, value in zip(call.arrays, plain, strict=True) if subject.is_array(x)]
     for array, value in (*arguments, *((y, 7) for y in out)):
-        if subject.backend.arrays == "numpy":
+        if is_on_host(subject):
             array.flags.writeable = True
         array[...] = value
 
@@ -202,7 +202,7 @@ def _size_of_one(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[
 def _layout(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str, Verdict]:
     """Change the strides, a flag or the byte order of one argument, or give a view of it."""
     place = _place(dice, call)
-    layout = dice.choice((*cases.layouts(subject), _view, _repeated))
+    layout = dice.choice((*cases.layouts(subject), _view, *((repeated,) if is_on_host(subject) else ())))
     call.arrays[place] = layout(subject, call.arrays[place])
     return f"{call.case.kernel.arguments[place]}: {layout.__name__.strip('_')}", True
 
@@ -221,7 +221,7 @@ def _in_place(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str
     """Leave all arrays, but write other values to the arguments, or make one of the arrays read-only."""
     arguments = [x for x in call.arrays if subject.is_array(x)]
     out = as_tuple(call.options.get("out", ()))
-    if subject.backend.arrays == "numpy" and dice.flag():
+    if is_on_host(subject) and dice.flag():
         array = dice.choice((*arguments, *out))
         array.flags.writeable = False
         is_argument = all(array is not y for y in out)
@@ -238,7 +238,7 @@ def _out(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str, Ver
     place = dice.integer(0, len(out) - 1)
     array = out[place]
     right = (_same, _view, *(layout for layout in cases.layouts(subject) if layout not in WRONG_FOR_OUT))
-    wrong = (_wider, _longer, *(WRONG_FOR_OUT if subject.backend.arrays == "numpy" else ()))
+    wrong = (_wider, _longer, *(WRONG_FOR_OUT if is_on_host(subject) else ()))
     is_right = dice.flag() or not array.ndim
     layout = dice.choice(right if is_right else wrong) if array.ndim else _same
     out[place] = layout(subject, array)
@@ -347,6 +347,11 @@ CHANGES = (_sizes, _size_of_one, _layout, _dtype, _in_place, _out, _overlap, _an
 CHANGES_OF_LOSSES = (_label, _option)
 
 
+def is_on_host(subject: Subject) -> bool:
+    """Whether the arrays are NumPy's, which may be read-only, repeated and of another byte order."""
+    return subject.backend.arrays == "numpy"
+
+
 def _place(dice: Dice, call: Call, but: str = "") -> int:
     """The place of an argument that has dimensions."""
     names = call.case.kernel.arguments
@@ -376,7 +381,7 @@ def _view(subject: Subject, x: Array) -> Array:
     return x[...]
 
 
-def _repeated(subject: Subject, x: Array) -> Array:
+def repeated(subject: Subject, x: Array) -> Array:
     """The first row for each row, at one address."""
     return np.broadcast_to(x[:1], x.shape)
 
