@@ -38,6 +38,14 @@ def backend(text: str) -> str:
     return text
 
 
+def network(text: str) -> str:
+    """The numbers of rows, inputs, hidden neurons and classes, such as ``32-64-100-10``."""
+    widths = text.split("-")
+    if len(widths) < 3 or not all(width.isdecimal() and int(width) > 0 for width in widths):
+        raise argparse.ArgumentTypeError(f"expected rows-inputs-hidden-classes, such as 32-64-100-10, got {text!r}")
+    return text
+
+
 def dtype(text: str) -> str:
     """The name of a dtype."""
     try:

@@ -161,14 +161,19 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
     if not is_ready:
         dy, x, w = promoted(dy, x, w)
     wanted = needed(name, needs)
+    dx: Any
+    dw: Any
+    db: Any
     if out is None:
         empty, dtype = backend.empty, dy.dtype
         dx = empty(rows, dtype) if "dx" in wanted else None
         dw = empty(weights, dtype) if "dw" in wanted else None
         db = empty(weights[1:], dtype) if "db" in wanted else None
     else:
-        given = given_results(name, out, GRADIENTS, lone=wanted[0] if len(wanted) == 1 else None)
-        refuse_unneeded(name, wanted, given)
+        is_whole = type(out) is tuple and len(out) == 3
+        given = out if is_whole else given_results(name, out, GRADIENTS, wanted[0] if len(wanted) == 1 else None)
+        if wanted is not GRADIENTS:
+            refuse_unneeded(name, wanted, given)
         (dx, dw, db), (dy, x, w) = gradients(name, wanted, given, (rows, weights, weights[1:]), backend, (dy, x, w))
     compute = backend.functions[name]
     if dy.size and x.size:
@@ -271,7 +276,6 @@ def needed(kernel: str, needs: Iterable[str]) -> tuple[str, ...]:
 
 def refuse_unneeded(kernel: str, wanted: tuple[str, ...], given: tuple[Any, ...]) -> None:
     """Refuse an array, one of those `given` for the gradients, for a gradient that is not wanted."""
-    if wanted is not GRADIENTS:
-        for name, array in zip(GRADIENTS, given, strict=True):
-            if array is not None and name not in wanted:
-                raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
+    for name, array in zip(GRADIENTS, given, strict=True):
+        if array is not None and name not in wanted:
+            raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")

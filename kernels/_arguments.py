@@ -150,7 +150,13 @@ def result(
         return backend.empty(shape, dtype), reads
     if isinstance(out, tuple) and len(out) == 1:
         return result(kernel, name, out[0], shape, dtype, backend, reads, writes)
-    owns_memory = backend.native is np.ndarray and is_plain(out, shape, dtype)
+    owns_memory = (  # as `is_plain`
+        type(out) is np.ndarray is backend.native
+        and out.base is None
+        and out.dtype is dtype
+        and out.flags.carray
+        and out.shape == shape
+    )
     if not owns_memory and (
         type(out) is not backend.native
         or (out.dtype is not dtype and out.dtype != dtype)
@@ -164,7 +170,9 @@ def result(
         if backend.overlap(out, written) != "none":
             raise ValueError(f"{kernel}: {name}: shares memory with another result; pass an array of its own")
     for read in reads:
-        if read is None or read is out or (owns_memory and (read.base is None or _lies_elsewhere(read.base, out))):
+        if read is None or read is out:
+            continue
+        if owns_memory and ((base := read.base) is None or _lies_elsewhere(base, out)):
             continue
         overlap = backend.overlap(out, read)
         if overlap == "partial":

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -9,6 +11,7 @@ from plugrad.kernels._arguments import (
     axis_index,
     floating,
     given_back,
+    is_plain,
     loss_arguments,
     promoted,
     real,
@@ -29,6 +32,8 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
         axis = axis_index(kernel, axis, x.ndim)
     if out is None:
         y: Any = backend.empty(x.shape, x.dtype)
+    elif out is x and type(x) is np.ndarray and x.flags.carray:  # in place
+        y = x
     else:
         y, (x,) = result(kernel, "out", out, x.shape, x.dtype, backend, (x,))
     if y.size:
@@ -52,6 +57,8 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) ->
         dy, y = promoted(dy, y)
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)
+    elif out is dy and y.base is None and is_plain(out, y.shape, y.dtype):  # in place
+        dx = dy
     else:
         dx, (dy, y) = result(kernel, "out", out, y.shape, y.dtype, backend, (dy, y))
     if dx.size:

@@ -218,11 +218,16 @@ def _loss_and(
     is_lone = out is None or type(out) is backend.native
     loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
-    reads = (x, t, options.weight)
-    array, reads = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
-    loss, (x, t, weight) = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
+    if array_out is None and loss_out is None:
+        array: Any = backend.empty(x.shape, x.dtype)
+        loss: Any = backend.empty(shape, dtype)
+    else:
+        reads = (x, t, options.weight)
+        array, reads = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
+        loss, (x, t, weight) = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
+        options = options.with_weight(weight)
     if x.size:
-        backend.functions[kernel](x, t, options.with_weight(weight), loss, array)
+        backend.functions[kernel](x, t, options, loss, array)
     else:
         loss[...] = 0
     return given_back(loss, loss_out), array

@@ -6,6 +6,7 @@ Every test starts with the backend that the environment names, and leaves it so.
 import os
 import shutil
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from plugrad.tests.records import RECORDS, Record
 # The checks of the quick tests on backends other than numpy; the slow tests make the others.
 QUICK = ("shapes", "results_go_to_out", "nan_stays_in_its_row", "mistakes")
 
+# Files of slow tests only, which import packages that the extra `test` leaves out.
+SLOW_FILES = ("test_notebook_documents.py", "test_page.py")
+
 # Programs that tests may need apart from Python: their names, and the command that installs them.
 PROGRAMS = {
     "g++": (("g++",), "apt-get install g++"),
@@ -32,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("plugrad")
     group.addoption("--backend", action="append", metavar="NAME", help="run the conformance suite on this backend")
     group.addoption("--kernel", action="append", metavar="NAME", choices=list(RECORDS), help="and on this kernel only")
+    group.addoption(
+        "--dtype", action="append", choices=[str(d) for d in DTYPES], help="and, of checks of several dtypes, this one"
+    )
     group.addoption("--no-skips", action="store_true", help="a test that would be skipped fails")
 
 
@@ -39,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse names that no backend has; what was measured on this machine changes nothing."""
     config.addinivalue_line("markers", "slow: left out unless asked for, by -m slow or -m ''")
     config.addinivalue_line("markers", "needs(program): skipped where the program is not installed")
+    config.addinivalue_line("markers", "long: begins first, so that no worker is left alone with it at the end")
     config.addinivalue_line("markers", "xdist_group(name): these share a worker under --dist loadgroup")
     os.environ[profile.VARIABLE] = profile.OFF
     for name in config.getoption("backend") or ():
@@ -46,14 +54,20 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(complaint)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files that need the packages of the slow tests, where only quick tests are asked for."""
+    return True if collection_path.name in SLOW_FILES and config.option.markexpr == "not slow" else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for all that it asks for by the names of its parameters."""
     wanted = {"found", "subject", "check", "stand_in"} & set(metafunc.fixturenames)
     if not wanted:
         return
-    found = under_test(metafunc.config.getoption("backend"))
     kernels = metafunc.config.getoption("kernel") or list(RECORDS)
+    found = under_test(metafunc.config.getoption("backend"), kernels)
     subjects = [entry for entry in found if isinstance(entry, Subject)]
+    dtypes = metafunc.config.getoption("dtype") or [str(dtype) for dtype in DTYPES]
     if "found" in wanted:
         metafunc.parametrize("found", [pytest.param(entry, id=entry.name) for entry in found])
     elif "check" in wanted:
@@ -73,6 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 for kernel in check.kernels
                 if kernel.name in kernels and subject.has(kernel.name)
                 for dtype in check.dtypes
+                if str(dtype) in dtypes or len(check.dtypes) == 1
             ],
         )
     elif "stand_in" in wanted:
@@ -110,19 +125,31 @@ def _is_quick(subject: Subject, kernel: Record, check: Check, dtype: np.dtype[An
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a worker under ``--dist loadgroup``, and drop those without parameters.
+    """Say which tests share a worker under ``--dist loadgroup``, drop those without parameters; long ones come first.
 
-    The tests of a check of the suite share one, and the quick tests of a file. A slow test goes to the worker that is
-    free, unless its file puts it into a group. Where no backend can run, pytest makes a skip of a test of backends.
+    The tests of a kernel share one, which compiles it once, and so do the quick tests of a file. A slow test goes to
+    the worker that is free, unless its file puts it into a group. Where no backend can run, pytest makes a skip of a
+    test of backends.
     """
     items[:] = [
         item for item in items if not any("empty parameter set" in str(m.kwargs) for m in item.iter_markers("skip"))
     ]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            check = getattr(item, "callspec").params.get("check") if hasattr(item, "callspec") else None  # noqa: B009
-            shared = item.name if item.get_closest_marker("slow") else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(check.name if isinstance(check, Check) else shared))
+            shared = _shared_by(item) or (item.name if item.get_closest_marker("slow") else item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _shared_by(item: pytest.Item) -> str | None:
+    """The name of what a test of the suite shares with others; None for other tests."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    check, kernel = parameters.get("check"), parameters.get("kernel")
+    if isinstance(check, Check) and check.name.startswith("the_same_bits"):
+        return "the_same_bits"  # two of these checks compare the results of the same processes
+    if isinstance(check, Check) and check.area == "precision":
+        return check.name  # exact results, which are computed once for all backends
+    return kernel.name if isinstance(kernel, Record) else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

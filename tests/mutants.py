@@ -305,6 +305,11 @@ def empty_results_are_float64(module: BackendModule) -> None:
     module.empty = lambda shape, dtype: np.empty(shape, dtype if 0 not in shape else np.float64)
 
 
+@mutant("softmax", "no_classes")
+def empty_results_lose_their_axes(module: BackendModule) -> None:
+    module.empty = lambda shape, dtype: np.empty(shape if 0 not in shape else 0, dtype)
+
+
 @mutant("softmax", "shapes")
 def results_silently_widened(module: BackendModule) -> None:
     module.empty = lambda shape, dtype: np.empty(shape, np.float64)
@@ -330,7 +335,19 @@ def promotion_goes_down(module: BackendModule) -> None:
         array = host.take(what, x)
         return array.astype(np.float32) if array.dtype == np.float64 and what.endswith(": y") else array
 
-    module.take, module.NATIVE = take, None
+    class Unknown(np.ndarray):
+        """The type of no argument, so that each one is passed to `take`."""
+
+    module.take, module.NATIVE = take, Unknown
+
+
+@mutant("sigmoid_backward", "integers_with_floats")
+def integers_become_float64_before_they_are_promoted(module: BackendModule) -> None:
+    def take(what: str, x: Any) -> Array:
+        array = host.take(what, x)
+        return array.astype(np.float64) if array.dtype.kind in "iub" else array
+
+    module.take = take
 
 
 @mutant("softmax_cross_entropy", "mean_of_many_rows")
@@ -375,6 +392,16 @@ def unsigned_labels_read_as_signed(module: BackendModule) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("cross_entropy", "losses_of_rows_go_to_out")
+def losses_of_rows_not_written_to_other_strides(module: BackendModule) -> None:
+    sound = module.cross_entropy
+
+    def broken(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
+        sound(p, t, options, loss if loss.flags.c_contiguous else np.empty_like(loss))
+
+    module.cross_entropy = broken
 
 
 @mutant("relu", "results_go_to_out")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench import curves, dispatch, measurements, processes, sides
+from plugrad.bench import curves, dispatch, loops, measurements, processes, sides
 from plugrad.bench.__main__ import COMMANDS, main
 from plugrad.bench.cases import DTYPES, Case, as_dtype
 from plugrad.bench.errors import TOLERANCE, as_tuple, difference, error
@@ -27,9 +27,9 @@ from plugrad.kernels import KERNELS
 
 
 def kernels_of_peers() -> list[Any]:
-    """Return each installed peer with each of its kernels."""
+    """Return each installed peer with each of its kernels; the quick tests have the textbook's formulas only."""
     return [
-        pytest.param(peer, name, id=f"{peer}-{name}")
+        pytest.param(peer, name, id=f"{peer}-{name}", marks=[] if peer == "textbook" else [pytest.mark.slow])
         for peer in PEERS
         if sides.is_installed(peer)
         for name in sides.load(peer).NAMES
@@ -159,6 +159,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_side_by_itself() -> None:
     done = command("plugrad.bench.measure", "ours", "relu", "8x5")
     found = json.loads(done.stdout)
@@ -444,6 +445,7 @@ def test_operations_and_bytes_of_the_roofline() -> None:
     assert (Case("affine", "2x3x5").elements, Case("relu", "2x3").elements) == (10, 6)
 
 
+@pytest.mark.slow
 def test_threads_are_bound_for_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from plugrad.backends import threads; print(threads.count())"
     environment = {**os.environ, **dict.fromkeys(processes.BOUND_BY, "1")}
@@ -515,16 +517,61 @@ def test_the_table_of_the_parts_of_a_call() -> None:
     )
     assert done.returncode == 0, done.stderr
     heading, *rows = (line.split() for line in done.stdout.splitlines())
-    assert heading == ["kernel", "backend", "call", "compute", "selection", "checks", "overhead", "us"]
+    assert " ".join(heading) == "kernel backend call out= compute selection checks overhead by hand torch us"
     assert [row[:2] for row in rows] == [["relu", "numpy"], ["affine", "numpy"]]
     for row in rows:
-        call, compute, selection, _, overhead = map(float, row[2:])
-        assert min(call, compute, selection) > 0
-        assert overhead == pytest.approx(call - compute, abs=0.011)
+        call, with_out, compute, selection, _, overhead, by_hand = map(float, row[2:-1])
+        assert min(call, with_out, compute, selection, by_hand) > 0
+        assert overhead == pytest.approx(with_out - compute, abs=0.011)
+
+
+def test_layers_and_optimizers_are_among_the_small_calls() -> None:
+    with backends.use("numpy"):
+        for call, by_hand in dispatch.steps().values():
+            call()
+            by_hand()
+        calls = dispatch.steps()
+        for name, place in (
+            ("layers.Affine.forward", ...),
+            ("layers.Affine.backward", 0),
+            ("layers.Relu.forward", ...),
+        ):
+            call, by_hand = calls[name]
+            expected = by_hand() if place is ... else by_hand()[place]
+            np.testing.assert_allclose(call(), expected, rtol=1e-4, atol=1e-6)
+        call, by_hand = calls["layers.SoftmaxWithLoss"]
+        np.testing.assert_allclose(call()[1], by_hand()[1], rtol=1e-5, atol=1e-7)
+
+
+def test_loops_by_hand_and_ported() -> None:
+    sizes = ("--sizes", "8-6-5-3,8-6-5-4-3", "--backend", "numpy", "--rounds", "1", "--seconds", "0.01")
+    done = command("plugrad.bench", "loops", *sizes)
+    assert done.returncode == 0, done.stderr
+    _, _, heading, *rows = done.stdout.splitlines()
+    assert heading.split()[-6:] == ["numpy", "plain", "numpy", "out=", "numpy", "layers"]
+    assert [row.split()[0] for row in rows] == ["8-6-5-3", "8-6-5-4-3"]
+    assert all(float(cell) > 0 for row in rows for cell in row.split()[1:])
+
+
+@pytest.mark.parametrize("style", loops.STYLES)
+def test_ported_loops_have_the_losses_of_the_loop_by_hand(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "RATE", 0.5)
+    expected = loops.Side("numpy", loops.by_hand("20-6-5-4-3")).losses()
+    assert expected[-1] < 0.95 * expected[0]
+    with backends.use("numpy"):
+        side = loops.Side("numpy", loops.STYLES[style]("20-6-5-4-3"))
+    np.testing.assert_allclose(side.losses(), expected, rtol=1e-5)
+
+
+def test_a_wrong_size_of_a_loop_is_refused() -> None:
+    done = command("plugrad.bench", "loops", "--sizes", "8-6")
+    assert done.returncode == 2
+    assert "expected rows-inputs-hidden-classes, such as 32-64-100-10, got '8-6'" in done.stderr
 
 
 def test_the_parts_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([(10, 4, 1, 5), (8, 5, 2, 6)])  # of call, compute, selection and empty call, in two rounds
+    # Of the plain call, that with out=, its computation, the selection, the empty call, and by hand, in two rounds.
+    seconds = iter([(9, 10, 4, 1, 5, 3), (11, 8, 5, 2, 6, 2)])
     parts: Iterator[float] = iter(())
     computed: list[bool] = []
 
@@ -539,6 +586,7 @@ def test_the_parts_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         return time * number
 
     monkeypatch.setattr(dispatch.timeit, "timeit", timed)
+    monkeypatch.setattr(sides, "is_installed", lambda peer: False)
     with backends.use("numpy"):
         functions = backends.current().functions
         function, called = functions["relu"], list[Any]()
@@ -546,9 +594,10 @@ def test_the_parts_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         counting = functions["relu"]
         found = dispatch.measured("relu", rounds=2)
         assert functions["relu"] is counting
-    assert found == pytest.approx((8, 4, 1, 5))
+    assert found[:-1] == pytest.approx((9, 8, 4, 1, 5, 2))
+    assert found.torch is None
     assert (found.overhead, found.checks) == pytest.approx((4, 4))
-    assert computed == [True, True, False, False] * 2
+    assert computed == [True, True, True, False, False, False] * 2
 
 
 @pytest.mark.slow

@@ -112,20 +112,42 @@ print("done")
 """
 
 
+# Parts of about the same length, which workers share: kernels, and dtypes of the checks that are made in several. Each
+# part has one dtype of 16 bits and a wider one. The CUDA code is a template, and kernels with the same code are in
+# parts with different dtypes. The test of rows of every length, below, runs the code in every dtype.
+PARTS: tuple[tuple[list[str], tuple[str, str]], ...] = (
+    (["softmax_cross_entropy", "affine"], ("float16", "float64")),
+    (["softmax_cross_entropy_value_and_grad", "affine_backward"], ("bfloat16", "float32")),
+    (["cross_entropy", "cross_entropy_backward", "relu", "sigmoid_backward", "tanh"], ("float16", "float32")),
+    (["softmax", "log_softmax_backward", "relu_backward", "sigmoid"], ("bfloat16", "float32")),
+    (["log_softmax", "softmax_backward", "softmax_cross_entropy_backward", "tanh_backward"], ("float16", "float64")),
+)
+
+
+def test_every_kernel_is_in_one_part() -> None:
+    parts = [name for kernels, _ in PARTS for name in kernels]
+    assert sorted(parts) == sorted(name for name in RECORDS if not name.startswith("linear"))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("kernels", "order", "least"),
+    ("kernels", "dtypes", "order", "least"),
     [
-        # One run: its checks of bits compare processes that compute every kernel.
-        ([name for name in RECORDS if not name.startswith("linear")], "every", 60),
         # It launches kernels of others, and copies, whose threads do not depend on each other: their orders are not
         # compared. All that the loss alone needs is in it.
-        (["linear_cross_entropy_value_and_grad"], "alternating", 140),
+        (["linear_cross_entropy_value_and_grad"], ("bfloat16", "float32"), "alternating", 75),
+        *((kernels, dtypes, "every", 35) for kernels, dtypes in PARTS),
     ],
-    ids=["kernels in every order", "the last layer and its loss"],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_the_conformance_suite_passes_with_sanitizers(cache: Path, kernels: list[str], order: str, least: int) -> None:
+def test_the_conformance_suite_passes_with_sanitizers(
+    cache: Path, kernels: list[str], dtypes: tuple[str, str], order: str, least: int
+) -> None:
     chosen = [f"--kernel={name}" for name in kernels]
-    done = run("-m", "plugrad.tests", "--backend=cupy", *chosen, variables=environment(cache, order, SANITIZERS))
+    options = " ".join(f"--dtype={dtype}" for dtype in dtypes)
+    # Without pytest's capture, in which the report of a sanitizer, which ends the process, would be lost.
+    variables = {**environment(cache, order, SANITIZERS), "PYTEST_ADDOPTS": f"--capture=no {options}"}
+    done = run("-m", "plugrad.tests", "--backend=cupy", *chosen, variables=variables)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     passed = re.search(r"^(\d+) passed in", done.stdout, re.M)
     assert passed is not None, done.stdout[-4000:]
@@ -150,6 +172,7 @@ def test_random_calls_with_sanitizers(cache: Path) -> None:
     assert done.stdout == "done\n", done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_rows_of_every_length_with_sanitizers(cache: Path) -> None:
     """Every instance for rows along the last axis is run, but those for odd addresses, and none leaves its arrays."""
     done = run("-c", TIERS, variables=environment(cache, "alternating", SANITIZERS))
@@ -476,6 +499,7 @@ def test_compiled_code_is_kept_and_trusted_only_where_it_is_whole_and_ours(tmp_p
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_every_instance_compiles_for_gpus_and_spills_no_register() -> None:
     """By NVRTC, for the oldest and the newest GPUs that are aimed at."""
     done = run(str(RIG / "registers.py"), variables={**os.environ, "PYTHONPATH": ""})

@@ -65,10 +65,12 @@ def test_docstrings_tell_arguments_results_and_errors(name: str) -> None:
         assert re.search(r"^ *Raises\n *-+$", text, re.MULTILINE), name
 
 
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("auto", marks=pytest.mark.slow)])  # auto: numba compiles
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_python_snippets(document: str, known: dict[str, Any]) -> None:
+def test_python_snippets(document: str, backend: str, known: dict[str, Any]) -> None:
     snippets = blocks(document, "python")
     assert snippets
+    backends.set_default(backend)
     for snippet in snippets:
         if snippet.startswith(">>>"):
             test = doctest.DocTestParser().get_doctest(snippet, known, document, document, 0)

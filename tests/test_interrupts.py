@@ -117,12 +117,14 @@ print(interrupted, np.allclose(y, np.exp(x) / np.exp(x).sum()))
 """
 
 
+@pytest.mark.slow
 def test_while_numba_imports_itself() -> None:
     """Numba imports most of its modules at the first compilation, and is broken if that stops halfway."""
     found = on_numba(IMPORTED)
     assert found.stdout.split() == ["1", "True"], found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "numba"])
 def test_a_signal_handler_may_end_the_process_while_numba_is_imported(backend: str) -> None:
     code = "def handler(number, frame): raise SystemExit('ended')\n" + IMPORTED.replace("SIGINT", "SIGTERM")
@@ -131,6 +133,7 @@ def test_a_signal_handler_may_end_the_process_while_numba_is_imported(backend: s
     assert found.stderr.splitlines()[-1] == "ended"
 
 
+@pytest.mark.slow
 def test_a_handler_that_calls_a_kernel_while_numba_is_imported() -> None:
     """Another backend computes the call, and numba works afterwards."""
     handler = """
@@ -147,6 +150,7 @@ def handler(number, frame):
     ], found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handled", [signal.SIG_DFL, signal.SIG_IGN])
 def test_the_handler_of_the_process_stays_in_force(handled: signal.Handlers) -> None:
     code = IMPORTED.replace("signal.default_int_handler", str(handled))

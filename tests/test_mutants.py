@@ -35,9 +35,9 @@ def test_a_broken_backend_is_caught(mutant: Mutant) -> None:
 @pytest.mark.parametrize("mutant", IN_PROCESSES, ids=lambda mutant: mutant.name)
 def test_a_backend_that_is_broken_in_processes_of_its_own_is_caught(mutant: Mutant) -> None:
     backends.register("processes", "plugrad.tests.mutants")  # a name, which other processes can import
-    check = CHECKS[mutant.caught_by]
-    assert len(complaints(check, Subject("processes"), mutant.kernel)) == len(check.dtypes)
-    assert complaints(check, Subject("processes"), "relu") == []
+    check, subject = CHECKS[mutant.caught_by], Subject("processes", [mutant.kernel, "relu"])
+    assert len(complaints(check, subject, mutant.kernel)) == len(check.dtypes)
+    assert complaints(check, subject, "relu") == []
 
 
 def test_every_check_catches_something() -> None:

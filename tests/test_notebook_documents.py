@@ -15,6 +15,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = sorted((Path(__file__).parent.parent / "docs" / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 # The largest error in a report of gradcheck, if it is one of rounding: another one on each machine.
@@ -105,7 +107,6 @@ def test_what_is_committed_was_run_from_top_to_bottom(path: Path) -> None:
     assert not kinds & {"stderr", "error"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_it_prints_what_is_committed(path: Path, tmp_path: Path) -> None:
     committed = code(read(path))

@@ -20,7 +20,18 @@ import pytest
 
 from plugrad import backends, kernels as K
 from plugrad.backends import trust
-from plugrad.backends.numba import compiling, elementwise, recycling, rows, team, tiles, vector
+from plugrad.backends.numba import (
+    compiling,
+    elementwise,
+    fused_losses,
+    losses,
+    recycling,
+    rows,
+    targets,
+    team,
+    tiles,
+    vector,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -185,11 +196,11 @@ def test_16_bit_numbers(dtype: Any, integer: Any, widen: Any, narrow: Any) -> No
 def test_kernels_are_vectorised(kernel: Any, dtype: Any) -> None:
     flat = np.ones(4096, dtype)
     if kernel is tiles.softmax:
-        arguments: tuple[Any, ...] = (0, 1, flat.reshape(-1, 4, 1), 256, flat.reshape(-1, 4, 1).copy())
+        arguments: tuple[Any, ...] = (0, 1, 1, 256, flat.reshape(-1, 4), flat.reshape(-1, 4).copy())
     else:
         array = flat.reshape(64, 64) if kernel in (rows.softmax, rows.softmax_backward) else flat
         backward = kernel in (rows.softmax_backward,)
-        arguments = (0, 1, array, *([array] * backward), False, array.copy())
+        arguments = (0, 1, array, *([array] * backward), array.copy())
     anew = compiled(kernel.py_func)  # cached code has no assembly to inspect
     anew(*arguments)
     (assembly,) = anew.inspect_asm().values()
@@ -207,14 +218,15 @@ def test_blocks_are_transposed() -> None:
 
             @compiled
             def there_and_back(x: Array, lanes: int, y: Array) -> Any:
-                place, flat, tile = tiles.place_of(0, x, lanes), tiles.flat_like(x, lanes), tiles.tile_like(x, lanes)
+                place, flat = tiles.place_of(0, x, 1, lanes), tiles.flat_like(x, x.shape[1], lanes)
+                tile = tiles.tile_of(tiles.memory_like(x, x.shape[1], lanes, 1, 0), 0, x.shape[1])
                 tiles.gather(x.reshape(-1), place, flat, tile)
                 tile *= tile.dtype.type(2)  # the padding of the tile must not be written
                 tiles.scatter(tile, place, flat, y)
                 return tile.copy()
 
             y = np.empty_like(x.reshape(-1))
-            tile = there_and_back(x.reshape(rows_, classes, 1), rows_, y)
+            tile = there_and_back(x, rows_, y)
             np.testing.assert_array_equal(tile, 2 * x.T)
             np.testing.assert_array_equal(y, 2 * x.reshape(-1))
 
@@ -316,6 +328,57 @@ def test_read_only_and_unaligned_arrays_need_no_other_compilation() -> None:
     assert len(rows.softmax.signatures) == before
 
 
+@pytest.mark.parametrize("t_dtype", ["int8", "uint8", "int32", "uint32", "uint64"])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_labels_of_any_integer_dtype_need_no_other_compilation(classes: int, t_dtype: str) -> None:
+    x = np.random.default_rng(0).normal(size=(32, classes)).astype(np.float32)
+    t = np.random.default_rng(1).integers(0, classes, 32)
+    loops = (fused_losses.rows_of_class_indices, fused_losses.tiles_of_class_indices)
+    with backends.use("numba"):
+        expected = K.softmax_cross_entropy_value_and_grad(x, t)
+        before = [len(loop.signatures) for loop in loops]
+        for got, exact in zip(K.softmax_cross_entropy_value_and_grad(x, t.astype(t_dtype)), expected, strict=True):
+            np.testing.assert_array_equal(got, exact)
+    assert [len(loop.signatures) for loop in loops] == before
+
+
+@pytest.mark.parametrize("shape", [(500, 10), (300, 30), (7, 30, 16), (40, 3, 5)])
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 1}, {"reduction": "sum"}, {"reduction": "none"}])
+@pytest.mark.parametrize("kernel", [K.softmax_cross_entropy, K.softmax_cross_entropy_value_and_grad])
+def test_a_loss_in_one_call_has_the_bits_of_a_shared_one(
+    kernel: Any, options: dict[str, Any], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    t = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
+    with backends.use("numba"):
+        expected = kernel(x, t, axis=1, **options)
+        monkeypatch.setattr(losses, "_one_call", lambda *arguments: None)
+        monkeypatch.setattr(team, "WORTH_SHARING", 0)
+        monkeypatch.setattr(team, "PIECE", 1)
+        for got, exact in zip(kernel(x, t, axis=1, **options), expected, strict=True):
+            np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (8, 30)])
+def test_a_wrong_label_in_a_small_call_is_an_error_before_anything_is_written(shape: tuple[int, int]) -> None:
+    x, t = np.ones(shape, np.float32), np.zeros(shape[0], np.int64)
+    t[5] = -1
+    loss, dx = np.full((), 7, np.float32), np.full(shape, 7, np.float32)
+    with backends.use("numba"):
+        with pytest.raises(ValueError, match="expected labels in .* got -1 at row 5"):
+            K.softmax_cross_entropy_value_and_grad(x, t, out=(loss, dx))
+        assert loss == 7
+        assert (dx == 7).all()
+        K.softmax_cross_entropy_value_and_grad(x, t, ignore_index=-1, out=(loss, dx))
+    assert (dx[5] == 0).all()
+
+
+def test_the_sum_of_blocks_keeps_the_digits_that_additions_lose() -> None:
+    assert targets.total_of_blocks(np.array([1.0, 1e100, 1.0, -1e100])) == 2
+    assert targets.total_of_blocks(np.array([1.0, np.inf, 1.0])) == np.inf
+    assert np.isnan(targets.total_of_blocks(np.array([1.0, np.nan, np.inf])))
+
+
 def test_many_threads_call_at_once() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 500)).astype(np.float32)
@@ -380,7 +443,7 @@ def test_an_interrupt_while_waiting_is_raised_after_the_wait(monkeypatch: pytest
         time.sleep(0.3)
         done.append(stop)
 
-    job = team._Job(slow, (np.ones(3),), {}, iter([(0, 1), (1, 2)]))
+    job = team._Job(slow, (np.ones(3),), iter([(0, 1), (1, 2)]))
     wait, interruptions = job.wait, [KeyboardInterrupt(), KeyboardInterrupt()]
 
     def interrupted() -> None:
@@ -393,18 +456,17 @@ def test_an_interrupt_while_waiting_is_raised_after_the_wait(monkeypatch: pytest
         team._Team().compute(job)
     assert len(done) == 1
     assert not job.arguments
-    assert not job.named
 
 
 def test_jobs_do_not_queue_up_while_all_helpers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 2)
     busy, crew = threading.Event(), team._Team()
     threading.Thread(
-        target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), {}, iter([(0, 1), (1, 2)])),)
+        target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), iter([(0, 1), (1, 2)])),)
     ).start()
     time.sleep(0.2)  # both workers are busy
     for _ in range(50):
-        crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], {}, iter([(0, 1), (1, 2)])))
+        crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], iter([(0, 1), (1, 2)])))
     assert len(crew.jobs) <= 2
     busy.set()
 
@@ -417,7 +479,7 @@ def test_a_late_helper_is_not_counted_as_computing() -> None:
         time.sleep(0.5)
         done.append(stop)
 
-    job = team._Job(slow, (), {}, iter([(0, 1)]))
+    job = team._Job(slow, (), iter([(0, 1)]))
     threading.Thread(target=job.help).start()
     assert begun.wait(10)
     threading.Timer(0.1, job.help).start()
@@ -438,7 +500,7 @@ def test_helpers_may_join_and_leave_while_the_caller_collects_errors() -> None:
         if start:
             raise ValueError("in a piece")
 
-    job = team._Job(fails, (), {}, iter([(0, 1), (1, 2)]))
+    job = team._Job(fails, (), iter([(0, 1), (1, 2)]))
     job.left = Watched()
     job.help()
     with pytest.raises(ValueError, match="in a piece"):
@@ -620,7 +682,8 @@ from plugrad.backends.numba import fused_losses, rows, targets, tiles
 backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["float32"])
 from plugrad.backends.numba import team
 found = (rows.softmax, tiles.softmax, fused_losses.rows_of_class_indices, fused_losses.tiles_of_class_indices,
-         fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.first_wrong, targets.count, team.look_out)
+         fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.first_wrong, targets.count,
+         targets.total_of_blocks, team.look_out)
 before = [len(function.signatures) for function in found]
 for classes in (10, 500):
     part = x[:, :classes].copy()
@@ -631,7 +694,7 @@ for classes in (10, 500):
 print(before, before == [len(function.signatures) for function in found])
 """
     output = python(code, NUMBA_CACHE_DIR=str(tmp_path))
-    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
+    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1, 1] True"
 
 
 def test_every_kernel_can_be_compiled_ahead() -> None:
@@ -674,6 +737,25 @@ def test_compiled_code_is_cached_and_a_damaged_cache_costs_only_time(tmp_path: P
     assert "True" in again
     assert again.count("RuntimeWarning") == 1
     assert python(CALL, **folder).strip() == "True"  # the damaged file has been replaced
+
+
+@pytest.mark.parametrize(
+    "stderr", ["None", "open(os.devnull)", "(lambda file: file.close() or file)(open(os.devnull, 'w'))"]
+)
+def test_a_call_succeeds_if_nobody_can_be_told_that_it_compiles(stderr: str, tmp_path: Path) -> None:
+    output = python(f"sys.stderr = {stderr}\n{CALL}", NUMBA_CACHE_DIR=str(tmp_path))
+    assert output.strip() == "True"
+
+
+def test_a_call_succeeds_if_the_reader_of_stderr_is_gone(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + CALL], env=environment, stdout=subprocess.PIPE, stderr=writer, check=True
+    )
+    os.close(writer)
+    assert done.stdout.strip() == b"True"
 
 
 def test_code_that_another_user_could_have_written_is_not_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from plugrad.kernels import KERNELS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("plugin_example")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("plugin_example")]
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 Run = subprocess.CompletedProcess[str]

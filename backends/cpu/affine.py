@@ -27,8 +27,8 @@ SUMMED_ROWS = 64
 @quietly
 def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
-    if _is_plain(x, out) and out is not x and out is not w and out is not b:
-        np.matmul(x, w, out)
+    if _is_plain(x) and out.flags.carray and out is not x and out is not w and out is not b:
+        x.dot(w, out)  # starts sooner than numpy.matmul, and warns of nothing
         if b is not None:
             np.add(out, b, out)
         return
@@ -47,9 +47,9 @@ def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
         _forward_block(x[index], w, b, out[index])
 
 
-def _is_plain(x: Array, y: Array) -> bool:
-    """Whether BLAS takes the rows of both as they are, which for small arrays is to be found out fast."""
-    return y.itemsize > 2 and x.ndim == 2 and x.flags.c_contiguous and y.flags.c_contiguous
+def _is_plain(x: Array) -> bool:
+    """Whether BLAS takes the rows of `x` as they are, which for small arrays is to be found out fast."""
+    return x.itemsize > 2 and x.ndim == 2 and x.flags.c_contiguous
 
 
 def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
@@ -59,23 +59,28 @@ def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
     np.copyto(out, y.reshape(out.shape), casting="same_kind")
 
 
-@quietly
 def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
     if (
-        _is_plain(x, dy)
+        _is_plain(x)
+        and _is_plain(dy)
         and len(x) <= SUMMED_ROWS
-        and not _is_any(dx, dy, x, w)
-        and not _is_any(dw, dy, x, w)
-        and not _is_any(db, dy, x, w)
+        and (dx is None or (dx.flags.carray and not _is_any(dx, dy, x, w)))
+        and (dw is None or (dw.flags.carray and not _is_any(dw, dy, x, w)))
+        and (db is None or (db.flags.carray and not _is_any(db, dy, x, w)))
     ):  # one product makes each gradient, and the checks below would take as long as the products
         if dx is not None:
-            np.matmul(dy, w.T, dx)
+            dy.dot(w.T, dx)
         if dw is not None:
-            np.matmul(x.T, dy, dw)
+            x.T.dot(dy, dw)
         if db is not None:
-            np.matmul(ones(dy.dtype)[: len(dy)], dy, db)
+            ones(dy.dtype)[: len(dy)].dot(dy, db)
         return
+    _backward_in_blocks(dy, x, w, dx, dw, db)
+
+
+@quietly
+def _backward_in_blocks(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     # The gradients of the parameters come first, in arrays of their own if their places are arguments.
     parameters = []
     if dw is not None:

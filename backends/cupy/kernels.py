@@ -124,15 +124,19 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     row_layout = layout(p.shape, options.axis)
     loss_arguments = LossArguments(t, p, options, row_layout, loss)
     p = contiguous(p)
-    if not loss_arguments.one_class:
-        plan = launch_plan_for(CROSS_ENTROPY_OF_TARGETS, row_layout, *loss_arguments.read_with(p))
-        blocks = plan.grid[0]
-        launch(plan, p, *loss_arguments.targets, *loss_arguments.destinations(loss, blocks))
-    else:
-        blocks = 1 if row_layout.rows <= ONE_BLOCK else min(MOST_BLOCKS, -(-row_layout.rows // labels.THREADS))
-        arguments = (*row_layout, p, *loss_arguments.targets, *loss_arguments.destinations(loss, blocks))
-        kernel("cross_entropy_of_class", _of_class(p.dtype))((blocks,), (labels.THREADS,), arguments)
-    loss_arguments.finish(loss, blocks)
+
+    def write(losses: Array) -> None:
+        if not loss_arguments.one_class:
+            plan = launch_plan_for(CROSS_ENTROPY_OF_TARGETS, row_layout, *loss_arguments.read_with(p))
+            blocks = plan.grid[0]
+            launch(plan, p, *loss_arguments.targets, *loss_arguments.destinations(losses, blocks))
+        else:
+            blocks = 1 if row_layout.rows <= ONE_BLOCK else min(MOST_BLOCKS, -(-row_layout.rows // labels.THREADS))
+            arguments = (*row_layout, p, *loss_arguments.targets, *loss_arguments.destinations(losses, blocks))
+            kernel("cross_entropy_of_class", _of_class(p.dtype))((blocks,), (labels.THREADS,), arguments)
+        loss_arguments.finish(losses, blocks)
+
+    write_contiguous(loss, write)
 
 
 def _of_class(dtype: np.dtype[Any]) -> Instance:

@@ -8,30 +8,43 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous, copy_result, result_array
+from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, result_array
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.memory import destination, is_same, scratch, store
+from plugrad.backends.numba.memory import destination, is_direct, scratch, store
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import exp, exp_scaling, scaled_exp, widen
 
 ELEMENTS = 2048  # in a piece: 8 KiB of float32, a few of which stay in the first-level cache
 
-RAVEL = np.ndarray.ravel  # of a contiguous array it returns a view, in half the time of `reshape`
+# Arrays of at most so many elements go to compiled code as they are, if it can read them: Python would take longer to
+# prepare them than the loop takes. Pieces past the end are empty.
+PIECES_OF_SMALL = 8
+SMALL = PIECES_OF_SMALL * ELEMENTS
+
+
+def _of_one(loop: Callable[..., None], work: float, x: Array, out: Array) -> None:
+    """Run a compiled loop on an argument and the result; `work` to that of softmax."""
+    if out.size <= SMALL and x.flags.carray and out.flags.carray and out.itemsize > 2:
+        loop(0, PIECES_OF_SMALL, x.ravel(), out.ravel())
+    else:
+        _over_elements(loop, work, x, out)
+
+
+def _of_two(loop: Callable[..., None], work: float, dy: Array, y: Array, out: Array) -> None:
+    """The same on two arguments and the result."""
+    if out.size <= SMALL and dy.flags.carray and y.flags.carray and out.flags.carray and out.itemsize > 2:
+        loop(0, PIECES_OF_SMALL, dy.ravel(), y.ravel(), out.ravel())
+    else:
+        _over_elements(loop, work, dy, y, out)
 
 
 def _over_elements(loop: Callable[..., None], work: float, *arrays: Array) -> None:
-    """Run a compiled loop on arrays of one shape, the last one for the result; `work` to that of softmax."""
+    """The same on arrays of any size, layout and dtype, the last one for the result."""
     out = arrays[-1]
-    pieces = -(-out.size // ELEMENTS)
-    if are_plain(arrays):
-        share_work(loop, pieces, work * ELEMENTS, *map(RAVEL, arrays))
-        return
     y = result_array(out)
     flat = [contiguous(array).reshape(-1) for array in arrays[:-1]]
-    share_work(loop, pieces, work * ELEMENTS, *flat, y.reshape(-1))
+    share_work(loop, -(-out.size // ELEMENTS), work * ELEMENTS, *flat, y.reshape(-1))
     copy_result(y, out)
 
 
@@ -50,12 +63,12 @@ def _finish(values: Any, direct: bool, result: Any) -> None:
 
 def relu(x: Array, out: Array) -> None:
     """``out = max(x, 0)``."""
-    _over_elements(_relu, LIGHT, x, out)
+    _of_one(_relu, LIGHT, x, out)
 
 
 @compiled()
 def _relu(start: int, stop: int, x: Any, y: Any) -> None:
-    direct = not is_same(x, y)
+    direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
     zero = values.dtype.type(0)
     for piece in range(start, stop, step):
@@ -69,12 +82,12 @@ def _relu(start: int, stop: int, x: Any, y: Any) -> None:
 
 def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
-    _over_elements(_relu_backward, LIGHT, dy, y, out)
+    _of_two(_relu_backward, LIGHT, dy, y, out)
 
 
 @compiled()
 def _relu_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
-    direct = not (is_same(dy, dx) or is_same(y, dx))
+    direct = is_direct(dy, dx) and is_direct(y, dx)
     values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     zero = values.dtype.type(0)
     for piece in range(start, stop, step):
@@ -87,7 +100,7 @@ def _relu_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
 
 def sigmoid(x: Array, out: Array) -> None:
     """``out = 1 / (1 + exp(-x))``."""
-    _over_elements(_sigmoid, 1, x, out)
+    _of_one(_sigmoid, 1, x, out)
 
 
 @compiled()
@@ -96,7 +109,7 @@ def _sigmoid(start: int, stop: int, x: Any, y: Any) -> None:
 
     Both exponentials are scaled, so that no digits are lost where they are subnormal.
     """
-    direct = not is_same(x, y)
+    direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
     zero = values.dtype.type(0)
     shift, lowest, magic = exp_scaling(zero)
@@ -113,12 +126,12 @@ def _sigmoid(start: int, stop: int, x: Any, y: Any) -> None:
 
 def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy y (1 - y)``."""
-    _over_elements(_sigmoid_backward, LIGHT, dy, y, out)
+    _of_two(_sigmoid_backward, LIGHT, dy, y, out)
 
 
 @compiled()
 def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
-    direct = not (is_same(dy, dx) or is_same(y, dx))
+    direct = is_direct(dy, dx) and is_direct(y, dx)
     values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     one = values.dtype.type(1)
     for piece in range(start, stop, step):
@@ -137,12 +150,12 @@ Q = (1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e
 
 def tanh(x: Array, out: Array) -> None:
     """``out = tanh(x)``."""
-    _over_elements(_tanh, 1, x, out)
+    _of_one(_tanh, 1, x, out)
 
 
 @compiled()
 def _tanh(start: int, stop: int, x: Any, y: Any) -> None:
-    direct = not is_same(x, y)
+    direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
     real = values.dtype.type
     one, small = real(1), real(SMALL_TANH)
@@ -161,12 +174,12 @@ def _tanh(start: int, stop: int, x: Any, y: Any) -> None:
 
 def tanh_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy (1 - y) (1 + y)``."""
-    _over_elements(_tanh_backward, LIGHT, dy, y, out)
+    _of_two(_tanh_backward, LIGHT, dy, y, out)
 
 
 @compiled()
 def _tanh_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
-    direct = not (is_same(dy, dx) or is_same(y, dx))
+    direct = is_direct(dy, dx) and is_direct(y, dx)
     values, step = scratch(y, ELEMENTS), stop - start if direct else 1
     one = values.dtype.type(1)
     for piece in range(start, stop, step):

@@ -35,10 +35,11 @@ from plugrad.backends.numba.tiles import (
     flat_like,
     gather,
     largest_of_lanes,
+    memory_like,
+    padded,
     place_of,
-    scalings_like,
     scatter,
-    tile_like,
+    tile_of,
 )
 from plugrad.backends.numba.vector import largest, log1p, narrow, widen
 
@@ -220,16 +221,17 @@ def tiles_of_class_indices(
         if wrong >= 0:
             return wrong
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
-    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    top, others, log_of_sum, norm = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
-    loss_of, slope, share = scratch(x, lanes), scratch(x, lanes), np.ones(lanes, top.dtype)
-    scalings = scalings_like(x, lanes)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 12)
+    tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
+    top, others, log_of_sum, norm = vectors[5], vectors[6], vectors[7], vectors[8]
+    loss_of, slope, share = vectors[9], vectors[10], vectors[11]
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
+    share[:] = one
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
-        exponentials_of_lanes(tile, top, scalings, e, others, norm)
+        exponentials_of_lanes(tile, top, vectors, e, others, norm)
         for lane in range(lanes):
             log_of_sum[lane] = log1p(others[lane])
             norm[lane] = one / ((one + others[lane]) * norm[lane])  # makes a scaled exponential the softmax
@@ -285,18 +287,20 @@ def tiles_of_labels(
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
     targets, gradient = targets_for(x, classes, t, weight, ignore, smoothing), mode & GRADIENT != 0
-    tile, e, q = tile_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    top, others, total = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
-    flat, scalings, norm = flat_like(x, classes, lanes), scalings_like(x, lanes), scratch(x, lanes)
-    target_sum, loss_of = scratch(x, lanes), scratch(x, lanes)
-    part_sum, part_loss = np.zeros(lanes, top.dtype), np.zeros(lanes, top.dtype)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 13)
+    tile, e, q = tile_of(memory, 0, classes), tile_of(memory, 1, classes), tile_of(memory, 2, classes)
+    vectors = memory[3 * padded(classes) :]
+    top, others, total, norm = vectors[5], vectors[6], vectors[7], vectors[8]
+    target_sum, loss_of, part_sum, part_loss = vectors[9], vectors[10], vectors[11], vectors[12]
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
+    part_sum[:] = zero
+    part_loss[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         fill_tile(targets, place, flat, q)
         largest_of_lanes(tile, top)
-        exponentials_of_lanes(tile, top, scalings, e, others, norm)
+        exponentials_of_lanes(tile, top, vectors, e, others, norm)
         loss_of[:] = zero
         target_sum[:] = zero
         for lane in range(lanes):

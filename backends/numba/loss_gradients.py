@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import fill, scratch, store
 from plugrad.backends.numba.rows import total_of
 from plugrad.backends.numba.targets import clear_ignored, fill_row, fill_tile, is_ignored, targets_for
-from plugrad.backends.numba.tiles import Place, add, flat_like, gather, place_of, scatter, tile_like
+from plugrad.backends.numba.tiles import Place, add, flat_like, gather, memory_like, padded, place_of, scatter, tile_of
 from plugrad.backends.numba.vector import widen
 
 
@@ -83,8 +81,11 @@ def tiles_of_softmax(
     """``out = upstream (x sum(q) - q)``, of the softmax `x` and the targets `q` of each row."""
     classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
     targets = targets_for(x, classes, t, weight, ignore, smoothing)
-    flat, p, q = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    target_sum, factor, part = scratch(x, lanes), np.zeros(lanes, p.dtype), np.zeros(lanes, p.dtype)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 3)
+    p, q, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
+    target_sum, factor, part = vectors[0], vectors[1], vectors[2]
+    factor[:] = p.dtype.type(0)
+    part[:] = p.dtype.type(0)
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, p)
@@ -121,8 +122,10 @@ def tiles_of_probabilities(
     """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
     classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
     targets = targets_for(x, classes, t, weight, ignore, smoothing)
-    flat, tile, q = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    factor, zero = np.zeros(lanes, tile.dtype), tile.dtype.type(0)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 1)
+    tile, q, factor = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes)]
+    zero = tile.dtype.type(0)
+    factor[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)

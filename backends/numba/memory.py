@@ -15,13 +15,13 @@ from plugrad.backends.numba.compiling import inlined
 from plugrad.backends.numba.vector import narrow
 
 
-def scratch(x: Any, size: int) -> Any:
-    """New memory for `size` numbers, in the format that numbers of `x` are computed in."""
+def scratch(x: Any, size: Any) -> Any:
+    """A new array of this size or shape, in the format that numbers of `x` are computed in."""
     raise NotImplementedError
 
 
 @overload(scratch, strict=False)
-def _scratch(x: Any, size: int) -> Any:
+def _scratch(x: Any, size: Any) -> Any:
     dtype = np.float64 if x.dtype == types.float64 else np.float32
     return lambda x, size: np.empty(size, dtype)
 
@@ -38,23 +38,28 @@ def _real(x: Any, value: float) -> Any:
 
 
 @intrinsic
-def is_same(typing_context: Any, a: Any, b: Any) -> Any:
-    """Whether an argument is the result: two arrays of a call begin at one address only if they are one array."""
+def is_direct(typing_context: Any, read: Any, result: Any) -> Any:
+    """Whether a result may be computed in its own memory, although `read` is read (see `destination`).
+
+    An argument and a result begin at one address only if they are one array.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if result.dtype.bitwidth == 16:
+            return ir.Constant(ir.IntType(1), 0)
         arrays = zip(signature.args, arguments, strict=True)
         places = [context.make_array(kind)(context, builder, array).data for kind, array in arrays]
         first, second = (builder.ptrtoint(place, ir.IntType(64)) for place in places)
-        return builder.icmp_unsigned("==", first, second)
+        return builder.icmp_unsigned("!=", first, second)
 
-    return types.boolean(a, b), generate
+    return types.boolean(read, result), generate
 
 
 def destination(row: Any, values: Any, direct: bool) -> Any:
     """The memory to compute a row of a result in: the row itself if `direct`, else `values`, to be stored afterwards.
 
-    A row may be computed in directly if no argument shares its memory (see `is_same`), since the compiler makes a slow
-    version of each loop for memory that is read and written, and if it has 32 or 64 bits.
+    A row may be computed in directly if no argument shares its memory, since the compiler makes a slow version of each
+    loop for memory that is read and written, and if it has 32 or 64 bits.
     """
     raise NotImplementedError
 

@@ -17,7 +17,7 @@ from plugrad.backends.numba.targets import (
     targets_for,
     weighted,
 )
-from plugrad.backends.numba.tiles import add, flat_like, gather, place_of, tile_like
+from plugrad.backends.numba.tiles import add, flat_like, gather, memory_like, padded, place_of, tile_of
 from plugrad.backends.numba.vector import log, widen
 
 
@@ -96,9 +96,10 @@ def tiles_of_labels(
     """``loss = -sum(q log(p))`` for the targets `q` of each row."""
     classes, flat_p = p.shape[1] // inner, p.reshape(-1)
     targets = targets_for(p, classes, t, weight, ignore, smoothing)
-    flat, tile, q = flat_like(p, classes, lanes), tile_like(p, classes, lanes), tile_like(p, classes, lanes)
-    loss_of, part = scratch(p, lanes), np.zeros(lanes, tile.dtype)
-    zero = tile.dtype.type(0)
+    flat, memory = flat_like(p, classes, lanes), memory_like(p, classes, lanes, 2, 2)
+    tile, q, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
+    loss_of, part, zero = vectors[0], vectors[1], tile.dtype.type(0)
+    part[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, p, inner, lanes)
         gather(flat_p, place, flat, tile)

@@ -7,7 +7,7 @@ A result that replaces an argument is computed in scratch memory, and stored at 
 from typing import Any
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import destination, is_same, real, scratch, store
+from plugrad.backends.numba.memory import destination, is_direct, real, scratch, store
 from plugrad.backends.numba.vector import exp, exp_scaling, largest, log1p, muladd, scaled_exp, widen
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def inner(a: Any, b: Any) -> Any:
 @compiled()
 def softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    values, direct = scratch(y, PART), not (is_same(dy, dx) or is_same(y, dx))
+    values, direct = scratch(y, PART), is_direct(dy, dx) and is_direct(y, dx)
     for i in range(start, stop):
         mean = inner(dy[i], y[i])
         for part in range(0, y.shape[1], PART):
@@ -127,7 +127,7 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
 @compiled()
 def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    e, direct = scratch(x, x.shape[1]), not is_same(x, y)
+    e, direct = scratch(x, x.shape[1]), is_direct(x, y)
     for i in range(start, stop):
         row = x[i]
         top = largest(row)
@@ -142,7 +142,7 @@ def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
 @compiled()
 def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    values, direct = scratch(y, PART), not (is_same(dy, dx) or is_same(y, dx))
+    values, direct = scratch(y, PART), is_direct(dy, dx) and is_direct(y, dx)
     for i in range(start, stop):
         total = total_of(dy[i])
         for part in range(0, y.shape[1], PART):

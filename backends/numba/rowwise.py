@@ -7,7 +7,7 @@ import numpy as np
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.numba import rows, tiles
 from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous, copy_result, result_array
-from plugrad.backends.numba.team import share_work
+from plugrad.backends.numba.team import WORTH_SHARING, share_work
 from plugrad.backends.numba.tiling import cut
 
 
@@ -41,8 +41,8 @@ def _over_rows(
         return
     matrix, lanes, units, size = found
     loop = tile_loop if lanes else row_loop
-    if shape == matrix and are_plain(arrays):
-        share_work(loop, units, work * size, *lanes, *arrays)
+    if units * size < WORTH_SHARING and shape == matrix and are_plain(arrays):
+        loop(0, units, *lanes, *arrays)
         return
     y = result_array(arrays[-1])
     reads = [contiguous(array).reshape(matrix) for array in arrays[:-1]]

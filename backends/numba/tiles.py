@@ -9,7 +9,6 @@ first-level cache, computed on, and copied back.
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -47,9 +46,25 @@ def place_of(unit: int, x: Any, inner: int, lanes: int) -> Any:
 
 
 @inlined()
-def tile_like(x: Any, classes: int, lanes: int) -> Any:
-    """Memory for a tile, the classes padded to whole blocks of `transpose`."""
-    return scratch(x, -(-classes // BLOCK) * BLOCK * lanes).reshape(-1, lanes)[:classes]
+def padded(classes: int) -> int:
+    """The number of classes, padded to whole blocks of `transpose`."""
+    return -(-classes // BLOCK) * BLOCK
+
+
+@inlined()
+def memory_like(x: Any, classes: int, lanes: int, tiles: int, vectors: int) -> Any:
+    """Memory for tiles, each with its classes padded, and after them for vectors of one number for each lane.
+
+    It comes at once, because each array of its own takes time to allocate, and more to compile.
+    """
+    return scratch(x, (tiles * padded(classes) + vectors, lanes))
+
+
+@inlined()
+def tile_of(memory: Any, number: int, classes: int) -> Any:
+    """A tile in the memory."""
+    start = number * padded(classes)
+    return memory[start : start + classes]
 
 
 @inlined()
@@ -173,30 +188,26 @@ def largest_of_lanes(tile: Any, top: Any) -> None:
 
 
 @inlined()
-def scalings_like(x: Any, lanes: int) -> Any:
-    """Memory for the scaling of the exponentials of each lane (see `vector.exp_scaling`)."""
-    return scratch(x, lanes), scratch(x, lanes), scratch(x, lanes)
-
-
-@inlined()
 def fill_scalings(top: Any, scalings: Any) -> None:
-    """The scaling of each lane, whose largest number is given."""
-    shift, lowest, magic = scalings
+    """The scaling of the exponentials of each lane (see `vector.exp_scaling`), whose largest number is given."""
+    shift, lowest, magic = scalings[0], scalings[1], scalings[2]
     for lane in range(top.size):
         shift[lane], lowest[lane], magic[lane] = exp_scaling(top[lane])
 
 
 @inlined()
-def exponentials_of_lanes(tile: Any, top: Any, scalings: Any, e: Any, others: Any, one: Any) -> None:
+def exponentials_of_lanes(tile: Any, top: Any, vectors: Any, e: Any, others: Any, one: Any) -> None:
     """``e = exp(tile - top)``, scaled, in `one` that of the largest, and in `others` their sum, unscaled, less 1.
 
-    The largest exponentials are exactly 1. They are counted, and the others summed without them.
+    The largest exponentials are exactly 1. They are counted, and the others summed without them. `vectors` are five of
+    scratch memory.
     """
-    shift, lowest, magic = scalings
+    fill_scalings(top, vectors)
+    shift, lowest, magic, ones, part = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
     zero, unit = top.dtype.type(0), top.dtype.type(1)
-    ones, part = np.zeros(top.size, top.dtype), np.zeros(top.size, top.dtype)
     others[:] = zero
-    fill_scalings(top, scalings)
+    ones[:] = zero
+    part[:] = zero
     for lane in range(top.size):
         one[lane] = scaled_exp(top[lane], shift[lane], lowest[lane], magic[lane])
     for k in range(len(tile)):
@@ -215,16 +226,17 @@ def exponentials_of_lanes(tile: Any, top: Any, scalings: Any, e: Any, others: An
 def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
-    flat, tile, top = flat_like(x, classes, lanes), tile_like(x, classes, lanes), scratch(x, lanes)
-    total, part = scratch(x, lanes), np.zeros(lanes, top.dtype)
-    scalings, one = scalings_like(x, lanes), total.dtype.type(1)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 1, 6)
+    tile, vectors = tile_of(memory, 0, classes), memory[padded(classes) :]
+    shift, lowest, magic, top, total, part = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5]
+    zero, one = total.dtype.type(0), total.dtype.type(1)
+    part[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
-        fill_scalings(top, scalings)
-        shift, lowest, magic = scalings
-        total[:] = total.dtype.type(0)
+        fill_scalings(top, vectors)
+        total[:] = zero
         for k in range(classes):
             row = tile[k]
             for lane in range(lanes):
@@ -244,9 +256,10 @@ def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> No
 def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
     classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
-    flat, mean = flat_like(y, classes, lanes), scratch(y, lanes)
-    upstream, p = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
-    part = np.zeros(lanes, mean.dtype)
+    flat, memory = flat_like(y, classes, lanes), memory_like(y, classes, lanes, 2, 2)
+    upstream, p, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
+    mean, part = vectors[0], vectors[1]
+    part[:] = part.dtype.type(0)
     for unit in range(start, stop):
         place = place_of(unit, y, inner, lanes)
         gather(flat_dy, place, flat, upstream)
@@ -266,13 +279,14 @@ def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: 
 def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
-    flat, tile, e = flat_like(x, classes, lanes), tile_like(x, classes, lanes), tile_like(x, classes, lanes)
-    top, others, one, scalings = scratch(x, lanes), scratch(x, lanes), scratch(x, lanes), scalings_like(x, lanes)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 8)
+    tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
+    top, others, one = vectors[5], vectors[6], vectors[7]
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
-        exponentials_of_lanes(tile, top, scalings, e, others, one)
+        exponentials_of_lanes(tile, top, vectors, e, others, one)
         for lane in range(lanes):
             others[lane] = log1p(others[lane])
         for k in range(classes):
@@ -285,9 +299,10 @@ def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -
 def log_softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
     classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
-    flat, total = flat_like(y, classes, lanes), scratch(y, lanes)
-    upstream, logs = tile_like(y, classes, lanes), tile_like(y, classes, lanes)
-    part = np.zeros(lanes, total.dtype)
+    flat, memory = flat_like(y, classes, lanes), memory_like(y, classes, lanes, 2, 2)
+    upstream, logs, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
+    total, part = vectors[0], vectors[1]
+    part[:] = part.dtype.type(0)
     for unit in range(start, stop):
         place = place_of(unit, y, inner, lanes)
         gather(flat_dy, place, flat, upstream)

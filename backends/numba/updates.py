@@ -7,9 +7,9 @@ import numpy as np
 
 from plugrad.backends import updates
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.numba.arrays import LIGHT, are_plain, contiguous
+from plugrad.backends.numba.arrays import LIGHT, contiguous
 from plugrad.backends.numba.compiling import compiled
-from plugrad.backends.numba.elementwise import ELEMENTS
+from plugrad.backends.numba.elementwise import ELEMENTS, PIECES_OF_SMALL, SMALL
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import narrow, widen
@@ -26,16 +26,18 @@ def sgd(
 ) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
     for p, g, v in zip(params, grads, velocities, strict=True):
+        if v is None and p.size <= SMALL and p.flags.carray and g.flags.carray and p.itemsize > 2:
+            _descend(0, PIECES_OF_SMALL, lr, decay, p.ravel(), g.ravel())
+            continue
         if not p.flags.carray or (v is not None and not v.flags.carray):
             updates.sgd((p,), (g,), (v,), lr, momentum, nesterov, decay)
             continue
-        x, slope = (p, g) if are_plain((p, g)) else (contiguous(p), contiguous(g))
-        pieces = -(-p.size // ELEMENTS)
+        pieces, x, slope = -(-p.size // ELEMENTS), contiguous(p).ravel(), contiguous(g).ravel()
         if v is None:
-            share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, x.ravel(), slope.ravel())
+            share_work(_descend, pieces, LIGHT * ELEMENTS, lr, decay, x, slope)
         else:
             scalars = lr, momentum, 1 if nesterov else 0, decay
-            share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, x.ravel(), slope.ravel(), v.ravel())
+            share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, x, slope, v.ravel())
 
 
 @compiled()
@@ -85,9 +87,8 @@ def adam(
         if not (p.flags.carray and m.flags.carray and v.flags.carray):
             updates.adam((p,), (g,), (m,), (v,), *scalars)
             continue
-        x, slope = (p, g) if are_plain((p, g)) else (contiguous(p), contiguous(g))
-        pieces = -(-p.size // ELEMENTS)
-        share_work(_adam, pieces, LIGHT * ELEMENTS, *scalars, x.ravel(), slope.ravel(), m.ravel(), v.ravel())
+        arrays = contiguous(p).ravel(), contiguous(g).ravel(), m.ravel(), v.ravel()
+        share_work(_adam, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *scalars, *arrays)
 
 
 @compiled()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,26 +20,48 @@ BITS: dict[int, Any] = {2: np.int16, 4: np.int32, 8: np.int64}
 LARGE = 1e30
 
 
-def _elementwise(work: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a kernel of a function of blocks, ``task(in_out, scratch, *arrays)``, the last of them for the result.
+Task: TypeAlias = Callable[..., None]
+
+
+def _elementwise(work: float) -> Callable[[Task], Task]:
+    """Make a kernel of a function of blocks, ``task(in_out, scratch, x, out)``.
 
     `work` is that on one element, to that of softmax. The task gets whether it may work in the memory of the result
     before it writes the result there, which it may not if it reads that array as an argument.
     """
 
-    def decorate(task: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(task)
-        def kernel(*arrays: Array) -> None:
-            out = arrays[-1]
-            in_out = may_hold_work(out) and out is not arrays[0] and (len(arrays) == 2 or out is not arrays[1])
+    def decorate(task: Task) -> Task:
+        def kernel(x: Array, out: Array) -> None:
+            in_out = may_hold_work(out) and out is not x
             if out.size * work <= BLOCK:
-                task(in_out, FRESH, *arrays)
+                task(in_out, FRESH, x, out)
             else:
-                run_blocks(functools.partial(task, in_out), arrays, out.shape, work)
+                run_blocks(functools.partial(task, in_out), (x, out), out.shape, work)
 
-        return kernel
+        return _named_as(task, kernel)
 
     return decorate
+
+
+def _elementwise_backward(work: float) -> Callable[[Task], Task]:
+    """Make a kernel of ``task(in_out, scratch, dy, y, out)``; see `_elementwise`."""
+
+    def decorate(task: Task) -> Task:
+        def kernel(dy: Array, y: Array, out: Array) -> None:
+            in_out = may_hold_work(out) and out is not dy and out is not y
+            if out.size * work <= BLOCK:
+                task(in_out, FRESH, dy, y, out)
+            else:
+                run_blocks(functools.partial(task, in_out), (dy, y, out), out.shape, work)
+
+        return _named_as(task, kernel)
+
+    return decorate
+
+
+def _named_as(task: Task, kernel: Task) -> Task:
+    kernel.__name__, kernel.__qualname__, kernel.__doc__ = task.__name__, task.__qualname__, task.__doc__
+    return kernel
 
 
 @_elementwise(LIGHT)
@@ -61,7 +83,7 @@ def _relu_16_bits(scratch: Scratch, x: Array, out: Array) -> None:
     np.multiply(x.view(np.int16), keep.view(np.int8), out=out.view(np.int16))  # `x` times 0 or 1, also if not finite
 
 
-@_elementwise(LIGHT)
+@_elementwise_backward(LIGHT)
 def relu_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
     keep = (_positive_16_bits if y.itemsize == 2 else np.greater)(y, 0, scratch.array("keep", y.shape, np.bool))
@@ -91,7 +113,7 @@ def sigmoid(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
         np.divide(e, np.add(e, 1, out=total), out=out, casting="same_kind")
 
 
-@_elementwise(LIGHT)
+@_elementwise_backward(LIGHT)
 @quietly
 def sigmoid_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     """``out = dy * y * (1 - y)``."""
@@ -108,7 +130,7 @@ def tanh(in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
     np.tanh(x, out=out, dtype=COMPUTE[x.dtype], casting="same_kind")
 
 
-@_elementwise(LIGHT)
+@_elementwise_backward(LIGHT)
 @quietly
 def tanh_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Array) -> None:
     """``out = dy (1 - y) (1 + y)``."""

@@ -27,6 +27,8 @@ from plugrad.backends.numpy.rows import (
 )
 from plugrad.backends.options import LossOptions
 
+PLAIN = (None, 0.0, "mean", None)  # ignore_index, label_smoothing, reduction and divisor of most calls
+
 
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
     """``y = softmax(x)`` and ``loss = -sum(t log(y))``."""
@@ -53,9 +55,8 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
         and x.itemsize > 2
         and t.ndim == 1
         and x.flags.c_contiguous
-        and options.reduction == "mean"
-        and options.ignore_index is options.weight is options.divisor is None
-        and not options.label_smoothing
+        and options.weight is None
+        and options[3:] == PLAIN
     ):
         _few_rows(x, t, options, loss, dx)
         return

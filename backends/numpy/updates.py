@@ -26,12 +26,14 @@ def sgd(
     decay: float,
 ) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    task = partial(_sgd, lr, momentum, nesterov, decay)
+    dtype, rate = None, None
     for p, g, v in zip(params, grads, velocities, strict=True):
         if v is None and not decay and p.size <= PIECE and p.itemsize > 2:
-            np.subtract(p, np.multiply(g, lr), p)
+            if p.dtype is not dtype:
+                dtype, rate = p.dtype, p.dtype.type(lr)  # an operator takes such a number sooner than a float
+            p -= g * rate
         else:
-            _over(task, p, g, v)
+            _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
 
 
 def _sgd(
@@ -49,6 +51,7 @@ def _sgd(
     np.subtract(p, np.multiply(slope, lr, out=work[0]), out=p, casting="same_kind")
 
 
+@quietly
 def adam(
     params: Sequence[Array],
     grads: Sequence[Array],
@@ -99,10 +102,9 @@ def _slope(work: Array, p: Array, g: Array, decay: float) -> Array:
     return np.add(g, slope if decay else 0, out=slope, dtype=work.dtype)
 
 
-@quietly
 def _over(task: Any, p: Array, *others: Array | None) -> None:
     """Run a task on pieces of arrays, which it gets flat, with two arrays of their size to work in."""
-    if not all(array is None or array.flags.c_contiguous for array in (p, *others)):
+    if (p.ndim and p.size <= PIECE) or not all(array is None or array.flags.c_contiguous for array in (p, *others)):
         task(np.empty((2, *p.shape), COMPUTE[p.dtype]), p, *others)
         return
     flat = [None if array is None else array.reshape(-1) for array in (p, *others)]

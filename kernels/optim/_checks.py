@@ -16,13 +16,6 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
     if len(grads) != len(params):
         raise ValueError(f"{name}: grads: expected {len(params)}, one for each parameter, got {len(grads)}")
     for position, (parameter, gradient) in enumerate(zip(params, grads, strict=True)):
-        if (
-            type(gradient) is type(parameter) is np.ndarray
-            and gradient.dtype is parameter.dtype
-            and gradient.base is parameter.base is None  # each has memory of its own, or they are the same
-            and gradient.shape == parameter.shape
-        ):
-            continue
         backend = backend_for(parameter)
         if not backend.owns(type(gradient)) or gradient.dtype != parameter.dtype:
             kind = getattr(gradient, "dtype", type(gradient).__qualname__)
@@ -32,6 +25,22 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
         if backend.overlap(parameter, gradient) == "partial":
             raise ValueError(f"{name}: grads: {position}: shares part of its memory with the parameter; pass a copy")
     return grads
+
+
+def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
+    """Return whether arrays of NumPy pass the checks of a step, as most do: all own their memory."""
+    if len(params) != len(grads):
+        return False
+    for parameter, gradient in zip(params, grads, strict=True):
+        if not (
+            type(gradient) is type(parameter) is np.ndarray
+            and gradient.dtype is parameter.dtype
+            and gradient.base is parameter.base is None
+            and gradient.shape == parameter.shape
+            and parameter.flags.writeable
+        ):
+            return False
+    return True
 
 
 def check_writeable(name: str, array: Array) -> None:

@@ -5,12 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, overlaps_itself
-from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads, share_below_1
+from plugrad.kernels.optim._checks import are_ready, at_least_0, check_writeable, checked_grads, share_below_1
 from plugrad.kernels.optim._schedules import Schedule
 
 
@@ -51,9 +49,10 @@ class Optimizer(ABC):
         TypeError, ValueError
             If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
         """
-        name, grads = type(self).__name__, checked_grads(f"{type(self).__name__}.step", self.params, grads)
-        for position, parameter in enumerate(self.params):
-            if not (type(parameter) is np.ndarray and parameter.flags.writeable):
+        name, params, grads = type(self).__name__, self.params, tuple(grads)
+        if not are_ready(params, grads):
+            checked_grads(f"{name}.step", params, grads)
+            for position, parameter in enumerate(params):
                 check_writeable(f"{name}: params: {position}", parameter)
         self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
         lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
@@ -66,8 +65,7 @@ class Optimizer(ABC):
 
     def _update_by(self, name: str, arrays: tuple[tuple[Any, ...], ...], options: tuple[Any, ...]) -> None:
         """Call the function of the backend, once for all parameters unless their types differ."""
-        kinds = set(map(type, self.params))
-        if len(kinds) == 1:
+        if len(set(map(type, self.params))) == 1:
             backend_for(self.params[0]).functions[name](*arrays, *options)
             return
         for one in zip(*arrays, strict=True):

@@ -1,12 +1,12 @@
-"""Print hashes of the results of a backend: ``python -m plugrad.tests.conformance.digests NAME [MODULE]``.
+"""Print hashes of the results of a backend: ``python -m plugrad.tests.conformance.digests NAME --kernel softmax``.
 
-A check runs this in processes with different numbers of threads and compares. MODULE is the module of a backend that is
-not installed as a plug-in.
+A check runs this in processes with different numbers of threads and compares. ``--module`` names the module of a
+backend that is not installed as a plug-in.
 """
 
+import argparse
 import hashlib
 import json
-import sys
 
 import numpy as np
 
@@ -19,11 +19,9 @@ LARGE_IN = (np.dtype(np.float16), np.dtype(np.float32))
 
 
 def digests(subject: Subject) -> dict[str, str]:
-    """Kernel and dtype -> the hash of its results, for arrays that threads share and smaller ones."""
+    """Kernel under test and dtype -> the hash of its results, for arrays that threads share and smaller ones."""
     found = {}
-    for kernel in RECORDS.values():
-        if not subject.has(kernel.name):
-            continue
+    for kernel in (RECORDS[name] for name in subject.kernels if subject.has(name)):
         for dtype in DTYPES:
             digest = hashlib.sha256()
             # Large arrays take time where a device is emulated: two dtypes, and no products.
@@ -36,6 +34,11 @@ def digests(subject: Subject) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        backends.register(sys.argv[1], sys.argv[2], replace=True)
-    print(json.dumps(digests(Subject(sys.argv[1]))))
+    parser = argparse.ArgumentParser(prog="python -m plugrad.tests.conformance.digests")
+    parser.add_argument("name")
+    parser.add_argument("--kernel", action="append", choices=list(RECORDS), required=True)
+    parser.add_argument("--module")
+    given = parser.parse_args()
+    if given.module is not None:
+        backends.register(given.name, given.module, replace=True)
+    print(json.dumps(digests(Subject(given.name, given.kernel))))

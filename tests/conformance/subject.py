@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import unwrap
@@ -96,13 +96,16 @@ class Subject:
         The name it is selected by.
     backend : Backend
         The backend itself.
+    kernels : tuple of str
+        The kernels under test; processes that a check starts compute these only.
     last : Made or None
         The most recent call.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kernels: Iterable[str] = tuple(RECORDS)) -> None:
         self.name = name
         self.backend: Backend = backends.get(name)
+        self.kernels = tuple(kernels)
         self.last: Made | None = None
 
     def __repr__(self) -> str:

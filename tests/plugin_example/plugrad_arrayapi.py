@@ -57,6 +57,20 @@ def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
 
 
 @silently
+def tanh(x: Array, out: Array) -> None:
+    """``out = tanh(x)``."""
+    xp, x = _in_float64(x)
+    _write(out, xp.tanh(x))
+
+
+@silently
+def tanh_backward(dy: Array, y: Array, out: Array) -> None:
+    """``out = dy (1 - y^2)``, without the square of a number that may be close to 1."""
+    _, dy, y = _in_float64(dy, y)
+    _write(out, dy * ((1 - y) * (1 + y)))
+
+
+@silently
 def softmax(x: Array, axis: int, out: Array) -> None:
     """``out = exp(x) / sum(exp(x))``."""
     y, _, _ = _softmax(x, axis)

@@ -52,16 +52,27 @@ def _first_difference(a: Any, b: Any) -> str:
 def results_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> None:
     """`out` of any layout, whatever it held, gets what a call without it returns, and is returned itself."""
     for rows, classes in ((5, 4), (300, 30)):
-        case = sample(kernel, rows, classes, dtype)
-        expected = subject.call(case)
-        for layout, held in itertools.product((None, *cases.ANYWHERE), (np.nan, 7.0)):
-            case.about = f"{rows} rows, out {layout.__name__ if layout else 'contiguous'} that held {held}"
-            out = tuple(_held(subject, value, layout, held) for value in expected)
-            got = subject.call(case, out=packed(out))
-            with naming_the_call(subject, case):
-                for name, array, returned, value in zip(kernel.results, out, got, expected, strict=True):
-                    assert returned is array, f"{name}: the array given as out is not the one that came back"
-                    same(subject, kernel, name, returned, value)
+        _goes_to_out(subject, sample(kernel, rows, classes, dtype))
+
+
+@check(lambda kernel: "loss" in kernel.results, dtypes=(FLOAT32,))
+def losses_of_rows_go_to_out(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """`out` of any layout gets the loss of each row, for class indices and for labels per class."""
+    indices, soft, _ = cases.samples(kernel, 5, 4, dtype)
+    for case in (indices, soft):
+        _goes_to_out(subject, Case(kernel, case.inputs, {"reduction": "none"}, f"{case.about}, a loss for each"))
+
+
+def _goes_to_out(subject: Subject, case: Case) -> None:
+    kernel, expected, about = case.kernel, subject.call(case), case.about
+    for layout, held in itertools.product((None, *cases.ANYWHERE), (np.nan, 7.0)):
+        case.about = f"{about}, out {layout.__name__ if layout else 'contiguous'} that held {held}"
+        out = tuple(_held(subject, value, layout, held) for value in expected)
+        got = subject.call(case, out=packed(out))
+        with naming_the_call(subject, case):
+            for name, array, returned, value in zip(kernel.results, out, got, expected, strict=True):
+                assert returned is array, f"{name}: the array given as out is not the one that came back"
+                same(subject, kernel, name, returned, value)
 
 
 def _held(subject: Subject, like: Any, layout: cases.Layout | None, value: float) -> Any:

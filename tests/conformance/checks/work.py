@@ -64,7 +64,7 @@ def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Record, dt
 
     Products are exempt: the BLAS decides the order of their sums, and OpenBLAS splits them by the number of threads.
     """
-    found = [digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name)]
+    found = [digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name, subject.kernels)]
     assert len(set(found)) == 1, (
         f"{kernel.name}: results differ with the number of threads: {THREADS} threads gave {found}"
     )
@@ -73,12 +73,12 @@ def the_same_bits_for_any_number_of_threads(subject: Subject, kernel: Record, dt
 @check()
 def the_same_bits_in_another_process(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Two processes with the same number of threads return the same results, bit for bit, while other processes run."""
-    one, other = (digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name)[-2:])
+    one, other = (digests[f"{kernel.name} {dtype}"] for digests in _digests(subject.name, subject.kernels)[-2:])
     assert one == other, f"{kernel.name}: results differ from process to process"
 
 
 @functools.cache
-def _digests(name: str) -> list[dict[str, str]]:
+def _digests(name: str, kernels: tuple[str, ...]) -> list[dict[str, str]]:
     """The hashes of results in concurrent processes, one for each number of threads."""
     module = registry._registered.get(name)
     command = [
@@ -86,7 +86,8 @@ def _digests(name: str) -> list[dict[str, str]]:
         "-m",
         "plugrad.tests.conformance.digests",
         name,
-        *([module] if isinstance(module, str) else []),
+        *(f"--kernel={kernel}" for kernel in kernels),
+        *([f"--module={module}"] if isinstance(module, str) else []),
     ]
     processes = [
         subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
