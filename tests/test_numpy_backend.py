@@ -239,6 +239,18 @@ def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> N
             assert np.geterr()["over"] == "raise", name
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_with_differences_of_infinities_stay_silent(dtype: np.dtype[Any]) -> None:
+    x = np.array([[np.inf, -np.inf, np.inf], [-np.inf, np.inf, -np.inf]], dtype)
+    w = np.ones((3, 3), dtype)
+    with np.errstate(all="raise"):
+        assert np.isnan(kernels.affine(x, w)).all()
+        dx, dw, db = kernels.affine_backward(x, x, w)
+    assert np.isnan(dx).all()
+    assert np.isinf(dw).all()
+    assert np.isnan(db).all()
+
+
 def test_affine_in_place_of_strided_weights_over_several_blocks() -> None:
     rng = np.random.default_rng(0)
     n = 1_000  # more rows than one block has of this width

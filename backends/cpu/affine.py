@@ -28,7 +28,7 @@ SUMMED_ROWS = 64
 def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
     if _is_plain(x) and out.flags.carray and out is not x and out is not w and out is not b:
-        x.dot(w, out)  # starts sooner than numpy.matmul, and warns of nothing
+        x.dot(w, out)  # starts sooner than numpy.matmul
         if b is not None:
             np.add(out, b, out)
         return
@@ -59,6 +59,7 @@ def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
     np.copyto(out, y.reshape(out.shape), casting="same_kind")
 
 
+@quietly
 def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
     if (
@@ -76,11 +77,6 @@ def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, 
         if db is not None:
             ones(dy.dtype)[: len(dy)].dot(dy, db)
         return
-    _backward_in_blocks(dy, x, w, dx, dw, db)
-
-
-@quietly
-def _backward_in_blocks(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     # The gradients of the parameters come first, in arrays of their own if their places are arguments.
     parameters = []
     if dw is not None:
