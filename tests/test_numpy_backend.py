@@ -239,6 +239,16 @@ def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> N
             assert np.geterr()["over"] == "raise", name
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (5, 8), (8, 5)])
+def test_a_small_loss_with_classes_along_the_first_axis(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=shape), rng.integers(0, shape[0], shape[1])
+    loss, dx = kernels.softmax_cross_entropy_value_and_grad(x, t, axis=0)
+    expected, gradient = kernels.softmax_cross_entropy_value_and_grad(x.T, t)
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    np.testing.assert_allclose(dx, gradient.T, atol=1e-15)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_with_differences_of_infinities_stay_silent(dtype: np.dtype[Any]) -> None:
     x = np.array([[np.inf, -np.inf, np.inf], [-np.inf, np.inf, -np.inf]], dtype)

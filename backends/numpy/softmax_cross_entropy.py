@@ -50,6 +50,7 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
     if (
         x.ndim == 2
+        and options.axis == 1
         and x.size <= SMALL
         and max(x.shape) <= MOST_SUMMED
         and x.itemsize > 2
