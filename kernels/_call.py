@@ -57,7 +57,7 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) ->
         dy, y = promoted(dy, y)
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)
-    elif out is dy and y.base is None and is_plain(out, y.shape, y.dtype):  # in place
+    elif out is dy and is_plain(out, y.shape, y.dtype) and y.base is None:  # in place
         dx = dy
     else:
         dx, (dy, y) = result(kernel, "out", out, y.shape, y.dtype, backend, (dy, y))

@@ -77,10 +77,6 @@ def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, 
         if db is not None:
             ones(dy.dtype)[: len(dy)].dot(dy, db)
         return
-    _backward_in_blocks(dy, x, w, dx, dw, db)
-
-
-def _backward_in_blocks(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     # The gradients of the parameters come first, in arrays of their own if their places are arguments.
     parameters = []
     if dw is not None:

@@ -50,12 +50,12 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
     if (
         x.ndim == 2
+        and options.axis == 1
         and x.size <= SMALL
         and max(x.shape) <= MOST_SUMMED
         and x.itemsize > 2
         and t.ndim == 1
         and x.flags.c_contiguous
-        and options.axis == 1
         and options.weight is None
         and options[3:] == PLAIN
     ):

@@ -54,12 +54,13 @@ class Form:
     seed: int
     options: Mapping[str, Any]
     has_out: bool
+    axis: int  # of the classes
     is_square: bool  # whether weights have as many rows as columns, so that one array may be argument and result
 
     def call(self, subject: Subject, kernel: Record) -> Call:
         """The call, of arrays that are contiguous and own their memory."""
         plain = cases.sample(kernel, prod(self.lead), self.classes, self.dtype, self.seed)
-        case = cases.reshaped(plain, self.lead)
+        case = cases.reshaped(plain, self.lead, self.axis)
         rng = np.random.default_rng(self.seed)
         inputs, options = dict(case.inputs), {**case.options, **self.options}
         if "weight" in options:
@@ -87,6 +88,7 @@ def repeat(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> No
         seed=dice.integer(0, 1000),
         options=dice.choice(({},) * len(OPTIONS) + OPTIONS) if cases.is_loss(kernel) else {},
         has_out=dice.flag(),
+        axis=-1,
         is_square=is_square,
     )
     call = form.call(subject, kernel)
@@ -165,6 +167,8 @@ def _sizes(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str, V
         "a class more": replace(form, classes=form.classes + 1),
         "a class less": replace(form, classes=max(1, form.classes - 1)),
     }
+    if cases.has_axis(call.case.kernel):
+        forms["classes along the first axis"] = replace(form, axis=0)
     what = dice.choice(list(forms))
     other = forms[what].call(subject, call.case.kernel)
     call.case, call.arrays = other.case, other.arrays
