@@ -10,6 +10,7 @@ from plugrad.backends import host, updates, wrappers
 
 if TYPE_CHECKING:
     from plugrad.backends.contract import Hooks
+    from plugrad.backends.recording import Recorder
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 _Wrapper: TypeAlias = Callable[[str, Callable[..., Any]], Callable[..., Any]]
@@ -81,9 +82,13 @@ class Backend:
         Name of a kernel -> the function that computes it: the backend's own, or that of the backend that stands in.
     arrays, native, options, stand_ins
         The constants ``ARRAYS``, ``NATIVE``, ``OPTIONS`` (with ``check``) and ``STAND_INS`` of the module.
-    describe, take, asarray, to_numpy, empty, overlap, warmup
+    describe, take, asarray, to_numpy, empty, overlap, prepare, warmup
         The hooks of the module, or the defaults of `plugrad.backends.host`.
+    recorder : Recorder or None
+        Where the calls go that `plugrad.kernels.capture` records; None but for a `recording.RecordingBackend`.
     """
+
+    recorder: "Recorder | None" = None
 
     __slots__ = (
         "_get",
@@ -99,6 +104,7 @@ class Backend:
         "native",
         "options",
         "overlap",
+        "prepare",
         "stand_ins",
         "take",
         "to_numpy",
@@ -126,6 +132,7 @@ class Backend:
         self.to_numpy = self._wrapped(hooks.to_numpy, host.to_numpy)
         self.empty = self._wrapped(hooks.empty, host.empty, wrappers.checked_empty)
         self.overlap = self._wrapped(hooks.overlap, host.overlap)
+        self.prepare = self._wrapped(hooks.prepare, host.prepare)
         self.warmup = self._wrapped(hooks.warmup, host.warmup)
 
     def _wrapped(self, hook: _Hook, default: object, check: _Wrapper = wrappers.named) -> _Hook:

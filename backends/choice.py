@@ -1,13 +1,16 @@
 """A choice of backends: names in order of preference, or ``auto``, and the backend that it finds for each array."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from plugrad.backends import log, profile, registry
 from plugrad.backends.backend import Backend, BackendUnavailableError, is_array_of
 from plugrad.backends.registry import AUTO
+
+if TYPE_CHECKING:
+    from plugrad.backends.recording import Recorder
 
 # The backends that `auto` tries, by the package of the arrays; lists, numbers and other arrays count as NumPy's.
 AUTO_ORDER = {"cupy": ("cupy",), "numpy": ("numba", "numpy")}
@@ -31,6 +34,8 @@ class Choice:
     by_type : dict
         Type of an array -> the backend of every call with such arrays, whatever the kernel and the size.
     """
+
+    recorder: "ClassVar[Recorder | None]" = None  # of a block that is captured, in `recording.RecordingChoice`
 
     __slots__ = ("_found", "_profile_state", "_tuned", "by_type", "names", "options", "origin", "outer", "scope")
 
@@ -60,6 +65,11 @@ class Choice:
         self._found: dict[type, Backend] = {}  # as by_type, but a profile may have another backend for a call
         self._tuned: Tuned = {}  # from the profile, for NumPy's arrays
         self._profile_state = ""
+
+    @property
+    def plain(self) -> "Choice":
+        """The choice without what a capture adds."""
+        return self
 
     @property
     def is_auto(self) -> bool:

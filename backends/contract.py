@@ -26,7 +26,7 @@ is computed in. No warning is raised for NaN and infinity. The return value is i
 is an error: the results belong in the arrays that were given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -310,6 +310,15 @@ class Hooks(Protocol):
         """Compare the memory of two arrays: ``"none"``, ``"same"`` (equal elements at equal places) or ``"partial"``.
 
         Default: by their addresses.
+        """
+
+    def prepare(self, kernel: str, /, *arguments: Any) -> Callable[[], object] | None:
+        """Return a function without parameters that does what the backend's function `kernel` does with `arguments`.
+
+        A replay of `plugrad.kernels.capture` calls it, any number of times. The arrays keep their shapes, strides and
+        dtypes, and may have other contents each time: labels are checked as in every call. Results have the same bits.
+        Memory that it keeps must not be views of arguments, which the caller may resize. Default: None, and a replay
+        calls the function of the kernel.
         """
 
     def warmup(self, kernels: list[str], dtypes: list[np.dtype[Any]], /) -> None:

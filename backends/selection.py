@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from plugrad.backends import log, profile, threads
 from plugrad.backends.backend import Backend
 from plugrad.backends.choice import Choice
 from plugrad.backends.registry import AUTO
+
+if TYPE_CHECKING:
+    from plugrad.backends.recording import Recorder
 
 VARIABLE = "PLUGRAD_BACKEND"
 CHECK_VARIABLE = "PLUGRAD_CHECK"
@@ -49,9 +52,9 @@ class _ScopeOfThread:
         self._variable.set((threading.current_thread(), choice))
 
 
-_scope: ContextVar[Choice | None] | _ScopeOfThread = ContextVar("plugrad_backend", default=None)
+scope: ContextVar[Choice | None] | _ScopeOfThread = ContextVar("plugrad_backend", default=None)
 if getattr(sys.flags, "thread_inherit_context", False):  # Python 3.14
-    _scope = _ScopeOfThread()
+    scope = _ScopeOfThread()
 _default: Choice | None = None  # the choice of set_default, or else that of the environment
 _read = ""  # the variable as it was when that choice was made of it
 
@@ -60,14 +63,26 @@ _setting = threading.RLock()  # reentrant, since a signal handler may call a ker
 
 def backend_for(array: Any, kernel: str = "") -> Backend:
     """The backend that a kernel called with `array` first runs on; without its name, that of arrays of this type."""
-    choice = _scope.get() or _default or _of_environment()
+    choice = scope.get() or _default or _of_environment()
     backend = choice.by_type.get(type(array))
     return choice.backend_of_call(kernel, array) if backend is None else backend
 
 
 def chosen() -> Choice:
-    """The choice in force for the running thread or task."""
-    return _scope.get() or _default or _of_environment()
+    """The choice in force for the running thread or task; in a block that is captured the one it was entered with."""
+    return (scope.get() or _default or _of_environment()).plain
+
+
+def recorder() -> "Recorder | None":
+    """The recorder of the block that this thread captures, if it does."""
+    choice = scope.get()
+    return None if choice is None else choice.recorder
+
+
+def refuse_in_capture(what: str) -> None:
+    """Raise a `RuntimeError` in a block that is captured."""
+    if recorder() is not None:
+        raise RuntimeError(f"{what} (in a block of plugrad.kernels.capture)")
 
 
 def options() -> Mapping[str, Any]:
@@ -108,7 +123,7 @@ def change_of_environment() -> str:
 
 def _inherited() -> dict[str, Any]:
     """The checking mode of the choice in force, or that of the environment: the default of a new choice."""
-    outer = _scope.get() or _default
+    outer = scope.get() or _default
     if outer is not None:
         return {name: value for name, value in outer.options.items() if name == "check"}
     check = os.environ.get(CHECK_VARIABLE, "").strip().lower()
@@ -140,6 +155,8 @@ class use:  # noqa: N801  (it is called like a function)
         For an unknown name or option; the message lists those that exist.
     BackendUnavailableError
         On entering, if none of the named backends can run here.
+    RuntimeError
+        On entering, in a block of `plugrad.kernels.capture`.
 
     Examples
     --------
@@ -163,21 +180,22 @@ class use:  # noqa: N801  (it is called like a function)
     def __enter__(self) -> Backend:
         # The choice keeps the outer one, not this object, which many threads may enter at once.
         name, options, origin = self._arguments
-        choice = Choice(name, {**_inherited(), **options}, origin, self, _scope.get())
+        refuse_in_capture(f"{origin}: a capture has the backend in force at its beginning; select it before")
+        choice = Choice(name, {**_inherited(), **options}, origin, self, scope.get())
         backend = choice.backend_for(np.ndarray)
-        _scope.set(choice)
+        scope.set(choice)
         return backend
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        inner, choice = None, _scope.get()
+        inner, choice = None, scope.get()
         while choice is not None and choice.scope is not self:  # a generator that entered it is closed in an inner one
             inner, choice = choice, choice.outer
         if choice is None:  # a generator that entered it is closed in another thread
             return
         if inner is None:
-            _scope.set(choice.outer)
+            scope.set(choice.outer)
         else:
             inner.outer = choice.outer
 
@@ -222,6 +240,8 @@ def set_default(name: str | Backend) -> None:
         For an unknown name; the message lists the known ones. The default stays as it was.
     BackendUnavailableError
         If none of the named backends can run here. The default stays as it was.
+    RuntimeError
+        In a block of `plugrad.kernels.capture`.
 
     Examples
     --------
@@ -233,6 +253,7 @@ def set_default(name: str | Backend) -> None:
     """
     global _default
     name = name.name if isinstance(name, Backend) else name
+    refuse_in_capture(f"set_default({name!r}): a capture has the backend in force at its beginning; select it before")
     choice = Choice(name, _inherited(), f"set_default({name!r})")
     choice.backend_for(np.ndarray)
     with _setting:

@@ -3,9 +3,10 @@
 All loops run in this process, in turn. Before they are timed, their losses are compared with those of the loop by hand.
 The table has the time of a step by hand, the best of the medians of the turns, and the ratios of the others to it:
 
-plain   calls of kernels; the caller updates the weights, as by hand
-out=    results in arrays that are used again, and the optimizer SGD
-layers  Sequential, SoftmaxWithLoss and SGD
+plain     calls of kernels; the caller updates the weights, as by hand
+out=      results in arrays that are used again, and the optimizer SGD
+layers    Sequential, SoftmaxWithLoss and SGD
+captured  the step of out=, recorded by kernels.capture() and replayed
 """
 
 import argparse
@@ -145,7 +146,25 @@ def by_layers(size: str) -> Step:
     return step
 
 
-STYLES = {"plain": plain, "out=": with_out, "layers": by_layers}
+def captured(size: str) -> Step:
+    """Return the loop of `with_out`, which is captured at the first step."""
+    make_step = with_out(size)
+    graph: K.Graph | None = None
+    loss: Any = None
+
+    def step() -> Any:
+        nonlocal graph, loss
+        if graph is None:
+            with K.capture() as graph:
+                loss = make_step()
+        else:
+            graph.replay()
+        return loss
+
+    return step
+
+
+STYLES = {"plain": plain, "out=": with_out, "layers": by_layers, "captured": captured}
 
 
 class Side(NamedTuple):

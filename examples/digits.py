@@ -3,9 +3,10 @@
     PLUGRAD_BACKEND=numpy python examples/digits.py --plot digits.png
 
 The network is affine, ReLU, affine, softmax with cross-entropy, trained by stochastic gradient descent with momentum.
-The script has it twice: with kernels alone, in arrays that are allocated once, and with layers (`--style layers`),
-which keep the arrays of the backward pass and reuse their memory. Both call the same kernels and print the same
-numbers. `backends.asarray` moves the data to the selected backend, and `backends.to_numpy` moves results back.
+The script has it three times: with kernels alone, in arrays that are allocated once; with layers (`--style layers`),
+which keep the arrays of the backward pass and reuse their memory; and with layers whose step is captured once and then
+replayed (`--style captured`). All call the same kernels and print the same numbers. `backends.asarray` moves the data
+to the selected backend, and `backends.to_numpy` moves results back.
 """
 
 import argparse
@@ -70,7 +71,19 @@ class WithLayers:
         return loss
 
 
-STYLES = {"functions": WithFunctions, "layers": WithLayers}
+class Captured(WithLayers):
+    """The network with layers, whose step is captured at the first batch: a replay has no cost between the kernels."""
+
+    def __init__(self, w1, b1, w2, b2) -> None:
+        super().__init__(w1, b1, w2, b2)
+        self.training = layers.TrainingStep(self.net, self.loss, self.optimizer)
+
+    def step(self, x, t):
+        """Forward, backward, update: the loss of a batch."""
+        return self.training.step(x, t)
+
+
+STYLES = {"functions": WithFunctions, "layers": WithLayers, "captured": Captured}
 
 
 def main(style: str, epochs: int, seed: int, plot: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from plugrad.backends.workspace import Workspace as Workspace
 from plugrad.kernels._affine import affine as affine, affine_backward as affine_backward
+from plugrad.kernels._capture import Graph as Graph, capture as capture
 from plugrad.kernels._cross_entropy import (
     cross_entropy as cross_entropy,
     cross_entropy_backward as cross_entropy_backward,
@@ -32,7 +33,7 @@ from plugrad.kernels._tanh import tanh as tanh, tanh_backward as tanh_backward
 
 MODULES = ("gradcheck", "jacobians", "layers", "optim")
 
-__all__ = [*KERNELS, *MODULES, "KERNELS", "Kernel", "Workspace"]
+__all__ = [*KERNELS, *MODULES, "KERNELS", "Graph", "Kernel", "Workspace", "capture"]
 
 
 def __getattr__(name: str) -> Any:

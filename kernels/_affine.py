@@ -14,6 +14,7 @@ from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
     Out,
+    fill,
     given_back,
     given_results,
     is_plain,
@@ -83,9 +84,9 @@ def _product(x: Any, w: Any, b: Any, out: Any) -> Array:
     if len(weights) != 2 or not rows or rows[-1] != weights[0]:
         fit("affine", x, w)
     if not is_ready and b is None:
-        x, w = promoted(x, w)
+        x, w = promoted("affine", backend, x=x, w=w)
     elif not is_ready:
-        x, w, b = promoted(x, w, biases("affine", b, w, backend))
+        x, w, b = promoted("affine", backend, x=x, w=w, b=biases("affine", b, w, backend))
     elif b is not None and b.shape != weights[1:]:
         biases("affine", b, w, backend)
     shape = (*rows[:-1], weights[1])
@@ -96,8 +97,10 @@ def _product(x: Any, w: Any, b: Any, out: Any) -> Array:
     if x.size and y.size:
         backend.functions["affine"](x, w, b, y)
     elif y.size:  # no inputs: the sums are empty
-        y[...] = 0 if b is None else b
-    return y if y.ndim else given_back(y, out)
+        fill("affine", 0 if b is None else b, (y,), backend)
+    else:
+        fill("affine", 0, (y,), backend)
+    return y if y.ndim else given_back(y, out, backend)
 
 
 @kernel(contract.AffineBackward, "dx = dy wᵀ, dw = xᵀ dy, db = Σ_rows dy", results=GRADIENTS)
@@ -160,7 +163,7 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
     if dy.shape != shape:
         raise ValueError(f"{name}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
     if not is_ready:
-        dy, x, w = promoted(dy, x, w)
+        dy, x, w = promoted(name, backend, dy=dy, x=x, w=w)
     wanted = needed(name, needs)
     dx: Any
     dw: Any
@@ -180,10 +183,9 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
     if dy.size and x.size:
         compute(dy, x, w, dx, dw, db)
     else:  # no rows, no inputs or no outputs: products are sums over nothing
-        for array in (dx, dw, db):
-            if array is not None:
-                array[...] = 0
-        if db is not None and dy.size:
+        sums = db is not None and dy.size  # no inputs, but rows
+        fill("" if sums else name, 0, (dx, dw) if sums else (dx, dw, db), backend)
+        if sums:
             compute(dy, x, w, None, None, db)
     return dx, dw, db
 

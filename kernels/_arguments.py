@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from plugrad.backends import Backend, log
 from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions, is_supported
+from plugrad.backends.recording import would_be_converted
 
 # An array of the backend in force. Signatures name NumPy's; on `cupy` and on plug-ins it is an array of theirs.
 Array: TypeAlias = npt.NDArray[Any]
@@ -52,6 +53,8 @@ def real(kernel: str, name: str, x: Any, backend: Backend) -> Any:
     dtype = x.dtype
     if is_supported(dtype):
         return x
+    if backend.recorder is not None and dtype.kind in "iubf":
+        raise would_be_converted(f"{kernel}: {name}", "a floating dtype in native byte order", f"dtype {dtype!r}")
     if dtype.kind in "iub":
         return x.astype(FLOAT64) if is_sequence else x
     if dtype.kind == "f" and is_supported(dtype.newbyteorder("=")):
@@ -61,12 +64,13 @@ def real(kernel: str, name: str, x: Any, backend: Backend) -> Any:
     )
 
 
-def promoted(*arrays: Any) -> tuple[Any, ...]:
+def promoted(kernel: str, backend: Backend, **named: Any) -> tuple[Any, ...]:
     """Arrays of real numbers in one floating dtype, by NumPy's promotion; integers alone become float64.
 
-    uint8 with float32 gives float32, and int64 with float32 float64, as for NumPy's ``@`` and ``+``. NumPy has no
-    common dtype for float16 and bfloat16: they give float32.
+    The arrays are given by the names of the arguments. uint8 with float32 gives float32, and int64 with float32
+    float64, as for NumPy's ``@`` and ``+``. NumPy has no common dtype for float16 and bfloat16: they give float32.
     """
+    arrays = tuple(named.values())
     dtype = arrays[0].dtype
     for array in arrays:
         if array.dtype is not dtype and array.dtype != dtype:
@@ -75,6 +79,9 @@ def promoted(*arrays: Any) -> tuple[Any, ...]:
         if dtype in COMPUTE:
             return arrays
     dtype = _common(tuple([array.dtype for array in arrays]))
+    if backend.recorder is not None:
+        name = next(name for name, array in named.items() if array.dtype != dtype)
+        raise would_be_converted(f"{kernel}: {name}", f"dtype {dtype}, that of the call", f"dtype {named[name].dtype}")
     return tuple([array if array.dtype == dtype else array.astype(dtype) for array in arrays])
 
 
@@ -234,11 +241,27 @@ def given_results(kernel: str, out: Any, names: tuple[str, ...], lone: str | Non
     return tuple([out if name == lone else None for name in names])
 
 
-def given_back(array: Any, out: Any) -> Array:
-    """The result as the caller gets it: the array that it gave, or a new one, a scalar if that has no dimensions."""
+def given_back(array: Any, out: Any, backend: Backend) -> Array:
+    """The result as the caller gets it: the array that it gave, or a new one, a scalar if that has no dimensions.
+
+    In a capture it stays an array, which each replay overwrites.
+    """
     is_given = out is not None and not (type(out) is tuple and out[0] is None)
-    result: Array = array if is_given or array.ndim else array[()]
+    result: Array = array if is_given or array.ndim or backend.recorder is not None else array[()]
     return result
+
+
+def fill(kernel: str, value: Any, results: tuple[Any, ...], backend: Backend) -> None:
+    """Write what a kernel computes from empty arrays, which no backend sees: a number, or one for each column."""
+    results = tuple([array for array in results if array is not None])
+    _fill(value, *results)
+    if backend.recorder is not None:
+        backend.recorder.record(kernel, _fill, (value, *results), results)
+
+
+def _fill(value: Any, *results: Any) -> None:
+    for array in results:
+        array[...] = value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,6 +344,9 @@ def loss_options(
             f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
         )
     if weight.dtype != COMPUTE[x.dtype]:
+        if backend.recorder is not None:
+            expected = f"dtype {COMPUTE[x.dtype]}, in which the loss is computed"
+            raise would_be_converted(f"{kernel}: weight", expected, f"dtype {weight.dtype}")
         with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
             weight = weight.astype(COMPUTE[x.dtype])
     return options._replace(weight=weight)
@@ -371,6 +397,8 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
                 raise TypeError(
                     f"{kernel}: t: expected class indices of an integer dtype, got dtype {t.dtype}; {_as_indices(t)}"
                 )
+            if backend.recorder is not None:
+                raise would_be_converted(f"{kernel}: t", "class indices of an integer dtype", f"dtype {t.dtype}")
             t = t.astype(np.intp)  # an empty list of labels comes as floats
     elif t.shape != x.shape:
         raise ValueError(
@@ -385,6 +413,10 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
             )
         if t.dtype.kind not in "iub":
             t = floating(kernel, "t", t, backend)
+            if backend.recorder is not None and t.dtype != x.dtype:
+                raise would_be_converted(f"{kernel}: t", f"dtype {x.dtype}, that of the call", f"dtype {t.dtype}")
+    if backend.recorder is not None and not t.dtype.isnative:
+        raise would_be_converted(f"{kernel}: t", "labels in native byte order", f"dtype {t.dtype!r}")
     return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))
 
 

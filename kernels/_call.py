@@ -9,6 +9,7 @@ from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
     axis_index,
+    fill,
     floating,
     given_back,
     is_plain,
@@ -41,7 +42,9 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
             backend.functions[kernel](x, y)
         else:
             backend.functions[kernel](x, axis, y)
-    return y if y.ndim else given_back(y, out)
+    else:
+        fill(kernel, 0, (y,), backend)
+    return y if y.ndim else given_back(y, out, backend)
 
 
 def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
@@ -54,7 +57,7 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) ->
     if axis is not ELEMENTWISE:
         axis = axis_index(kernel, axis, y.ndim)
     if dy.dtype is not y.dtype or y.dtype not in COMPUTE:
-        dy, y = promoted(dy, y)
+        dy, y = promoted(kernel, backend, dy=dy, y=y)
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)
     elif out is dy and is_plain(out, y.shape, y.dtype) and y.base is None:  # in place
@@ -66,7 +69,9 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) ->
             backend.functions[kernel](dy, y, dx)
         else:
             backend.functions[kernel](dy, y, axis, dx)
-    return dx if dx.ndim else given_back(dx, out)
+    else:
+        fill(kernel, 0, (dx,), backend)
+    return dx if dx.ndim else given_back(dx, out, backend)
 
 
 def loss_backward(
@@ -90,4 +95,6 @@ def loss_backward(
     dx, (x, t, weight, _) = result(kernel, "out", out, x.shape, x.dtype, backend, reads)
     if x.size:
         backend.functions[kernel](dloss, x, t, options.with_weight(weight), dx)
-    return given_back(dx, out)
+    else:
+        fill(kernel, 0, (dx,), backend)
+    return given_back(dx, out, backend)

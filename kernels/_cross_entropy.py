@@ -9,6 +9,7 @@ from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
     Loss,
+    fill,
     given_back,
     loss_arguments,
     loss_shape,
@@ -87,8 +88,8 @@ def _loss(
     if p.size:
         backend.functions["cross_entropy"](p, t, options.with_weight(weight), loss)
     else:
-        loss[...] = 0
-    return given_back(loss, out)
+        fill("cross_entropy", 0, (loss,), backend)
+    return given_back(loss, out, backend)
 
 
 @kernel(contract.LossBackward, "dp_j = −dloss w_j t_j / p_j", results=("dp",))

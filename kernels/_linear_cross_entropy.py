@@ -1,5 +1,6 @@
 """The last layer and its loss in one, without the logits."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from plugrad.kernels._arguments import (
     ArrayLike,
     Loss,
     Out,
+    fill,
     given_back,
     given_results,
     labels,
@@ -125,11 +127,11 @@ def _loss(
     shape, dtype = loss_shape(logits, options), COMPUTE[logits.dtype]
     loss, (x, w, b, t, weight) = result(name, "out", out, shape, dtype, backend, reads)
     if logits.size:
-        workspace.claim(f"{name}: max_workspace")
+        _claim(name, workspace, max_workspace, backend)
         backend.functions[name](x, w, b, t, options.with_weight(weight), workspace, loss)
     else:
-        loss[...] = 0
-    return given_back(loss, out)
+        fill(name, 0, (loss,), backend)
+    return given_back(loss, out, backend)
 
 
 @kernel(
@@ -233,13 +235,11 @@ def _loss_and_gradients(
     shape = loss_shape(logits, options)
     loss, (x, w, b, t, weight) = result(name, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
     if logits.size:
-        workspace.claim(f"{name}: max_workspace")
+        _claim(name, workspace, max_workspace, backend)
         backend.functions[name](x, w, b, t, options.with_weight(weight), workspace, loss, dx, dw, db)
     else:
-        for array in (loss, dx, dw, db):
-            if array is not None:
-                array[...] = 0
-    return given_back(loss, loss_out), dx, dw, db
+        fill(name, 0, (loss, dx, dw, db), backend)
+    return given_back(loss, loss_out, backend), dx, dw, db
 
 
 class _Logits(NamedTuple):
@@ -280,9 +280,9 @@ def _arguments(
     if not w.shape[1]:
         raise ValueError(f"{kernel}: w: expected at least one class, a column each, got shape {w.shape}")
     if b is None:
-        x, w = promoted(x, w)
+        x, w = promoted(kernel, backend, x=x, w=w)
     else:
-        x, w, b = promoted(x, w, biases(kernel, b, w, backend))
+        x, w, b = promoted(kernel, backend, x=x, w=w, b=biases(kernel, b, w, backend))
     logits = _logits(x, w)
     options = loss_options(kernel, "w", logits, -1, weight, ignore_index, label_smoothing, reduction, backend)
     return (x, w, b, labels(kernel, t, logits, options, backend), options.weight), options
@@ -292,3 +292,16 @@ def _workspace(kernel: str, given: Any) -> Workspace:
     """The workspace of this call: the caller's, or a new one."""
     what = f"{kernel}: max_workspace"
     return given if isinstance(given, Workspace) else Workspace(bytes_of(what, given))
+
+
+def _claim(kernel: str, workspace: Workspace, given: Any, backend: Backend) -> None:
+    """Claim the caller's workspace for this thread, and in a capture for each thread that replays.
+
+    A workspace of the call's own belongs to nobody: only one thread replays a graph at a time.
+    """
+    if workspace is not given:
+        return
+    claim = functools.partial(workspace.claim, f"{kernel}: max_workspace")
+    claim()
+    if backend.recorder is not None:
+        backend.recorder.claims.append(claim)

@@ -10,6 +10,7 @@ from plugrad.kernels._arguments import (
     ArrayLike,
     Loss,
     Out,
+    fill,
     given_back,
     given_results,
     loss_arguments,
@@ -230,5 +231,5 @@ def _loss_and(
     if x.size:
         backend.functions[kernel](x, t, options, loss, array)
     else:
-        loss[...] = 0
-    return given_back(loss, loss_out), array
+        fill(kernel, 0, (loss, array), backend)
+    return given_back(loss, loss_out, backend), array

@@ -10,7 +10,7 @@ import numpy as np
 
 from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
-from plugrad.backends.selection import backend_for
+from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.kernels._affine import fit
 from plugrad.kernels._arguments import Array, ArrayLike, floating, promoted, real
 
@@ -156,10 +156,11 @@ def affine_jacobian(x: ArrayLike, w: ArrayLike) -> tuple[Array, Array, Array]:
 def _affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
     """Check the arguments of `affine_jacobian` and compute it."""
     kernel = "affine_jacobian"
+    refuse_in_capture(f"{kernel}: a capture does not record it; call it outside of the block")
     backend = backend_for(x)
     x, w = real(kernel, "x", x, backend), real(kernel, "w", w, backend)
     fit(kernel, x, w)
-    x, w = promoted(x, w)
+    x, w = promoted(kernel, backend, x=x, w=w)
     rows, (inputs, outputs) = x.shape[:-1], w.shape
     dy_dx, dy_dw, dy_db = (
         backend.empty((*rows, *shape), x.dtype)
@@ -173,6 +174,7 @@ def _affine_jacobian(x: Any, w: Any) -> tuple[Array, Array, Array]:
 
 def _rows(kernel: str, name: str, y: Any) -> tuple[Backend, Any]:
     """Return the backend, and `y` as its array of at least one dimension."""
+    refuse_in_capture(f"{kernel}: a capture does not record it; call it outside of the block")
     backend = backend_for(y)
     y = floating(kernel, name, y, backend)
     if not y.ndim:

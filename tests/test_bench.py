@@ -549,7 +549,7 @@ def test_loops_by_hand_and_ported() -> None:
     done = command("plugrad.bench", "loops", *sizes)
     assert done.returncode == 0, done.stderr
     _, _, heading, *rows = done.stdout.splitlines()
-    assert heading.split()[-6:] == ["numpy", "plain", "numpy", "out=", "numpy", "layers"]
+    assert heading.split()[-8:] == ["numpy", "plain", "numpy", "out=", "numpy", "layers", "numpy", "captured"]
     assert [row.split()[0] for row in rows] == ["8-6-5-3", "8-6-5-4-3"]
     assert all(float(cell) > 0 for row in rows for cell in row.split()[1:])
 

@@ -40,7 +40,7 @@ def printed(done: subprocess.CompletedProcess[str]) -> np.ndarray:
     return np.array(found, float)
 
 
-@pytest.mark.parametrize("style", ["functions", "layers"])
+@pytest.mark.parametrize("style", ["functions", "layers", "captured"])
 def test_digits_learns(style: str, tmp_path: Path) -> None:
     done = digits("--style", style, "--plot", "curves.png", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
     assert done.returncode == 0, done.stderr
@@ -59,10 +59,10 @@ def test_digits_repeats_itself(tmp_path: Path) -> None:
     assert epochs(runs[0]) == epochs(runs[1]) != epochs(runs[2])
 
 
-def test_digits_is_the_same_in_both_styles_and_on_both_backends(tmp_path: Path) -> None:
+def test_digits_is_the_same_in_all_styles_and_on_both_backends(tmp_path: Path) -> None:
     runs = [
         printed(digits("--epochs", "5", "--style", style, "--backend", backend, cwd=tmp_path))
-        for style in ("functions", "layers")
+        for style in ("functions", "layers", "captured")
         for backend in ("numpy", "numba")
     ]
     assert runs[0].shape == (5, 2)
@@ -116,7 +116,8 @@ def test_examples_tell_what_is_wrong(
 def test_digits_tells_the_styles_there_are(tmp_path: Path) -> None:
     done = digits("--style", "layer", cwd=tmp_path)
     assert done.returncode == 2
-    assert re.search(r"--style: invalid choice: 'layer' \(choose from '?functions'?, '?layers'?\)", done.stderr)
+    styles = ", ".join(f"'?{style}'?" for style in ("functions", "layers", "captured"))
+    assert re.search(rf"--style: invalid choice: 'layer' \(choose from {styles}\)", done.stderr)
 
 
 def test_words_learns_and_saves_memory(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_new_thread_sees_the_default_and_never_the_scope_of_another(
     inherits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if inherits:  # as where Python has no lock
-        monkeypatch.setattr(selection, "_scope", selection._ScopeOfThread())
+        monkeypatch.setattr(selection, "scope", selection._ScopeOfThread())
     one, two = counting_module(), counting_module()
     backends.register("one", one)
     backends.register("two", two)

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,6 +113,14 @@ def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
 
     compiling.warn_of_problem()
     warming.warmup(names, dtypes)
+
+
+def prepare(kernel: str, *arguments: Any) -> Callable[[], object] | None:
+    """A small call in the form in which a replay makes it, or None."""
+    from plugrad.backends.numba import losses, products
+
+    prepared: dict[str, Callable[..., Callable[[], object] | None]] = {**losses.PREPARED, **products.PREPARED}
+    return prepared[kernel](*arguments) if kernel in prepared else None
 
 
 def probe() -> str | None:

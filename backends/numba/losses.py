@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,19 +32,9 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 
 def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, gradient: int) -> None:
-    if (
-        options.weight is None
-        and t.flags.carray
-        and loss.flags.carray
-        and are_plain((x, out))
-        and (call := _one_call(x.shape, t.ndim, options, gradient)) is not None
-        and (t.dtype is INT64 or t.dtype.name != "uint64")
-    ):
-        loop, matrix, scalars = call
-        indices = t.ravel() if t.dtype is INT64 else t.astype(INT64).ravel()
-        rows, y = (x, out) if x.shape == matrix else (x.reshape(matrix), out.reshape(matrix))
-        if loop(*scalars, rows, indices, NO_WEIGHT[x.dtype], loss.ravel(), NO_SUMS, y) < 0:
-            return  # else a label is wrong, and the error is raised below
+    call = _small_call(x, t, options, loss, out, gradient)
+    if call is not None and _run(call, x, t, loss, out):
+        return  # else a label is wrong, and the error is raised below
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
     if gradient and not labels.divisor:
@@ -62,6 +52,50 @@ def _softmax_with_loss(x: Array, t: Array, options: LossOptions, loss: Array, ou
     labels.collect(each, sums, loss)
 
 
+# The loop that computes a loss in one call, the shape in which it takes the rows, and its first arguments.
+_Call: TypeAlias = tuple[Callable[..., int], tuple[int, int], tuple[Any, ...]]
+
+
+def _small_call(x: Array, t: Array, options: LossOptions, loss: Array, out: Array, gradient: int) -> _Call | None:
+    """The one call of a compiled loop that computes the loss, if that takes the arrays as they are."""
+    is_plain = (
+        options.weight is None
+        and t.flags.carray
+        and loss.flags.carray
+        and are_plain((x, out))
+        and (t.dtype is INT64 or t.dtype.name != "uint64")
+    )
+    return _one_call(x.shape, t.ndim, options, gradient) if is_plain else None
+
+
+def _run(call: _Call, x: Array, t: Array, loss: Array, out: Array) -> bool:
+    """Make the call; False if a label is wrong, and then nothing has been written."""
+    loop, matrix, scalars = call
+    indices = t.ravel() if t.dtype is INT64 else t.astype(INT64).ravel()
+    rows, y = (x, out) if x.shape == matrix else (x.reshape(matrix), out.reshape(matrix))
+    return loop(*scalars, rows, indices, NO_WEIGHT[x.dtype], loss.ravel(), NO_SUMS, y) < 0
+
+
+def _prepared(gradient: int) -> Callable[..., Callable[[], object] | None]:
+    """What makes the form of a call in which a replay of a capture makes it."""
+
+    def prepare(x: Array, t: Array, options: LossOptions, loss: Array, out: Array) -> Callable[[], object] | None:
+        call = _small_call(x, t, options, loss, out, gradient)
+        if call is None:
+            return None
+
+        def compute() -> None:
+            if not _run(call, x, t, loss, out):
+                _softmax_with_loss(x, t, options, loss, out, gradient)  # raises the error
+
+        return compute
+
+    return prepare
+
+
+PREPARED = {"softmax_cross_entropy": _prepared(0), "softmax_cross_entropy_value_and_grad": _prepared(GRADIENT)}
+
+
 def _loop(found: Cut, one_class: bool) -> Callable[..., int]:
     if one_class:
         return fused_losses.tiles_of_class_indices if found.tiles else fused_losses.rows_of_class_indices
@@ -69,10 +103,8 @@ def _loop(found: Cut, one_class: bool) -> Callable[..., int]:
 
 
 @functools.lru_cache(1024)
-def _one_call(
-    shape: tuple[int, ...], labels_ndim: int, options: LossOptions, gradient: int
-) -> tuple[Callable[..., int], tuple[int, int], tuple[Any, ...]] | None:
-    """The loop that computes a loss in one call, the shape in which it takes the rows, and its first arguments.
+def _one_call(shape: tuple[int, ...], labels_ndim: int, options: LossOptions, gradient: int) -> _Call | None:
+    """The call of a compiled loop that computes a loss of this shape at once.
 
     None if the work is to be shared, or if labels or options take more than class indices of one class in each row.
     """

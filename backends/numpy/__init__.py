@@ -5,12 +5,14 @@ exists already, which may be the very array that it reads. Every public function
 `pool` shares blocks among threads, and `updates` has the updates of optimizers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from plugrad.backends import threads
 from plugrad.backends.cpu import kernel_functions
+from plugrad.backends.cpu.affine import prepared_backward, prepared_forward
 from plugrad.backends.numpy import (
     affine,
     cross_entropy,
@@ -20,6 +22,7 @@ from plugrad.backends.numpy import (
     softmax_cross_entropy,
     updates,
 )
+from plugrad.backends.numpy.softmax_cross_entropy import PREPARED
 
 _KERNELS = kernel_functions(
     affine, cross_entropy, elementwise, linear_cross_entropy, softmax, softmax_cross_entropy
@@ -28,6 +31,18 @@ _KERNELS = kernel_functions(
 __all__ = list(_KERNELS)
 
 globals().update(_KERNELS, **kernel_functions(updates))
+
+
+_PREPARED: dict[str, Callable[..., Callable[[], object] | None]] = {
+    "affine": prepared_forward,
+    "affine_backward": prepared_backward,
+    **PREPARED,
+}
+
+
+def prepare(kernel: str, *arguments: Any) -> Callable[[], object] | None:
+    """A small call in the form in which a replay makes it, or None."""
+    return _PREPARED[kernel](*arguments) if kernel in _PREPARED else None
 
 
 def probe() -> None:

@@ -48,18 +48,8 @@ def _loss_and_probabilities(
 
 def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
     """``loss = -sum(t log(softmax(x)))`` and ``dx = softmax(x) - t``."""
-    if (
-        x.ndim == 2
-        and options.axis == 1
-        and x.size <= SMALL
-        and max(x.shape) <= MOST_SUMMED
-        and x.itemsize > 2
-        and t.ndim == 1
-        and x.flags.c_contiguous
-        and options.weight is None
-        and options[3:] == PLAIN
-    ):
-        _few_rows(x, t, options, loss, dx)
+    if _are_few_rows(x, t, options):
+        _quiet_few_rows(x, t, options, loss, dx)
         return
     labels = LabelBlocks(t, x, options)
     if not labels.divisor:
@@ -69,7 +59,21 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     _over_rows(_loss_and_gradient, labels, x, t, loss, dx)
 
 
-@quietly
+def _are_few_rows(x: Array, t: Array, options: LossOptions) -> bool:
+    """Whether a batch is small, with class indices and no options."""
+    return (
+        x.ndim == 2
+        and options.axis == 1
+        and x.size <= SMALL
+        and max(x.shape) <= MOST_SUMMED
+        and x.itemsize > 2
+        and t.ndim == 1
+        and x.flags.c_contiguous
+        and options.weight is None
+        and options[3:] == PLAIN
+    )
+
+
 def _few_rows(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
     """What `_loss_and_gradient` computes, for a small batch with class indices, as training loops call it.
 
@@ -92,6 +96,18 @@ def _few_rows(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) 
     loss[...] = sum(losses.tolist()) / rows
     flat[index] = -rest
     np.multiply(e, (1 / rows / (rest + single))[:, None], dx)
+
+
+_quiet_few_rows = quietly(_few_rows)
+
+
+def _prepared(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> Callable[[], object] | None:
+    """The call for a small batch, without what it looks up."""
+    return partial(_few_rows, x, t, options, loss, dx) if _are_few_rows(x, t, options) else None
+
+
+# kernel -> what makes the form of a call in which a replay of a capture, where NumPy does not warn, makes it
+PREPARED = {"softmax_cross_entropy_value_and_grad": _prepared}
 
 
 @quietly

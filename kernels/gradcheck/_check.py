@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugrad import backends
+from plugrad.backends.selection import refuse_in_capture
 from plugrad.kernels import KERNELS
 from plugrad.kernels._arguments import ArrayLike
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_float64, evaluate, machine_epsilon
@@ -93,6 +94,7 @@ def check(
     is_kernel = getattr(KERNELS.get(getattr(target, "__name__", "")), "function", None) is target
     if gradients is not None and (is_kernel or isinstance(target, Layer)):
         raise TypeError("check: gradients: expected none for a kernel or a layer, whose own backward is checked")
+    refuse_in_capture("gradcheck.check: a capture does not record it; call it outside of the block")
     if loss is not None and not (isinstance(target, Layer) and isinstance(loss, Loss)):
         kind = type(loss).__qualname__
         raise TypeError(f"check: loss: expected a loss such as SoftmaxWithLoss() for a network, got {kind}")

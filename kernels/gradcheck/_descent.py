@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends.selection import refuse_in_capture
 from plugrad.kernels._arguments import ArrayLike
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_argument, as_float64
 from plugrad.kernels.gradcheck._differences import gradient
@@ -53,6 +54,7 @@ def gradient_descent(
     >>> round(gradient_descent(lambda x: (x - 3) ** 2, 0.0, lr=0.1, steps=100), 6)
     3.0
     """
+    refuse_in_capture("gradcheck.gradient_descent: a capture does not record it; call it outside of the block")
     if not lr >= 0 or steps < 0:
         raise ValueError(f"gradient_descent: lr, steps: expected no negative numbers, got {lr}, {steps}")
     x = as_float64("x0", x0).copy()

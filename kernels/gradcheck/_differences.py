@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.options import FLOAT64
+from plugrad.backends.selection import refuse_in_capture
 from plugrad.kernels._arguments import ArrayLike
 from plugrad.kernels.gradcheck._arrays import Float64Array, as_float64, evaluate, machine_epsilon
 
@@ -88,6 +89,7 @@ def jacobian(f: Callable[[Any], Any], x: ArrayLike, *, step: float | None = None
     array([[ 0.25, -0.25],
            [-0.25,  0.25]])
     """
+    refuse_in_capture("gradcheck.jacobian: a capture does not record it; call it outside of the block")
     point = as_float64("x", x)
     y = evaluate(f, point)
     found = np.empty((y.size, point.size))

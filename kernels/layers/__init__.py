@@ -6,6 +6,8 @@ to that result: from the third step of a training loop on no layer allocates mem
 never changes. (The NumPy backend takes up to 2 MiB for intermediate results.) Results that the layer still needs are
 read-only; on a GPU, where arrays cannot be read-only, they are copies. A layer may be used by one thread at a time.
 
+`TrainingStep` captures the steps of a training loop, so that nothing runs between the kernels.
+
 Errors begin with the name of the layer: ``Affine: affine: x: expected ...``, and in a network with its position,
 counted from 0: ``Sequential: layer 2 (Affine): affine: x: expected ...``.
 """
@@ -15,6 +17,7 @@ from plugrad.kernels.layers._affine import Affine, MatMul
 from plugrad.kernels.layers._layer import Layer
 from plugrad.kernels.layers._losses import CrossEntropy, Loss, SoftmaxWithLoss
 from plugrad.kernels.layers._sequential import Sequential
+from plugrad.kernels.layers._training import TrainingStep
 
 __all__ = [
     "Affine",
@@ -27,6 +30,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "SoftmaxWithLoss",
+    "TrainingStep",
 ]
 
 for _name in __all__:  # pickles and tracebacks name the public module, wherever the class is defined

@@ -1,11 +1,13 @@
 """Activations: layers without parameters whose backward pass needs the result of the forward pass."""
 
+import operator
 from typing import Any, ClassVar
 
 import numpy as np
 
 from plugrad.backends.options import COMPUTE
-from plugrad.backends.selection import backend_for
+from plugrad.backends.recording import Recorder
+from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
 from plugrad.kernels import KERNELS
 from plugrad.kernels._arguments import Array, ArrayLike, floating, integer, real
 from plugrad.kernels.jacobians import diagonal, relu_jacobian, sigmoid_jacobian, softmax_jacobian
@@ -40,7 +42,7 @@ class Activation(ComputingLayer):
     @errors_name_layer
     def forward(self, x: ArrayLike) -> Array:
         """Compute the result for inputs `x`."""
-        return _protected(self.forward_unprotected(x))
+        return _protected(self.forward_unprotected(x), recorder())
 
     def forward_unprotected(self, x: Any) -> Any:
         """Return the result itself, for callers that do not write to it."""
@@ -81,6 +83,7 @@ class Activation(ComputingLayer):
 
     def _jacobian(self, y: Any) -> Array:
         """Compute the Jacobian of each row: that of an elementwise kernel, unless overridden."""
+        refuse_in_capture("use_jacobian: a capture does not record it; call backward outside of the block")
         backend = backend_for(y)
         ones = backend.asarray(np.ones(y.shape, y.dtype))
         return diagonal(backend, KERNELS[f"{self.kernel}_backward"].function(ones, y, **self.options))
@@ -159,10 +162,12 @@ class Softmax(Activation):
         return softmax_jacobian(y)
 
 
-def _protected(y: Any) -> Array:
+def _protected(y: Any, recorder: Recorder | None) -> Array:
     """Return a read-only view; on a GPU, where arrays cannot be read-only, a copy."""
     if not isinstance(y, np.ndarray):
         copy: Array = y.copy()
+        if recorder is not None:
+            recorder.record("", operator.setitem, (copy, ..., y), (copy,))
         return copy
     view = y.view()
     view.flags.writeable = False

@@ -71,7 +71,7 @@ class Affine(ComputingLayer):
         if b is None:
             self.names = ("w",)
         elif b.dtype != w.dtype:
-            w, b = promoted(w, b)
+            w, b = promoted(name, backend, w=w, b=b)
         self.w: Array = w.copy()
         self.b: Array | None = None if b is None else b.copy()
         self.dw: Array = zeros_like(w)
@@ -140,7 +140,7 @@ class Affine(ComputingLayer):
         if type(inputs) is not backend.native or inputs.dtype not in COMPUTE:
             inputs = real("affine", "x", x, backend)
         if inputs.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
-            inputs = promoted(inputs, w)[0]
+            inputs = promoted("affine", backend, x=inputs, w=w)[0]
         is_same_dtype = inputs.dtype == w.dtype
         out = self._results.take(backend, inputs.shape[:-1] + w.shape[1:], w.dtype) if is_same_dtype else None
         y = affine(inputs, w, self.b, out=out)

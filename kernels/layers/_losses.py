@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends import Backend
 from plugrad.backends.options import COMPUTE
-from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import REDUCTIONS, Array, ArrayLike, Loss as LossValue, floating, loss_options, upstream
+from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
+from plugrad.kernels._arguments import (
+    REDUCTIONS,
+    Array,
+    ArrayLike,
+    Loss as LossValue,
+    fill,
+    floating,
+    loss_options,
+    upstream,
+)
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
 from plugrad.kernels._softmax import softmax
 from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy_value_and_grad
@@ -73,9 +83,16 @@ class Loss(ComputingLayer):
         """Check the gradient of the loss; the number 1 stands for an array of ones."""
         backend = backend_for(x)
         if self.options["reduction"] == "none" and _is_one(dloss):
-            return backend.asarray(np.ones(loss.shape, COMPUTE[x.dtype]))
+            ones = backend.empty(loss.shape, COMPUTE[x.dtype])
+            fill("", 1, (ones,), backend)
+            return ones
         name = type(self).__name__
         return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **self.options), backend)
+
+    def _name_call(self, backend: Backend) -> None:
+        """Have a replay, too, name the layer in the error for a wrong label."""
+        if backend.recorder is not None:
+            backend.recorder.name_place(type(self).__name__)
 
 
 class CrossEntropy(Loss):
@@ -99,9 +116,11 @@ class CrossEntropy(Loss):
     def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
         """Compute the loss of probabilities `x` for labels `t`: indices, one-hot or probabilities."""
         self.forget()
-        p = floating("cross_entropy", "p", x, backend_for(x))
+        backend = backend_for(x)
+        p = floating("cross_entropy", "p", x, backend)
         labels: Any = t  # None is refused by the kernel
         loss = cross_entropy(p, labels, **self.options)
+        self._name_call(backend)
         self._saved = p, labels, loss
         return loss
 
@@ -112,8 +131,10 @@ class CrossEntropy(Loss):
         checked = self._upstream(dloss, p, loss)
         if use_jacobian:
             return cross_entropy_backward(checked, p, t, **self.options)
-        out = self._gradients.take(backend_for(p), p.shape, p.dtype)
-        return cross_entropy_backward(checked, p, t, out=out, **self.options)
+        backend = backend_for(p)
+        dp = cross_entropy_backward(checked, p, t, out=self._gradients.take(backend, p.shape, p.dtype), **self.options)
+        self._name_call(backend)
+        return dp
 
 
 class SoftmaxWithLoss(Loss):
@@ -144,6 +165,7 @@ class SoftmaxWithLoss(Loss):
         labels: Any = t  # None is refused by the kernel
         out = self._gradients.take(backend, logits.shape, logits.dtype)
         loss, dx = softmax_cross_entropy_value_and_grad(logits, labels, out=out, **self.options)
+        self._name_call(backend)
         self._saved = logits, labels, loss, dx
         return loss
 
@@ -153,11 +175,28 @@ class SoftmaxWithLoss(Loss):
         x, t, loss, kept = self.saved()
         dx: Array
         if use_jacobian:
+            refuse_in_capture("use_jacobian: a capture does not record it; call backward outside of the block")
             return self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t)
         if _is_one(dloss) and kept is not None:
             self._saved = x, t, loss, None  # from now on it belongs to the caller, who may write to it
             dx = kept
             return dx
+        recording = recorder()
+        if recording is None:
+            return self._scaled(dloss, x, t, loss)
+        if not _is_one(dloss):
+            dloss = self._upstream(dloss, x, loss)  # refuses what would be converted
+        with recording.paused():
+            dx = self._scaled(dloss, x, t, loss)
+        name = "softmax_cross_entropy_value_and_grad"  # the kernel that it calls
+        recording.record(name, self._scale_again, (dx, dloss, x, t, loss), (dx,))
+        return dx
+
+    def _scale_again(self, dx: Any, dloss: Any, x: Any, t: Any, loss: Any) -> None:
+        dx[...] = self._scaled(dloss, x, t, loss)
+
+    def _scaled(self, dloss: Any, x: Any, t: Any, loss: Any) -> Array:
+        """Compute the gradient of the logits from an upstream gradient."""
         # In 16 bits the gradient may have underflowed, which no factor can undo.
         wide = x.astype(COMPUTE[x.dtype], copy=False)
         _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from plugrad.backends.options import COMPUTE, is_supported
-from plugrad.backends.selection import backend_for
+from plugrad.backends.selection import backend_for, recorder
 from plugrad.kernels._arguments import Array, overlaps_itself
 from plugrad.kernels.optim._checks import are_ready, at_least_0, check_writeable, checked_grads, share_below_1
 from plugrad.kernels.optim._schedules import Schedule
@@ -44,6 +44,9 @@ class Optimizer(ABC):
     def step(self, grads: Iterable[Array]) -> None:
         """Update the parameters in place, given their gradients.
 
+        In a block of `plugrad.kernels.capture` the step itself is recorded: each replay counts a step, and reads the
+        rate, the schedule and the other numbers anew.
+
         Raises
         ------
         TypeError, ValueError
@@ -54,6 +57,13 @@ class Optimizer(ABC):
             checked_grads(f"{name}.step", params, grads)
             for position, parameter in enumerate(params):
                 check_writeable(f"{name}: params: {position}", parameter)
+        self._step(grads)
+        if (recording := recorder()) is not None:
+            recording.record(name.lower(), self._step, (grads,), params)
+
+    def _step(self, grads: tuple[Array, ...]) -> None:
+        """Count and make a step, for gradients that have been checked."""
+        name = type(self).__name__
         self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
         lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1

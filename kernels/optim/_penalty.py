@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
-from plugrad.backends.selection import backend_for
+from plugrad.backends.selection import backend_for, recorder
 from plugrad.kernels._arguments import Array, ArrayLike, Loss, floating
 from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads
 
@@ -27,7 +28,8 @@ def l2_penalty(params: Iterable[ArrayLike], factor: float, *, grads: Iterable[Ar
     Returns
     -------
     penalty : number or array without dimensions
-        The penalty, to be added to the loss; on a GPU it stays there. float64 for float64 parameters, else float32.
+        The penalty, to be added to the loss; on a GPU it stays there. float64 for float64 parameters, else float32. In
+        a block of `plugrad.kernels.capture` an array without dimensions, which each replay overwrites.
 
     Raises
     ------
@@ -50,13 +52,27 @@ def l2_penalty(params: Iterable[ArrayLike], factor: float, *, grads: Iterable[Ar
     given = None if grads is None else checked_grads("l2_penalty", arrays, grads)
     for position, gradient in enumerate(given or ()):
         check_writeable(f"l2_penalty: grads: {position}", gradient)
+    penalty = _penalty(arrays, factor, given)
+    if (recording := recorder()) is None:
+        return penalty
+    result: npt.NDArray[Any] = np.asarray(penalty) if isinstance(penalty, np.generic) else penalty
+    recording.record("l2_penalty", _penalty_again, (result, arrays, factor, given), (result, *(given or ())))
+    return result
+
+
+def _penalty_again(result: Any, arrays: tuple[Any, ...], factor: float, grads: tuple[Any, ...] | None) -> None:
+    result[...] = _penalty(arrays, factor, grads)
+
+
+def _penalty(arrays: tuple[Any, ...], factor: float, grads: tuple[Any, ...] | None) -> Loss:
+    """Compute the penalty, and add its gradient."""
     total: Any = np.float64(0)
     dtype = FLOAT32
     with np.errstate(all="ignore"):  # values that a dtype cannot hold become infinite or 0
         for parameter in arrays:
             flat = parameter.reshape(-1).astype(FLOAT64, copy=False)  # float32 would lose digits of large sums
             total, dtype = total + flat @ flat, max(dtype, COMPUTE[parameter.dtype])
-        for parameter, gradient in zip(arrays, given or (), strict=False):
+        for parameter, gradient in zip(arrays, grads or (), strict=False):
             wide = COMPUTE[parameter.dtype]
             gradient[...] = gradient.astype(wide, copy=False) + 2 * factor * parameter.astype(wide, copy=False)
         penalty: Loss = (factor * total).astype(dtype)

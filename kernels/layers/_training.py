@@ -1,0 +1,181 @@
+"""Training steps, captured at the first batch of each shape."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plugrad.backends import Backend
+from plugrad.backends.options import COMPUTE, FLOAT64
+from plugrad.backends.recording import Call
+from plugrad.backends.selection import backend_for
+from plugrad.kernels._arguments import ArrayLike, Loss as LossValue, promoted, real
+from plugrad.kernels._capture import Graph, arrays_of, capture, is_array
+from plugrad.kernels.layers._layer import Layer
+from plugrad.kernels.layers._losses import Loss
+from plugrad.kernels.optim import Optimizer
+
+INDICES_OR_NUMBERS = "iubfV"  # the kinds of dtypes of labels; V is that of bfloat16
+
+
+class _Captured(NamedTuple):
+    """A captured step, and the arrays that it reads the batch from and writes the loss to."""
+
+    graph: Graph
+    x: Any
+    t: Any
+    loss: Any
+
+
+class TrainingStep:
+    """The steps of a training loop: forward, backward and update, captured once for each shape and dtype of a batch.
+
+    A step copies the batch to arrays of its own, and replays the graph (see `plugrad.kernels.capture`). It computes the
+    bits that the same calls compute without a capture. An instance may be used by one thread at a time. It holds the
+    arrays of each shape of a batch, so pad batches of many different shapes.
+
+    Parameters
+    ----------
+    net : Layer
+        The network. Layers of your own must compute by kernels: what they compute by NumPy is not recorded, and a
+        `RuntimeError` of the first step.
+    loss : Loss
+        The loss.
+    optimizer : Optimizer
+        The optimizer of the parameters of the network.
+
+    Raises
+    ------
+    TypeError
+        If an argument is something else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import layers, optim
+    >>> net = layers.Sequential(layers.Affine([[0.0, 0.0]], [0.0, 0.0]))
+    >>> training = layers.TrainingStep(net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=1.0))
+    >>> x, t = np.array([[1.0], [-1.0]]), np.array([0, 1])
+    >>> [round(float(training.step(x, t)), 6) for _ in range(2)]
+    [0.693147, 0.313262]
+    """
+
+    def __init__(self, net: Layer, loss: Loss, optimizer: Optimizer) -> None:
+        for name, given, kind in (("net", net, Layer), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
+            if not isinstance(given, kind):
+                raise TypeError(f"TrainingStep: {name}: expected {_article(kind)}, got {type(given).__qualname__}")
+        self.net, self.loss, self.optimizer = net, loss, optimizer
+        self._needs_dx = {"needs_dx": False} if "needs_dx" in inspect.signature(net.backward).parameters else {}
+        self._captured: dict[tuple[Any, ...], _Captured] = {}
+
+    def __repr__(self) -> str:
+        return f"TrainingStep({self.net!r}, {self.loss!r}, {self.optimizer!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graphs out of copies and pickles, which capture steps of their own."""
+        return {**vars(self), "_captured": {}}
+
+    def step(self, x: ArrayLike, t: ArrayLike) -> LossValue:
+        """Make a step on a batch, and return its loss, which later steps do not overwrite.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the layers raise them. No parameter has been changed then.
+        RuntimeError
+            If a layer computes by other code than kernels, which a replay would not run. No parameter has been changed.
+        """
+        backend = backend_for(x)
+        batch: Any = x if type(x) is backend.native else backend.take("TrainingStep: x", x)
+        labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)
+        key = batch.shape, batch.dtype, labels.shape, labels.dtype, backend.name
+        captured = self._captured.get(key)
+        if captured is None:
+            captured = self._captured[key] = self._capture(x, t, backend)
+        else:
+            captured.x[...] = batch
+            captured.t[...] = labels
+            captured.graph.replay()
+        loss: Any = captured.loss
+        result: LossValue = loss[()] if type(loss) is np.ndarray and not loss.ndim else loss.copy()
+        return result
+
+    def _capture(self, x: Any, t: Any, backend: Backend) -> _Captured:
+        """Make the first step of a batch of this shape, and capture it."""
+        x, t = self._inputs(x, backend), t if t is None else backend.take("TrainingStep: t", t)
+        if t is not None and t.dtype.kind in INDICES_OR_NUMBERS:  # else the loss refuses them
+            t = _copied(t, _labels_dtype(t, x), backend)
+        self.net.forget()
+        known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
+        with capture() as graph:
+            loss = self.loss.forward(self.net.forward(x), t)
+            self.net.backward(self.loss.backward(), **self._needs_dx)
+            _check_recorded(graph.calls, known, (loss, *self.net.grads), backend)
+            self.optimizer.step(self.net.grads)
+        return _Captured(graph, x, t, loss)
+
+    def _inputs(self, given: Any, backend: Backend) -> Any:
+        """Copy the inputs to an array of their own, in the dtype of the parameters if they are integers."""
+        x = real("TrainingStep", "x", given, backend)
+        dtype = x.dtype
+        for w in self.net.params[:1]:
+            dtype = promoted("TrainingStep", backend, x=x[:0], w=w[:0])[0].dtype
+            if dtype != w.dtype:
+                raise TypeError(f"TrainingStep: x: expected dtype {w.dtype}, that of the parameters, got {x.dtype}")
+        return _copied(x, dtype if dtype in COMPUTE else FLOAT64, backend)
+
+
+def _arrays_in(value: Any) -> Iterator[Any]:
+    """The arrays that layers hold, in attributes and in containers: parameters, weights of classes, constants."""
+    if isinstance(value, Layer):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from _arrays_in(entry)
+    elif is_array(value):
+        yield value
+
+
+def _check_recorded(calls: tuple[Call, ...], known: list[Any], results: tuple[Any, ...], backend: Backend) -> None:
+    """Refuse a step in which layers compute by other means than kernels: a replay would not compute it again."""
+
+    def is_among(array: Any, others: list[Any]) -> bool:
+        return is_array(array) and (
+            not array.size or any(type(o) is type(array) and backend.overlap(array, o) != "none" for o in others)
+        )
+
+    written: list[Any] = []
+    for call in calls:
+        for name, array, is_written in arrays_of(call):
+            if not is_written and not is_among(array, known) and not is_among(array, written):
+                raise _unrecorded(f"{call.name}: {name}")
+        written += [array for _, array, is_written in arrays_of(call) if is_written]
+    for result in results:
+        if not is_among(result, written):
+            raise _unrecorded("the loss" if result is results[0] else "a gradient")
+
+
+def _unrecorded(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"TrainingStep: {what}: expected an array that a kernel has computed, got one that a layer computes by other "
+        f"code, which a capture does not record; compute it by kernels, or make the step without TrainingStep"
+    )
+
+
+def _labels_dtype(t: Any, x: Any) -> np.dtype[Any]:
+    """The dtype in which labels are captured; those per class have the dtype in which the loss reads them."""
+    dtype: np.dtype[Any] = t.dtype.newbyteorder("=")
+    return x.dtype if dtype.kind == "f" and COMPUTE[x.dtype] == x.dtype else dtype
+
+
+def _copied(given: Any, dtype: np.dtype[Any], backend: Backend) -> Any:
+    copy = backend.empty(given.shape, dtype)
+    copy[...] = given
+    return copy
+
+
+def _article(kind: type) -> str:
+    return f"an {kind.__name__}" if kind.__name__[0] in "AEIOU" else f"a {kind.__name__}"
