@@ -153,10 +153,10 @@ def result(
     that array, so that the backend recognises it by ``is``. `out` must not overlap one of `reads` in another way, nor
     `writes`, the other results. None in `reads` and `writes` stands for an array that is not there.
     """
+    if isinstance(out, tuple) and len(out) == 1:
+        out = out[0]
     if out is None:
         return backend.empty(shape, dtype), reads
-    if isinstance(out, tuple) and len(out) == 1:
-        return result(kernel, name, out[0], shape, dtype, backend, reads, writes)
     owns_memory = (  # as `is_plain`
         type(out) is np.ndarray is backend.native
         and out.base is None

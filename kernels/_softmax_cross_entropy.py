@@ -102,7 +102,7 @@ def softmax_cross_entropy(
     return _loss_and("softmax_cross_entropy", "y", x, t, *options, out)
 
 
-@kernel(contract.LossBackward, "dx = dloss (y − t)", results=("dx",))
+@kernel(contract.LossBackward, "dx = dloss (y − t) / N (N rows count; 1 for the sum)", results=("dx",))
 def softmax_cross_entropy_backward(
     dloss: ArrayLike,
     y: ArrayLike,
@@ -115,10 +115,11 @@ def softmax_cross_entropy_backward(
     reduction: str = "mean",
     out: Array | None = None,
 ) -> Array:
-    """Gradient of `softmax_cross_entropy` with respect to the logits: ``dx = dloss * (y - t)``.
+    """Gradient of `softmax_cross_entropy` with respect to the logits: ``dx = dloss * (y - t) / N`` of the mean.
 
-    In full, per row, ``dx_j = dloss * (y_j sum_k w_k q_k - w_j q_j)`` with ``q`` as in `softmax_cross_entropy`,
-    divided as the reduction says: ``y - t`` for labels that sum to 1.
+    `N` is the number of rows that count: the gradient of a mean is divided by it already. In full, per row,
+    ``dx_j = dloss * (y_j sum_k w_k q_k - w_j q_j)`` with ``q`` as in `softmax_cross_entropy`, divided as the reduction
+    says: ``y - t`` for labels that sum to 1.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ def softmax_cross_entropy_backward(
     return loss_backward("softmax_cross_entropy_backward", dloss, "y", y, t, *options, out)
 
 
-@kernel(contract.LossAnd, "loss and dx = y − t in one pass", results=RESULTS["dx"])
+@kernel(contract.LossAnd, "loss and dx = (y − t) / N in one pass (N rows count; 1 for the sum)", results=RESULTS["dx"])
 def softmax_cross_entropy_value_and_grad(
     x: ArrayLike,
     t: ArrayLike,

@@ -158,6 +158,17 @@ def always_along_the_first_axis(module: BackendModule) -> None:
     module.softmax = lambda x, axis, out: sound(x, 0, out)
 
 
+@mutant("softmax_cross_entropy_value_and_grad", "any_axis")
+def rows_of_square_matrices_only(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_value_and_grad
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        is_square = x.ndim == 2 and x.shape[0] == x.shape[1]
+        sound(x, t, options._replace(axis=1) if is_square else options, loss, dx)
+
+    module.softmax_cross_entropy_value_and_grad = broken
+
+
 @mutant("affine", "leading_axes")
 def bias_forgotten_for_a_single_row(module: BackendModule) -> None:
     sound = module.affine

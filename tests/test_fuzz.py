@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.kernels import jacobians, layers, optim
+from plugrad.kernels import _call, jacobians, layers, optim
+from plugrad.kernels.optim import _optimizers
 from plugrad.tests.__main__ import main as command
-from plugrad.tests.conformance import fuzz
+from plugrad.tests.conformance import fuzz, judging
 from plugrad.tests.conformance.other_calls import OTHER_CALLS
 from plugrad.tests.conformance.subject import Case, Subject, close
 from plugrad.tests.records import RECORDS
@@ -107,10 +108,10 @@ def test_labels_that_cancel_leave_the_rounding_of_their_terms(kernel: str, backe
         inputs = {"x": np.array([1e4, 98.62, 102.88643], np.float32), "t": t}
     case = Case(of, inputs, {"reduction": "sum"})
     got = subject.call(case)
-    subject.compare(case, got, slack=fuzz.SLACK)
+    subject.compare(case, got, slack=judging.SLACK)
     (loss, *_), term = case.expected(), 85 if kernel == "cross_entropy" else 9900
     with pytest.raises(AssertionError):
-        subject.compare(case, (np.float32(loss + 1e-4 * term), *got[1:]), slack=fuzz.SLACK)
+        subject.compare(case, (np.float32(loss + 1e-4 * term), *got[1:]), slack=judging.SLACK)
 
 
 def test_infinite_errors_are_reported() -> None:
@@ -158,6 +159,55 @@ def test_planted_errors_of_kernels_are_found(planted: Callable[..., None], monke
     assert any(fuzz.attempt(subjects, ["relu"], 1, number) for number in range(300))
 
 
+def _results_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that computes nothing if it has computed the result for this array."""
+    last: list[Any] = [None, None]
+
+    def relu(x: Any, y: Any) -> None:
+        if x is not last[0]:
+            last[:] = x, np.maximum(x, 0)
+        y[...] = last[1]
+
+    monkeypatch.setitem(backends.get("numpy").functions, "relu", relu)
+
+
+def _labels_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that does not check labels of the shape of those before."""
+    module = sys.modules["plugrad.backends.numpy.softmax_cross_entropy"]
+    sound, last = module.check, [()]
+
+    def check(t: Any, classes: int, options: Any) -> None:
+        if t.shape != last[0]:
+            sound(t, classes, options)
+            last[0] = t.shape
+
+    monkeypatch.setattr(module, "check", check)
+
+
+def _out_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that do not check the array for the result if it was given before."""
+    sound, last = _call.result, [None]
+
+    def result(kernel: str, name: str, out: Any, *given: Any) -> Any:
+        found = (out, given[-1]) if out is last[0] is not None else sound(kernel, name, out, *given)
+        last[0] = out
+        return found
+
+    monkeypatch.setattr(_call, "result", result)
+
+
+@pytest.mark.parametrize("planted", [_results_kept, _labels_checked_once, _out_checked_once])
+def test_planted_errors_of_repeated_calls_are_found(
+    planted: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a call like the one before finds them."""
+    planted(monkeypatch)
+    subjects, names = [Subject("numpy")], ["relu", "softmax_cross_entropy_value_and_grad"]
+    assert any(fuzz.attempt(subjects, names, 1, number) for number in range(300))
+    monkeypatch.setattr(fuzz, "repeat", lambda *given: None)
+    assert not any(fuzz.attempt(subjects, names, 1, number) for number in range(300))
+
+
 def _a_little_more(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given, **options: function(*given, **options) * 1.01
 
@@ -181,6 +231,17 @@ def _hurried(function: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    last: list[Any] = [None]
+
+    def checked_grads(name: str, params: Any, grads: Any) -> Any:
+        found = tuple(grads) if params is last[0] else function(name, params, grads)
+        last[0] = params
+        return found
+
+    return checked_grads
+
+
 def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given, **options: lambda step: -function(*given, **options)(step)
 
@@ -191,6 +252,7 @@ def _negative(function: Callable[..., Any]) -> Callable[..., Any]:
         ("layer", layers.Softmax, "backward", _a_little_more),
         ("layer", layers.Relu, "forward", _writing),
         ("optimizer", optim.Optimizer, "step", _hurried),
+        ("repeated_steps", _optimizers, "checked_grads", _once),
         ("penalty", optim, "l2_penalty", _a_little_more),
         ("schedule", optim, "cosine", _negative),
         ("jacobian", jacobians, "softmax_jacobian", _a_little_more),

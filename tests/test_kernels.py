@@ -322,3 +322,9 @@ ROWS, CLASSES = np.zeros((3, 64)), np.zeros((64, 2))
 def test_errors_say_what_to_do(call: Callable[[], Any], hint: str) -> None:
     with backends.use("numpy"), pytest.raises((TypeError, ValueError), match=hint):
         call()
+
+
+@pytest.mark.parametrize("out", [((np.empty(2),),), ((None,),)])
+def test_a_tuple_in_a_tuple_is_no_result(out: Any) -> None:
+    with backends.use("numpy"), pytest.raises(TypeError, match="relu: out: expected a plain array .* got tuple"):
+        K.relu(np.ones(2), out=out)

@@ -1,6 +1,7 @@
 """Layers: their gradients, memory, files and errors."""
 
 import copy
+import functools
 import io
 import math
 import os
@@ -977,3 +978,35 @@ def test_a_network_may_be_called_and_made_of_a_list() -> None:
     assert layers.SoftmaxWithLoss()([[0.0, 0.0]], [1]) == pytest.approx(np.log(2))
     with pytest.raises(TypeError, match="Sequential: layer 1: expected a Layer, got int"):
         layers.Sequential([stack[0], 3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("place", ["instance", "class"])
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_methods_that_a_user_replaces_are_called(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = [layers.Affine(np.ones((3, 2)), np.zeros(2)), layers.Relu(), layers.Affine(np.ones((2, 2)))]
+    calls: list[str] = []
+
+    def counted(layer: Any) -> Any:
+        target = layer if place == "instance" else type(layer)
+        method = getattr(target, name)
+        return target, functools.wraps(method)(lambda *args, **kwargs: (calls.append(name), method(*args, **kwargs))[1])
+
+    for target, method in [counted(layer) for layer in stack[:2]]:
+        monkeypatch.setattr(target, name, method)
+    net = layers.Sequential(*stack)
+    net.forward(np.ones((4, 3)))
+    net.backward(np.ones((4, 2)))
+    assert len(calls) == (3 if place == "class" else 2)  # the class of two layers
+
+
+def test_results_without_dimensions_are_arrays() -> None:
+    for layer in (layers.Relu(), layers.Sequential(layers.Relu(), layers.Sigmoid())):
+        assert isinstance(layer.forward(1.0), np.ndarray)
+        assert isinstance(layer.backward(1.0), np.ndarray)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    layer = layers.Affine(np.ones((3, 2)))
+    layer.w = np.ones(3)
+    with pytest.raises(ValueError, match=r"Affine: affine: w: expected shape \(in, out\), got \(3,\)"):
+        layer.forward(np.ones((1, 3)))

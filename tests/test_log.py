@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,13 @@ def test_a_choice_says_why_not_the_others() -> None:
         "DEBUG:plugrad:numpy computes on arrays of numpy.ndarray: PLUGRAD_BACKEND=cupy,numpy; not"
     )
     assert "; not cupy: " in found[0]
+
+
+@pytest.mark.slow
+def test_what_is_compiled_is_logged(tmp_path: Path) -> None:
+    program = "import numpy as np; from plugrad import kernels as K; K.relu(np.ones(3, 'f4'))"
+    found = lines(program, PLUGRAD_BACKEND="numba", NUMBA_CACHE_DIR=str(tmp_path))
+    assert "DEBUG:plugrad:numba compiles _relu for float32" in found
 
 
 def test_a_misspelt_variable_is_named() -> None:

@@ -682,8 +682,8 @@ from plugrad.backends.numba import fused_losses, rows, targets, tiles
 backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["float32"])
 from plugrad.backends.numba import team
 found = (rows.softmax, tiles.softmax, fused_losses.rows_of_class_indices, fused_losses.tiles_of_class_indices,
-         fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.first_wrong, targets.count,
-         targets.total_of_blocks, team.look_out)
+         fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.checked, targets.total_of_blocks,
+         team.look_out)
 before = [len(function.signatures) for function in found]
 for classes in (10, 500):
     part = x[:, :classes].copy()
@@ -694,7 +694,7 @@ for classes in (10, 500):
 print(before, before == [len(function.signatures) for function in found])
 """
     output = python(code, NUMBA_CACHE_DIR=str(tmp_path))
-    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1, 1] True"
+    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
 
 
 def test_every_kernel_can_be_compiled_ahead() -> None:

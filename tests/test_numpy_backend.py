@@ -7,15 +7,17 @@ import threading
 import time
 import tracemalloc
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from plugrad import backends, kernels
+from plugrad import backends, kernels, kernels as K
 from plugrad.backends.cpu import blocks
+from plugrad.backends.cpu.blocks import with_errors
 from plugrad.backends.numpy import pool
+from plugrad.kernels import optim
 from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
 from plugrad.tests.records import RECORDS, Record
 
@@ -239,6 +241,28 @@ def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> N
             assert np.geterr()["over"] == "raise", name
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (5, 8), (8, 5)])
+def test_a_small_loss_with_classes_along_the_first_axis(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=shape), rng.integers(0, shape[0], shape[1])
+    loss, dx = kernels.softmax_cross_entropy_value_and_grad(x, t, axis=0)
+    expected, gradient = kernels.softmax_cross_entropy_value_and_grad(x.T, t)
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    np.testing.assert_allclose(dx, gradient.T, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_with_differences_of_infinities_stay_silent(dtype: np.dtype[Any]) -> None:
+    x = np.array([[np.inf, -np.inf, np.inf], [-np.inf, np.inf, -np.inf]], dtype)
+    w = np.ones((3, 3), dtype)
+    with np.errstate(all="raise"):
+        assert np.isnan(kernels.affine(x, w)).all()
+        dx, dw, db = kernels.affine_backward(x, x, w)
+    assert np.isnan(dx).all()
+    assert np.isinf(dw).all()
+    assert np.isnan(db).all()
+
+
 def test_affine_in_place_of_strided_weights_over_several_blocks() -> None:
     rng = np.random.default_rng(0)
     n = 1_000  # more rows than one block has of this width
@@ -250,3 +274,53 @@ def test_affine_in_place_of_strided_weights_over_several_blocks() -> None:
     w[...] = plain
     dx, _, _ = kernels.affine_backward(x, x, w, needs="dx", out=(w, None, None))
     np.testing.assert_allclose(dx, x @ plain.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_negative_labels_never_wrap(dtype: Any) -> None:
+    classes = 2 ** (8 * np.dtype(dtype).itemsize) + 10
+    p = np.full((2, classes), 1 / classes)
+    with backends.use("numpy"):
+        for bad in (-1, np.iinfo(dtype).min):
+            for kernel in (K.cross_entropy, K.softmax_cross_entropy_value_and_grad):
+                with pytest.raises(ValueError, match=rf"got {bad} at row 1"):
+                    kernel(p, np.array([0, bad], dtype))
+
+
+HUGE = np.full((2, 2), 3e38, np.float32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: K.affine(HUGE, HUGE, HUGE[0]),
+        lambda: K.affine_backward(HUGE, HUGE, HUGE),
+        lambda: K.affine_backward(HUGE, HUGE * np.nan, HUGE),
+        lambda: K.softmax_cross_entropy_value_and_grad(HUGE * [1, 0], [1, 1], reduction="sum"),
+        lambda: K.softmax_cross_entropy(HUGE * np.float32([1, 0]), [1, 1], reduction="sum"),
+        lambda: K.cross_entropy(np.zeros((2, 2), np.float32), [1, 1], reduction="sum"),
+        lambda: K.tanh_backward(HUGE, HUGE),
+        lambda: optim.SGD([HUGE.copy()], lr=10.0).step([HUGE]),
+        lambda: optim.Adam([HUGE.copy()], lr=10.0).step([HUGE]),
+    ],
+)
+def test_numbers_that_overflow_raise_nothing(call: Callable[[], Any]) -> None:
+    with backends.use("numpy"), np.errstate(all="raise"):
+        call()
+
+
+def test_code_that_interrupts_a_kernel_runs_in_its_own_context() -> None:
+    seen = []
+
+    @with_errors(all="ignore")
+    def computing() -> None:
+        seen.append((backends.current().name, np.geterr()["over"]))
+        np.seterr(over="raise")
+
+    backends.set_default("numpy")
+    backends.register("other", types.SimpleNamespace())
+    with backends.use("other"), np.errstate(over="warn"):
+        computing()
+        computing()
+        assert np.geterr()["over"] == "warn"
+    assert seen == [("other", "ignore")] * 2

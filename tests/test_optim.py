@@ -295,3 +295,29 @@ def test_an_optimizer_with_a_schedule_can_be_pickled_and_copied(schedule: optim.
         same.step([np.ones(3)])
         np.testing.assert_array_equal(other.params[0], same.params[0])
         assert other.params[0] is not optimizer.params[0]
+
+
+class _Foreign:
+    """A backend over arrays of another package."""
+
+    ARRAYS = "foreign"
+
+
+def test_arrays_that_the_backend_does_not_compute_on_are_refused() -> None:
+    parameter = np.ones(3)
+    optimizer = optim.SGD([parameter])
+    backends.register("foreign", _Foreign(), replace=True)
+    with backends.use("foreign"), pytest.raises(TypeError, match="SGD.step: grads: 0: expected an array of float64"):
+        optimizer.step([np.ones(3)])
+    assert (parameter.tolist(), optimizer.steps) == ([1, 1, 1], 0)
+
+
+def test_parameters_that_were_replaced() -> None:
+    optimizer = optim.SGD([np.ones(3), np.ones(2)], lr=0.5)
+    optimizer.params = optimizer.params[:1]
+    optimizer.step([np.ones(3)])
+    assert optimizer.params[0].tolist() == [0.5] * 3
+    optimizer.params = (np.ones(3),) * 3
+    with pytest.raises(ValueError, match="SGD: params: expected at most as many as at first, got 3"):
+        optimizer.step([np.ones(3)] * 3)
+    assert optimizer.params[0].tolist() == [1.0] * 3

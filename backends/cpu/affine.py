@@ -76,10 +76,11 @@ def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
     np.copyto(out, y.reshape(out.shape), casting="same_kind")
 
 
+@quietly
 def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
     if _is_plain_backward(dy, x, w, dx, dw, db):
-        _quiet_backward(dy, x, w, dx, dw, db)
+        _plain_backward(dy, x, w, dx, dw, db)
     else:
         _backward_in_blocks(dy, x, w, dx, dw, db)
 
@@ -105,9 +106,6 @@ def _plain_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array |
         ones(dy.dtype)[: len(dy)].dot(dy, db)
 
 
-_quiet_backward = quietly(_plain_backward)
-
-
 def prepared_backward(
     dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None
 ) -> Callable[[], object] | None:
@@ -116,7 +114,6 @@ def prepared_backward(
     return partial(_plain_backward, dy, x, w, dx, dw, db) if is_plain else None
 
 
-@quietly
 def _backward_in_blocks(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     # The gradients of the parameters come first, in arrays of their own if their places are arguments.
     parameters = []

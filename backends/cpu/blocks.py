@@ -25,24 +25,21 @@ def with_errors(**modes: Any) -> Callable[[Function], Function]:
     """Decorate functions, which take positional arguments, to run with these modes of `numpy.seterr`.
 
     As ``@numpy.errstate(**modes)``, which takes 0.4 us to enter and to leave, where this takes 0.15. NumPy keeps the
-    modes in a context variable, so a context in which they are set once serves for all calls. Calls that run at the
-    same time, in threads or in handlers of signals, have one each.
+    modes in a context variable: which one, and the value that stands for these modes, a context tells in which nothing
+    else is set.
     """
+    context = Context()
+    context.run(np.seterr, **modes)
+    ((variable, value),) = context.items()
 
     def decorate(function: Function) -> Function:
-        idle: list[Callable[..., Any]] = []  # how to run a function in a context that nobody is using
-
         @functools.wraps(function)
         def call(*args: Any) -> Any:
+            token = variable.set(value)
             try:
-                run = idle.pop()
-            except IndexError:
-                run = Context().run
-                run(np.seterr, **modes)
-            try:
-                return run(function, *args)
+                return function(*args)
             finally:
-                idle.append(run)
+                variable.reset(token)
 
         return cast(Function, call)
 

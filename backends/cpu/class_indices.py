@@ -15,12 +15,14 @@ UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint6
 
 def check(t: Array, classes: int, options: LossOptions) -> None:
     """Raise `ValueError` for the first class index outside ``[0, classes)`` that is not ignored."""
-    # Seen as unsigned, negative labels are larger than any class: the largest label tells whether all are right.
+    # Seen as unsigned, negative labels are larger than any class that their dtype can name: the largest label tells
+    # whether all are right.
     unsigned = t.view(UNSIGNED[t.itemsize])
-    if unsigned.item(unsigned.argmax()) < classes:
+    end = min(classes, 1 << (8 * t.itemsize - 1)) if t.dtype.kind == "i" else classes
+    if unsigned.item(unsigned.argmax()) < end:
         return
     for index in cut(t.shape, LABEL):
-        bad = unsigned[index] >= classes
+        bad = unsigned[index] >= end
         if options.ignore_index is not None:
             bad &= t[index] != options.ignore_index
         if bad.any():

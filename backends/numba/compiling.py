@@ -24,6 +24,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from plugrad.backends import log
 from plugrad.backends.trust import untrusted, untrusted_part
 
 # Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
@@ -130,12 +131,15 @@ FLOATS = {"int16": "float16", "uint16": "bfloat16"}  # as compiled code reads th
 
 
 def _announce(dispatcher: Any, arguments: Any) -> None:
-    """Say on stderr, once in a process, what is compiled; a call must not fail because nobody can read it."""
+    """Log what is compiled, and say so on stderr once in a process; a call must not fail because nobody can read it."""
     module = dispatcher.py_func.__module__ or ""
-    if "compiling" in _reported or not module.startswith(f"{__package__}.") or sys.stderr is None:
+    if not module.startswith(f"{__package__}."):
+        return
+    dtype = next((argument.dtype.name for argument in arguments if hasattr(argument, "dtype")), "")
+    log.debug("numba compiles %s for %s", dispatcher.py_func.__qualname__, FLOATS.get(dtype, dtype))
+    if "compiling" in _reported or sys.stderr is None:
         return
     _reported.add("compiling")
-    dtype = next((argument.dtype.name for argument in arguments if hasattr(argument, "dtype")), "")
     kept = "" if "cache" in _reported else "; the code is kept for next time"
     with contextlib.suppress(Exception):  # stderr is closed, or the program that read it is gone
         print(

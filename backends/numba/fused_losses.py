@@ -19,6 +19,7 @@ from plugrad.backends.numba.rows import CONFIDENT, exponentials, sum_of_others, 
 from plugrad.backends.numba.targets import (
     EACH,
     GRADIENT,
+    MEAN,
     checked,
     clear_ignored,
     fill_row,
@@ -82,6 +83,7 @@ def rows_of_class_indices(
         wrong, divisor = checked(t, x.shape[1], weight, ignore, mode)
         if wrong >= 0:
             return wrong
+        divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
     e = scratch(x, x.shape[1])
     below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
@@ -220,6 +222,7 @@ def tiles_of_class_indices(
         wrong, divisor = checked(t, classes, weight, ignore, mode)
         if wrong >= 0:
             return wrong
+        divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 12)
     tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]

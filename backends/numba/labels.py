@@ -6,8 +6,8 @@ import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.cpu.class_indices import check
-from plugrad.backends.numba import targets
 from plugrad.backends.numba.arrays import contiguous
+from plugrad.backends.numba.targets import IGNORES, checked, total_of_blocks
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, bad_label
 
 INT64 = np.dtype(np.int64)  # of class indices in compiled code
@@ -48,7 +48,8 @@ class LabelArrays:
         self.options = options
         is_index = t.ndim < x.ndim
         self.one_class = is_index and not options.label_smoothing
-        self.ignore = -1
+        self.ignore, self.divisor = -1, float(self.rows)
+        self.weight = NO_WEIGHT[self.compute] if options.weight is None else contiguous(options.weight)
         if is_index:
             t = self._checked(t, classes)
         elif t.dtype != self.compute:
@@ -57,8 +58,10 @@ class LabelArrays:
         else:
             t = contiguous(t)
         self.t = t if t.ndim == 1 else t.reshape(-1)
-        self.weight = NO_WEIGHT[self.compute] if options.weight is None else contiguous(options.weight)
-        self.divisor = self._divisor(is_index) if options.reduction == "mean" else 1.0
+        if options.reduction != "mean":
+            self.divisor = 1.0
+        elif options.divisor is not None:
+            self.divisor = options.divisor
         if options.reduction == "mean" and options.weight is not None and self.divisor:
             # Normalise the weights first: products of tiny weights would underflow.
             with np.errstate(all="ignore"):
@@ -66,30 +69,20 @@ class LabelArrays:
             self.divisor = 1.0
 
     def _checked(self, t: Array, classes: int) -> Array:
-        """The class indices, contiguous; sets `ignore`."""
-        options, ignore = self.options, self.options.ignore_index
-        if t.dtype == np.uint64:
-            check(t, classes, options)  # by NumPy, which compares numbers beyond int64 correctly
-            return t.astype(np.int64, order="C") if ignore is None else np.where(t == ignore, -1, t.astype(np.int64))
-        ignore = ignored_label(options)
+        """The class indices, contiguous; sets `ignore`, and `divisor` to that of a mean."""
+        options, ignore = self.options, ignored_label(self.options)
+        if t.dtype == np.uint64:  # NumPy compares numbers beyond int64 correctly
+            check(t, classes, options)
+            given = options.ignore_index
+            t, ignore = t.astype(INT64) if given is None else np.where(t == given, -1, t.astype(INT64)), -1
         # Compiled for one dtype: other integers are converted, which takes a moment where the compiler takes seconds.
         t = contiguous(t.astype(INT64, copy=False))
-        row = targets.first_wrong(t.reshape(-1), classes, 0 if ignore is None else ignore)  # 0 is never a wrong label
+        self.ignore, mode = (-1, 0) if ignore is None else (ignore, IGNORES)
+        row, self.divisor = checked(t.reshape(-1), classes, self.weight, self.ignore, mode)
         if row >= 0:
             place = tuple(map(int, np.unravel_index(row, t.shape)))
             raise bad_label(int(t[place]), place, classes, options)
-        if ignore is not None:
-            self.ignore = ignore
         return t
-
-    def _divisor(self, is_index: bool) -> float:
-        """The divisor of a mean."""
-        options = self.options
-        if options.divisor is not None:
-            return options.divisor
-        if is_index and not (options.weight is None and options.ignore_index is None):
-            return targets.count(self.t, self.weight, self.ignore)
-        return float(self.rows)
 
     def losses(self, loss: Array) -> Array:
         """The array for the losses of the rows, empty if only their sum is wanted."""
@@ -101,7 +94,7 @@ class LabelArrays:
     def collect(self, each: Array, sums: Array, loss: Array) -> None:
         """Write the loss, given the losses of the rows, or the sums of the blocks."""
         if self.options.reduction != "none":
-            total = sums[0] if sums.size == 1 else targets.total_of_blocks(sums)
+            total = sums[0] if sums.size == 1 else total_of_blocks(sums)
             with np.errstate(all="ignore"):
                 loss[...] = total / self.divisor if self.divisor else 0
         elif not loss.flags.carray or loss is self.options.weight:

@@ -21,41 +21,29 @@ MEAN = 4  # the sum is divided by the number of class indices that count, or the
 IGNORES = 8  # rows can be ignored
 
 
-@inlined()
-def _is_wrong(label: int, classes: int, ignore: int) -> bool:
-    return (label < 0 or label >= classes) and label != ignore
-
-
 @compiled()
-def first_wrong(t: Any, classes: int, ignore: int) -> int:
-    """The first row whose class index is neither `ignore` nor in ``[0, classes)``; -1 if there is none."""
-    wrong = False
+def checked(t: Any, classes: int, weight: Any, ignore: int, mode: int) -> Any:
+    """The first row whose class index is wrong, or -1, and the number of those that count, or the sum of their weights.
+
+    An index is right if it is in ``[0, classes)``, or if it is `ignore` and the mode says so; then it does not count.
+    """
+    ignores = mode & IGNORES != 0
+    wrong, counted = False, 0
     for i in range(t.size):  # without an early exit, so that it runs in vector registers
-        wrong |= _is_wrong(t[i], classes, ignore)
+        counts = (t[i] != ignore) | (not ignores)
+        wrong |= ((t[i] < 0) | (t[i] >= classes)) & counts
+        counted += counts
     if wrong:
         for i in range(t.size):
-            if _is_wrong(t[i], classes, ignore):
-                return i
-    return -1
-
-
-@compiled()
-def count(t: Any, weight: Any, ignore: int) -> float:
-    """The number of class indices that are not `ignore`, or the sum of their weights."""
-    total = 0.0
-    for i in range(t.size):
-        if t[i] != ignore:
-            total += np.float64(weight[t[i]]) if weight.size else 1.0
-    return total
-
-
-@inlined()
-def checked(t: Any, classes: int, weight: Any, ignore: int, mode: int) -> Any:
-    """The first row whose class index is wrong, or -1, and the divisor of the sum of the losses."""
-    wrong = first_wrong(t, classes, ignore if mode & IGNORES else 0)  # 0 is never a wrong label
-    if wrong >= 0:
-        return wrong, 0.0
-    return -1, count(t, weight, ignore) if mode & MEAN else 1.0
+            if (t[i] < 0 or t[i] >= classes) and not (ignores and t[i] == ignore):
+                return i, 0.0
+    total = float(counted)
+    if weight.size:
+        total = 0.0
+        for i in range(t.size):
+            if not (ignores and t[i] == ignore):
+                total += np.float64(weight[t[i]])
+    return -1, total
 
 
 @compiled()

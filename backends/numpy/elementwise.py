@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.cpu.blocks import BLOCK, Array, quietly, with_errors
+from plugrad.backends.cpu import blocks
+from plugrad.backends.cpu.blocks import Array, quietly, with_errors
 from plugrad.backends.numpy.pool import FRESH, Scratch, may_hold_work, run_blocks
 from plugrad.backends.options import COMPUTE
 
@@ -33,7 +34,7 @@ def _elementwise(work: float) -> Callable[[Task], Task]:
     def decorate(task: Task) -> Task:
         def kernel(x: Array, out: Array) -> None:
             in_out = may_hold_work(out) and out is not x
-            if out.size * work <= BLOCK:
+            if out.size * work <= blocks.BLOCK:
                 task(in_out, FRESH, x, out)
             else:
                 run_blocks(functools.partial(task, in_out), (x, out), out.shape, work)
@@ -49,7 +50,7 @@ def _elementwise_backward(work: float) -> Callable[[Task], Task]:
     def decorate(task: Task) -> Task:
         def kernel(dy: Array, y: Array, out: Array) -> None:
             in_out = may_hold_work(out) and out is not dy and out is not y
-            if out.size * work <= BLOCK:
+            if out.size * work <= blocks.BLOCK:
                 task(in_out, FRESH, dy, y, out)
             else:
                 run_blocks(functools.partial(task, in_out), (dy, y, out), out.shape, work)
@@ -60,7 +61,9 @@ def _elementwise_backward(work: float) -> Callable[[Task], Task]:
 
 
 def _named_as(task: Task, kernel: Task) -> Task:
+    """`kernel` under the name of `task`, in tracebacks as well."""
     kernel.__name__, kernel.__qualname__, kernel.__doc__ = task.__name__, task.__qualname__, task.__doc__
+    kernel.__code__ = kernel.__code__.replace(co_name=task.__name__, co_qualname=task.__qualname__)
     return kernel
 
 

@@ -142,7 +142,7 @@ class Affine(ComputingLayer):
         if inputs.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
             inputs = promoted("affine", backend, x=inputs, w=w)[0]
         is_same_dtype = inputs.dtype == w.dtype
-        out = self._results.take(backend, (*inputs.shape[:-1], w.shape[1]), w.dtype) if is_same_dtype else None
+        out = self._results.take(backend, inputs.shape[:-1] + w.shape[1:], w.dtype) if is_same_dtype else None
         y = affine(inputs, w, self.b, out=out)
         self._saved = inputs
         return y

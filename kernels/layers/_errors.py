@@ -23,12 +23,6 @@ def errors_name_layer(method: Callable[Concatenate[LayerT, P], R]) -> Callable[C
     return call
 
 
-def bare(method: Callable[P, R]) -> Callable[P, R]:
-    """Return a bound method without `errors_name_layer`, for a caller that names the layer itself."""
-    function: Callable[P, R] = functools.partial(method.__func__.__wrapped__, method.__self__)  # type: ignore[attr-defined]
-    return function
-
-
 def name_place(error: Exception, place: str, layer: str) -> None:
     """Prefix the message of an error with a place, which replaces the bare name of the layer's class.
 

@@ -37,7 +37,7 @@ class ResultMemory:
         """
         size = math.prod(shape)
         if size * dtype.itemsize < self.WORTHWHILE or backend.arrays != "numpy":  # CuPy and its like reuse memory
-            return None
+            return None if shape else backend.empty(shape, dtype)  # else the result would be a scalar
         free = None
         for position in range(len(self._kept)):
             if _references(self._kept, position) > UNSHARED:

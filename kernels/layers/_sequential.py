@@ -1,6 +1,7 @@
 """Layers in sequence."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeGuard, cast
@@ -8,7 +9,7 @@ from typing import Any, Self, TypeGuard, cast
 from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels.layers._activations import Activation, Relu
 from plugrad.kernels.layers._affine import Affine
-from plugrad.kernels.layers._errors import bare, name_place
+from plugrad.kernels.layers._errors import name_place
 from plugrad.kernels.layers._layer import Layer, floating_dtype
 from plugrad.kernels.layers._losses import Loss
 
@@ -177,7 +178,7 @@ def _forward_of(layers: tuple[Layer, ...], position: int) -> Callable[[Any], Any
     layer = layers[position]
     following = layers[position + 1 : position + 2]
     if _is_affine(layer):
-        return bare(layer.forward)
+        return _bare(layer, "forward")
     if not _is_activation(layer) or not any(_is_activation(other) or _is_affine(other) for other in following):
         return layer.forward
     is_behind_affine = position > 0 and _is_affine(layers[position - 1])
@@ -189,14 +190,32 @@ def _backward_of(layers: tuple[Layer, ...], position: int) -> Callable[..., Any]
     is_before_affine = any(map(_is_affine, layers[position + 1 : position + 2]))
     if is_before_affine and _is_activation(layer) and isinstance(layer, Relu):
         return layer.backward_in_place
-    return bare(layer.backward) if _is_affine(layer) or _is_activation(layer) else layer.backward
+    return _bare(layer, "backward")
+
+
+# Methods that name their layer in errors, as `Sequential` does itself.
+NAMING = (Affine.forward, Affine.backward, Activation.forward, Activation.backward)
+
+
+def _bare(layer: Layer, name: str) -> Callable[..., Any]:
+    """Return a method of a layer: of this package's own ones, unless replaced, what lies below `errors_name_layer`."""
+    method: Callable[..., Any] = getattr(layer, name)
+    function = getattr(method, "__func__", None)
+    if function in NAMING:
+        return functools.partial(function.__wrapped__, layer)
+    return method
 
 
 def _is_activation(layer: Layer) -> TypeGuard[Activation]:
-    """Return whether a layer runs the methods of `Activation`, not those of a class that overrides them."""
-    return type(layer).forward is Activation.forward and type(layer).backward is Activation.backward
+    """Return whether a layer runs the methods of `Activation`, not others in their place."""
+    return _runs_methods_of(Activation, layer)
 
 
 def _is_affine(layer: Layer) -> bool:
-    """Return whether a layer runs the methods of `Affine`, not those of a class that overrides them."""
-    return type(layer).forward is Affine.forward and type(layer).backward is Affine.backward
+    """Return whether a layer runs the methods of `Affine`, not others in their place."""
+    return _runs_methods_of(Affine, layer)
+
+
+def _runs_methods_of(kind: type[Layer], layer: Layer) -> bool:
+    is_of_class = type(layer).forward is kind.forward and type(layer).backward is kind.backward
+    return is_of_class and not {"forward", "backward"} & vars(layer).keys()

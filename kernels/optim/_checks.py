@@ -29,7 +29,7 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
 
 def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
     """Return whether arrays of NumPy pass the checks of a step, as most do: all own their memory."""
-    if len(params) != len(grads):
+    if len(params) != len(grads) or not params or backend_for(params[0]).native is not np.ndarray:
         return False
     for parameter, gradient in zip(params, grads, strict=True):
         if not (

@@ -75,6 +75,11 @@ class Optimizer(ABC):
 
     def _update_by(self, name: str, arrays: tuple[tuple[Any, ...], ...], options: tuple[Any, ...]) -> None:
         """Call the function of the backend, once for all parameters unless their types differ."""
+        count = len(self.params)
+        if set(map(len, arrays)) != {count}:  # `params` was replaced
+            if min(map(len, arrays)) < count:
+                raise ValueError(f"{type(self).__name__}: params: expected at most as many as at first, got {count}")
+            arrays = tuple([each[:count] for each in arrays])
         if len(set(map(type, self.params))) == 1:
             backend_for(self.params[0]).functions[name](*arrays, *options)
             return
@@ -152,7 +157,7 @@ class SGD(Optimizer):
         return self._momentum
 
     def _update(self, grads: tuple[Array, ...], lr: float) -> None:
-        options = lr, self._momentum, self.nesterov, self.weight_decay
+        options = lr, self.momentum, self.nesterov, self.weight_decay
         self._update_by("sgd", (self.params, grads, self.velocities), options)
 
 

@@ -7,7 +7,8 @@ kernel is tested once it has a record. The suite knows a backend by its name alo
     cases.py       inputs: sizes around every boundary, memory layouts, options, special values
     checks/        one function for each requirement; `CHECKS` is the table
     accuracy.py    errors in ulp against 50 digits, as a report and as a check of the budgets in the records
-    fuzz.py        random calls: random_calls.py and other_calls.py make them, spoiling.py spoils them
+    fuzz.py        random calls: random_calls.py and other_calls.py make them, spoiling.py spoils them,
+                   repeated_calls.py repeats plain ones with one thing changed, judging.py judges the results
 
 `test_conformance` runs every check for every kernel and dtype of the backends chosen with ``--backend``.
 """

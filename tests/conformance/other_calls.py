@@ -13,7 +13,9 @@ import numpy as np
 from plugrad.kernels import jacobians, layers, optim
 from plugrad.tests import oracles
 from plugrad.tests.conformance import cases
+from plugrad.tests.conformance.judging import share_memory
 from plugrad.tests.conformance.random_calls import Call, Dice, random_call
+from plugrad.tests.conformance.repeated_calls import Verdict, is_on_host, repeated
 from plugrad.tests.conformance.spoiling import ARGUMENTS, spoil, spoiled
 from plugrad.tests.conformance.subject import DTYPES, Subject, as_tuple, close, epsilon, finfo
 from plugrad.tests.records import RECORDS, double
@@ -171,13 +173,95 @@ def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
             if isinstance(held, np.ndarray):
                 same("a parameter of what was refused", np.array(subject.numpy(p)), held)
         return
+    _compare_steps(subject, formula, options, params, before, trace[:done])
+
+
+def _compare_steps(
+    subject: Subject,
+    formula: Callable[..., Any],
+    options: dict[str, Any],
+    params: list[Array],
+    before: list[Any],
+    steps: list[list[Any]],
+) -> None:
+    """Compare parameters with the formula for what they were before, and the gradients of all steps."""
     for i, p in enumerate(params):
-        exact = formula(double(before[i]), [double(step[i]) for step in trace[:done]], **options)
+        exact = formula(double(before[i]), [double(step[i]) for step in steps], **options)
         largest = max([1.0, *(abs(double(x)).max(initial=0.0) for x in (before[i], exact))])
         if largest > float(finfo(p.dtype).max):  # an intermediate value may have been infinite
             continue
         got, off = double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
         close(f"parameter {i}", got, np.asarray(exact), 0.0, off)
+
+
+def repeated_steps(dice: Dice, subject: Subject, about: list[str]) -> None:
+    """Take plain steps of an optimizer, and after each of them one with one thing changed (see `repeated_calls`)."""
+    kind, formula, options = dice.choice(
+        (
+            (optim.SGD, oracles.sgd, {"lr": 0.1}),
+            (optim.SGD, oracles.sgd, {"lr": 0.1, "momentum": 0.9}),
+            (optim.Adam, oracles.adam, {"lr": 0.01}),
+        )
+    )
+    rng, dtype = np.random.default_rng(dice.integer(0, 1000)), dice.choice(DTYPES)
+    shapes = [tuple(dice.integer(1, 9) for _ in range(dice.integer(1, 2))) for _ in range(dice.integer(1, 3))]
+
+    def drawn() -> list[Array]:
+        return [subject.array(rng.normal(size=shape).astype(dtype)) for shape in shapes]
+
+    def values(arrays: list[Array]) -> list[Any]:
+        return [np.array(subject.numpy(x)) for x in arrays]
+
+    params = drawn()
+    before, done, made = values(params), list[list[Any]](), kind(params, **options)
+    about.append(f"{kind.__name__}, {options}, {shapes} of {dtype}")
+    for is_changed in (False, True) * dice.integer(1, 3):
+        grads = drawn()
+        what, verdict = _change_step(dice, subject, params, grads) if is_changed else ("plain", True)
+        about[1:] = [what]
+        held, slopes = values(params), values(grads)
+        _, refused = outcome(partial(made.step, grads), kind.__name__)
+        assert verdict is None or verdict is not bool(refused), refused or "it was not refused"
+        if is_on_host(subject):
+            for p in params:
+                p.flags.writeable = True
+        if refused:
+            for p, value in zip(params, held, strict=True):
+                same("a parameter of what was refused", np.array(subject.numpy(p)), value)
+        for p, g, value in zip(params, grads, slopes, strict=True):
+            if not share_memory(subject, g, p):
+                same("a gradient that was given", np.array(subject.numpy(g)), value)
+        if not refused:
+            done.append(slopes)
+    assert made.steps == len(done), f"{made.steps} steps are counted, and {len(done)} were done"
+    _compare_steps(subject, formula, options, params, before, done)
+
+
+def _change_step(dice: Dice, subject: Subject, params: list[Array], grads: list[Array]) -> tuple[str, Verdict]:
+    """Change a parameter or a gradient of a step; return a description and the verdict."""
+    place = dice.integer(0, len(params) - 1)
+    p, g = params[place], grads[place]
+    layouts = {layout.__name__: layout for layout in cases.layouts(subject)}
+    changes: dict[str, tuple[Callable[[], Any], Verdict]] = {
+        "the parameter": (lambda: p, True),
+        "a view of the parameter": (lambda: p[...], True),
+        "the parameter in reverse": (lambda: p[::-1], None if len(p) == 1 else False),
+        "a row less": (lambda: g[:-1].copy(), False),
+        "an axis more": (lambda: g[np.newaxis].copy(), False),
+        "another dtype": (lambda: g.astype(np.float32 if g.dtype != np.float32 else np.float64), False),
+        **{name: (partial(layout, subject, g), True) for name, layout in layouts.items()},
+    }
+    if is_on_host(subject):
+        changes["a row of the parameter"] = partial(repeated, subject, p), None if len(p) == 1 else False
+        if not dice.integer(0, len(changes)):
+            p.flags.writeable = False
+            return f"parameter {place} is read-only now", False
+    name = dice.choice(list(changes))
+    change, verdict = changes[name]
+    grads[place] = change()
+    if name == "other_byte_order":
+        verdict = grads[place] is g  # bfloat16 has none
+    return f"gradient {place}: {name}", verdict
 
 
 def penalty(dice: Dice, subject: Subject, about: list[str]) -> None:
@@ -294,5 +378,5 @@ def jacobian(dice: Dice, subject: Subject, about: list[str]) -> None:
 
 # Name in the report of the fuzzer -> function.
 OTHER_CALLS: dict[str, Callable[[Dice, Subject, list[str]], None]] = {
-    function.__name__: function for function in (layer, optimizer, penalty, schedule, jacobian)
+    function.__name__: function for function in (layer, optimizer, repeated_steps, penalty, schedule, jacobian)
 }

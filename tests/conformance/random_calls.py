@@ -10,7 +10,7 @@ import numpy as np
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.checks.memory import packed
 from plugrad.tests.conformance.checks.special import is_elementwise
-from plugrad.tests.conformance.subject import DTYPES, Case, Subject, naming_the_call
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject
 from plugrad.tests.records import Record
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 1e-7)
@@ -118,19 +118,3 @@ def _options(dice: Dice, inputs: dict[str, Any], lead: tuple[int, ...], classes:
         "label_smoothing": dice.choice((0.0, 0.1, 1.0)),
         "reduction": reduction,
     }
-
-
-def judge(subject: Subject, call: Call, slack: float = 1.0) -> None:
-    """Make a call; assert that its results are right (see `Subject.compare`), and that no argument was written to."""
-    case, arrays = call.case, call.arrays
-    kernel = case.kernel
-    before = [np.array(subject.numpy(x)) for x in arrays]
-    with naming_the_call(subject, case):
-        got = subject.call_on(kernel, arrays, call.options)
-        exact = tuple(
-            cases.overflowed(true, cases.result_dtype(name, case.dtype))
-            for name, true in zip(kernel.results, case.expected(), strict=True)
-        )
-        subject.compare(case, got, exact, slack)
-        for name, x, held in zip(kernel.arguments, arrays, before, strict=True):
-            assert np.array(subject.numpy(x)).tobytes() == held.tobytes(), f"argument {name} was written to"

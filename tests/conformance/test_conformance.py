@@ -8,7 +8,8 @@ import pytest
 from plugrad.backends import registry
 from plugrad.tests.conformance.cases import sample
 from plugrad.tests.conformance.checks import Check
-from plugrad.tests.conformance.random_calls import Dice, judge, random_call
+from plugrad.tests.conformance.judging import judge
+from plugrad.tests.conformance.random_calls import Dice, random_call
 from plugrad.tests.conformance.selection import Absent
 from plugrad.tests.conformance.subject import Subject
 from plugrad.tests.records import RECORDS, Record

@@ -54,8 +54,8 @@ def large_arrays(subject: Subject, kernel: Record, dtype: DType) -> None:
 
 @check(cases.has_axis)
 def any_axis(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Classes along any axis of arrays of several dimensions."""
-    for lead, classes in (((3, 5), 4), ((40, 3), 26), ((7, 11), 130), ((2, 3, 4), 5)):
+    """Classes along any axis of arrays of several dimensions, and of matrices with as many rows as classes."""
+    for lead, classes in (((5,), 5), ((6,), 4), ((3, 5), 4), ((40, 3), 26), ((7, 11), 130), ((2, 3, 4), 5)):
         plain = sample(kernel, int(np.prod(lead)), classes, dtype)
         for axis in range(-len(lead) - 1, len(lead) + 1):
             case = reshaped(plain, lead, axis)
