@@ -9,6 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -141,10 +142,21 @@ def _with_helpers(work: Callable[[], None], helpers: int) -> None:
 
 @functools.cache
 def _pool() -> "ThreadPoolExecutor":
-    """The threads that help the calling one, started at the first large array."""
+    """The threads that help the calling one, started at the first large array.
+
+    All of them start here, before there is work. A Ctrl-C while the executor starts one leaves a thread that it does
+    not know, and Python waits for that thread at its end, unless the executor is gone as well.
+    """
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and only needed for large arrays
 
-    return ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="plugrad")
+    pool = ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="plugrad")
+    all_started = Event()
+    try:
+        for _ in range(min(threads.count(), MOST_THREADS) - 1):
+            pool.submit(all_started.wait)
+    finally:
+        all_started.set()
+    return pool
 
 
 if hasattr(os, "register_at_fork"):
