@@ -57,7 +57,7 @@ for at_end, beyond in ((True, 3 * 4), (False, -1)):
 
 
 LOOP = """
-import resource, sys, tracemalloc
+import gc, resource, sys, tracemalloc
 import numpy as np
 from plugrad import kernels as K
 rng = np.random.default_rng(0)
@@ -84,9 +84,10 @@ for _ in range(300):
 references = [sys.getrefcount(array) for array in given]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tracemalloc.start()
-calls(); before, _ = tracemalloc.get_traced_memory()
+calls(); gc.collect(); before, _ = tracemalloc.get_traced_memory()
 for _ in range(300):
     calls()
+gc.collect()  # Python keeps up to 2,000 tuples of each length for reuse
 traced, _ = tracemalloc.get_traced_memory()
 tracemalloc.stop()
 for _ in range(14_300):  # 200,000 calls

@@ -4,11 +4,13 @@ A task computes each block by itself, and the blocks depend on the shape alone: 
 number of threads.
 """
 
+import contextlib
 import functools
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,27 +119,45 @@ def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tup
 
     helpers = min(threads.count(), MOST_THREADS, len(indices)) - 1
     if helpers:
-        _with_helpers(work, helpers)
+        _with_helpers(work, turns.clear, helpers)
     else:
         work()
     return [results[turn] for turn in range(len(indices))]
 
 
-def _with_helpers(work: Callable[[], None], helpers: int) -> None:
-    """Run `work` on this thread and on `helpers` others, and return, or raise, when all of them have stopped."""
-    futures = []
-    try:
-        for _ in range(helpers):
-            futures.append(_pool().submit(work))
-    except RuntimeError:  # no more threads can be started: those that were do the work
-        pass
-    try:
-        work()
-    finally:
-        errors = [future.exception() for future in futures if not future.cancel()]
-    for error in errors:
-        if error is not None:
-            raise error
+def _with_helpers(work: Callable[[], None], stop: Callable[[], None], helpers: int) -> None:
+    """Run `work` on this thread and on `helpers` others, and return, or raise, when all of them have stopped.
+
+    After `stop` those that have not begun find nothing to do. A Ctrl-C may come at any place: so helpers report
+    themselves, rather than being known by what the pool returns.
+    """
+    arrived, left, bell = deque[None](), deque[None](), SimpleQueue[None]()
+    errors: list[BaseException] = []
+
+    def help_out() -> None:
+        arrived.append(None)
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        left.append(None)
+        bell.put(None)
+
+    while True:
+        try:
+            if not errors:
+                with contextlib.suppress(RuntimeError):  # no more threads can be started: those that were do the work
+                    for _ in range(helpers):
+                        _pool().submit(help_out)
+                work()
+            while len(left) < len(arrived):
+                bell.get()
+            break
+        except BaseException as error:  # of the task, or an interrupt, even while waiting
+            stop()
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 @functools.cache
