@@ -252,10 +252,10 @@ def fit(kernel: str, x: Any, w: Any) -> None:
 
 
 def _shape_hint(x: Any, w: Any) -> str:
-    if x.shape[-1] == w.shape[1]:
-        return "; if w is (out, in), pass w.T"
     if x.ndim > 2 and math.prod(x.shape[1:]) == w.shape[0]:
         return "; pass x.reshape(len(x), -1)"
+    if x.shape[-1] == w.shape[1]:
+        return "; if w is (out, in), pass w.T"
     return ""
 
 

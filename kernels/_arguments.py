@@ -54,7 +54,7 @@ def real(kernel: str, name: str, x: Any, backend: Backend) -> Any:
     if is_supported(dtype):
         return x
     if backend.recorder is not None and dtype.kind in "iubf":
-        raise would_be_converted(f"{kernel}: {name}", "a floating dtype in native byte order", f"dtype {dtype!r}")
+        raise would_be_converted(f"{kernel}: {name}", "a floating dtype in native byte order", f"dtype {dtype}")
     if dtype.kind in "iub":
         return x.astype(FLOAT64) if is_sequence else x
     if dtype.kind == "f" and is_supported(dtype.newbyteorder("=")):
@@ -416,7 +416,7 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
             if backend.recorder is not None and t.dtype != x.dtype:
                 raise would_be_converted(f"{kernel}: t", f"dtype {x.dtype}, that of the call", f"dtype {t.dtype}")
     if backend.recorder is not None and not t.dtype.isnative:
-        raise would_be_converted(f"{kernel}: t", "labels in native byte order", f"dtype {t.dtype!r}")
+        raise would_be_converted(f"{kernel}: t", "labels in native byte order", f"dtype {t.dtype}")
     return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))
 
 

@@ -1031,3 +1031,20 @@ def test_training_steps_follow_the_backend_in_force() -> None:
     with backends.use("like_numpy"):
         training.step(*problem.batches[0])
     assert len(training._captured) == 2
+
+
+def test_a_training_step_refuses_an_optimizer_of_other_parameters() -> None:
+    w, x, t = np.ones((3, 2), np.float32), np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
+    net = layers.Sequential(layers.Affine(w))  # it copies the weights
+    training = layers.TrainingStep(net, layers.SoftmaxWithLoss(), optim.SGD([w]))
+    refused = pytest.raises(ValueError, match="TrainingStep: optimizer: expected the parameters of net, got others")
+    with refused:
+        training.step(x, t)
+    training.optimizer = optim.SGD(net.params)
+    training.step(x, t)
+    before = net.params[0].copy()
+    layer: Any = net.layers[0]
+    layer.w = w.copy()
+    with refused:
+        training.step(x, t)
+    np.testing.assert_array_equal(training.optimizer.params[0], before)

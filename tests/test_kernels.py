@@ -315,6 +315,7 @@ ROWS, CLASSES = np.zeros((3, 64)), np.zeros((64, 2))
         (lambda: K.cross_entropy(np.full((2, 3), 0.3), [0.0, 1.0]), r"dtype float64; use t.astype\(int\)"),
         (lambda: K.cross_entropy(np.full((2, 3), 0.3), np.array(["a", "b"])), r"; np.unique\(.*\)\[1\] numbers them"),
         (lambda: K.affine(ROWS.reshape(3, 8, 8), CLASSES), r"got shape \(3, 8, 8\); pass x.reshape\(len\(x\), -1\)"),
+        (lambda: K.affine(ROWS.reshape(3, 32, 2), CLASSES), r"; pass x.reshape\(len\(x\), -1\)"),
         (lambda: K.affine(ROWS, CLASSES, np.zeros((1, 2))), r"got \(1, 2\); pass b.ravel\(\)"),
         (lambda: K.affine(ROWS[:, :2], CLASSES), r"; if w is \(out, in\), pass w.T"),
     ],

@@ -1,6 +1,7 @@
 """Training steps, captured at the first batch of each shape."""
 
 import inspect
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -82,10 +83,14 @@ class TrainingStep:
         Raises
         ------
         TypeError, ValueError
-            As the layers raise them. No parameter has been changed then.
+            As the layers raise them, and if the optimizer has other parameters than the network. No parameter has been
+            changed then.
         RuntimeError
             If a layer computes by other code than kernels, which a replay would not run. No parameter has been changed.
         """
+        params = self.net.params
+        if len(params) != len(self.optimizer.params) or not all(map(operator.is_, params, self.optimizer.params)):
+            raise ValueError("TrainingStep: optimizer: expected the parameters of net, got others; pass net.params")
         backend = backend_for(x)
         batch: Any = x if type(x) is backend.native else backend.take("TrainingStep: x", x)
         labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)
