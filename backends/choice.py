@@ -1,7 +1,7 @@
 """A choice of backends: names in order of preference, or ``auto``, and the backend that it finds for each array."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,8 +35,6 @@ class Choice:
         Type of an array -> the backend of every call with such arrays, whatever the kernel and the size.
     """
 
-    recorder: "ClassVar[Recorder | None]" = None  # of a block that is captured, in `recording.RecordingChoice`
-
     __slots__ = ("_found", "_profile_state", "_tuned", "by_type", "names", "options", "origin", "outer", "scope")
 
     def __init__(
@@ -65,6 +63,11 @@ class Choice:
         self._found: dict[type, Backend] = {}  # as by_type, but a profile may have another backend for a call
         self._tuned: Tuned = {}  # from the profile, for NumPy's arrays
         self._profile_state = ""
+
+    @property
+    def recorder(self) -> "Recorder | None":
+        """The recorder of a block that is captured: of a `recording.RecordingChoice` only."""
+        return None
 
     @property
     def plain(self) -> "Choice":

@@ -42,7 +42,7 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
             f"call plugrad.backends.to_numpy on it first, or select the backend that computes there"
         )
     if kind is not np.ndarray and (remedy := _remedy(x)):
-        raise TypeError(f"{what}: expected an array or numbers in nested sequences, got {_name(kind)}; {remedy}")
+        raise TypeError(f"{what}: expected an array or numbers in nested sequences, got {name_of(kind)}; {remedy}")
     if kind is not np.ndarray and _is_nullable(x):
         return _without_missing(what, x)
     try:
@@ -53,7 +53,8 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
         ) from error
 
 
-def _name(kind: type) -> str:
+def name_of(kind: type) -> str:
+    """The name of a type in messages, with its module."""
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
@@ -82,9 +83,8 @@ def _dtypes(x: Any) -> list[Any]:
 def _without_missing(what: str, x: Any) -> npt.NDArray[Any]:
     """A nullable column or table of pandas in NumPy's dtypes."""
     if bool(np.asarray(x.isna()).any()):
-        raise TypeError(
-            f"{what}: expected numbers, got {_name(type(x))} with missing values; call its .fillna(value) or .dropna()"
-        )
+        missing = "with missing values; call its .fillna(value) or .dropna()"
+        raise TypeError(f"{what}: expected numbers, got {name_of(type(x))} {missing}")
     found: npt.NDArray[Any] = x.to_numpy(dtype=np.result_type(*[getattr(d, "numpy_dtype", d) for d in _dtypes(x)]))
     return found
 

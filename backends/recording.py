@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plugrad.backends import selection, updates
+from plugrad.backends import host, selection, updates
 from plugrad.backends.backend import Backend
 from plugrad.backends.choice import Choice
 
@@ -115,8 +115,7 @@ class RecordingBackend(Backend):
         array = self._plain_take(what, x)
         is_view = isinstance(x, np.ndarray) and (not x.size or self.overlap(array, x) == "same")
         if array is not x and not is_view and array.dtype.kind not in "OSUmM":  # which the kernel refuses
-            kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
-            raise would_be_converted(what, f"an array of backend {self.name!r}", kind)
+            raise would_be_converted(what, f"an array of backend {self.name!r}", host.name_of(type(x)))
         return array
 
 
@@ -142,7 +141,7 @@ class RecordingChoice(Choice):
         self._thread, self._is_open = threading.get_ident(), True
 
     @property
-    def recorder(self) -> Recorder | None:  # type: ignore[override]
+    def recorder(self) -> Recorder | None:
         """The recorder, in the thread of the block; a task or thread that has copied the context records nothing."""
         if not self._is_open or self._recorder.is_paused or threading.get_ident() != self._thread:
             return None

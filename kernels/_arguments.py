@@ -157,13 +157,7 @@ def result(
         out = out[0]
     if out is None:
         return backend.empty(shape, dtype), reads
-    owns_memory = (  # as `is_plain`
-        type(out) is np.ndarray is backend.native
-        and out.base is None
-        and out.dtype is dtype
-        and out.flags.carray
-        and out.shape == shape
-    )
+    owns_memory = backend.native is np.ndarray and is_plain(out, shape, dtype)
     if not owns_memory and (
         type(out) is not backend.native
         or (out.dtype is not dtype and out.dtype != dtype)
@@ -179,7 +173,7 @@ def result(
     for read in reads:
         if read is None or read is out:
             continue
-        if owns_memory and ((base := read.base) is None or _lies_elsewhere(base, out)):
+        if owns_memory and ((base := read.base) is None or lies_elsewhere(base, out)):
             continue
         overlap = backend.overlap(out, read)
         if overlap == "partial":
@@ -198,9 +192,9 @@ def is_plain(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     )
 
 
-def _lies_elsewhere(base: Any, out: Any) -> bool:
-    """Whether `base`, the array that a view refers to, owns its memory and is not `out`."""
-    return type(base) is np.ndarray and base.base is None and base is not out
+def lies_elsewhere(base: Any, *outs: Any) -> bool:
+    """Whether `base`, the array that a view refers to, owns its memory and is none of `outs`."""
+    return type(base) is np.ndarray and base.base is None and not any(base is out for out in outs)
 
 
 def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:
@@ -403,7 +397,7 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
     elif t.shape != x.shape:
         raise ValueError(
             f"{kernel}: t: expected class indices of shape {rows} or one label per class of shape {x.shape}, "
-            f"got shape {t.shape}{_shape_hint(t, x, rows)}"
+            f"got shape {t.shape}{_hint_for_labels(t, x, rows)}"
         )
     else:
         if options.ignore_index is not None:
@@ -429,7 +423,7 @@ def _as_indices(t: Any) -> str:
     return "use t.astype(int)"
 
 
-def _shape_hint(t: Any, x: Any, rows: tuple[int, ...]) -> str:
+def _hint_for_labels(t: Any, x: Any, rows: tuple[int, ...]) -> str:
     if t.shape == (*rows, 1):
         return "; pass t.ravel()" if len(rows) == 1 else "; pass t[..., 0]"
     if t.ndim > x.ndim and t.dtype.kind not in "iub":

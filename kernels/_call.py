@@ -50,13 +50,14 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
 def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it."""
     backend = backend_for(dy, kernel)
-    if not (type(dy) is type(y) is backend.native and dy.dtype is y.dtype and y.dtype in COMPUTE):
+    is_ready = type(dy) is type(y) is backend.native and dy.dtype is y.dtype and y.dtype in COMPUTE
+    if not is_ready:
         dy, y = real(kernel, "dy", dy, backend), real(kernel, "y", y, backend)
     if dy.shape != y.shape:
         same_shape(kernel, "y", y, "dy", dy.shape)
     if axis is not ELEMENTWISE:
         axis = axis_index(kernel, axis, y.ndim)
-    if dy.dtype is not y.dtype or y.dtype not in COMPUTE:
+    if not is_ready:
         dy, y = promoted(kernel, backend, dy=dy, y=y)
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)

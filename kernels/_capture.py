@@ -17,8 +17,8 @@ from plugrad.backends.options import LossOptions
 from plugrad.backends.recording import Call, Recorder, recording
 from plugrad.kernels._kernel import KERNELS
 
-# What must not change between replays. The flags say, apart from whether an array can be written, whether it is
-# contiguous, which takes less time to compare than its strides.
+# The attributes of an array that are compared before each replay. The flags say whether it can be written, and whether
+# it is contiguous; they take less time to compare than strides.
 STATE = operator.attrgetter("shape", "dtype", "flags")
 LAYOUT = operator.attrgetter("shape", "strides", "dtype")
 

@@ -204,11 +204,11 @@ def test_a_loop_of_layers(optimizer: str, dtype: Any) -> None:
             plain.optimizer.weight_decay = captured.optimizer.weight_decay = 0.1
         expected = plain.step(*batch)
         x[...], t[...] = batch
-        if step:
-            graph.replay()  # noqa: F821  (the first step captures it)
-        else:
+        if step == 0:
             with K.capture() as graph:
                 loss = captured.step(x, t)
+        else:
+            graph.replay()
         assert float(loss) == float(expected)
         assert captured.state() == plain.state()
     assert captured.optimizer.steps == plain.optimizer.steps == 6
@@ -302,7 +302,7 @@ def test_numpy_code_runs_once() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a capture refuses
+# Calls that a capture refuses
 # ---------------------------------------------------------------------------------------------------------------------
 
 X, W, T = np.ones((2, 3), np.float32), np.ones((3, 2), np.float32), np.array([0, 1])

@@ -16,10 +16,12 @@ from plugrad.tests.conformance.cases import sample
 from plugrad.tests.records import RECORDS
 
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
 
 
 @pytest.fixture(params=["numpy", pytest.param("numba", marks=pytest.mark.slow)], autouse=True)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    RNG.bit_generator.state = START  # so that the numbers of a test do not depend on the tests before it
     with backends.use(request.param):
         yield request.param
 

@@ -24,6 +24,7 @@ from plugrad.kernels.gradcheck import check
 from plugrad.kernels.layers._activations import Activation
 
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
 LOGITS = np.array([[1.0, 0.0, 3.0], [0.0, 2.0, 1.0], [-1.0, 0.5, 0.25]])
 INDICES = np.array([2, 1, 0])
 ONE_HOT = np.eye(3)[INDICES]
@@ -32,6 +33,7 @@ SOFT = np.array([[0.1, 0.2, 0.7], [0.0, 1.0, 0.0], [0.3, 0.3, 0.3]])
 
 @pytest.fixture(params=["numpy", pytest.param("numba", marks=pytest.mark.slow)], autouse=True)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    RNG.bit_generator.state = START  # so that the numbers of a test do not depend on the tests before it
     with backends.use(request.param):
         yield request.param
 

@@ -1,4 +1,4 @@
-"""What the logger ``plugrad`` says, and what messages say of a variable that changed after it was read."""
+"""The messages of the logger ``plugrad``, and the remark on a variable that changed after it was read."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from plugrad.kernels import _arguments
 
 
 def lines(program: str, **variables: str) -> list[str]:
-    """What a process prints that logs everything."""
+    """The lines about plugrad that a process prints, with all messages of the logger."""
     start = "import logging, os; logging.basicConfig(level=logging.DEBUG, stream=__import__('sys').stdout)\n"
     done = subprocess.run(
         [sys.executable, "-c", start + program],

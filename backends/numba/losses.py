@@ -77,7 +77,7 @@ def _run(call: _Call, x: Array, t: Array, loss: Array, out: Array) -> bool:
 
 
 def _prepared(gradient: int) -> Callable[..., Callable[[], object] | None]:
-    """What makes the form of a call in which a replay of a capture makes it."""
+    """A function that prepares a call: it takes the arguments, and returns the call that a replay makes, or None."""
 
     def prepare(x: Array, t: Array, options: LossOptions, loss: Array, out: Array) -> Callable[[], object] | None:
         call = _small_call(x, t, options, loss, out, gradient)

@@ -79,7 +79,7 @@ def _prepared_backward(
     return None if db is not None and _sums_in_loop(dy, x, w, db) else prepared_backward(dy, x, w, dx, dw, db)
 
 
-# kernel -> what makes the form of a call in which a replay of a capture makes it
+# kernel -> a function of its arguments, which returns the call that a replay of a capture makes, or None
 PREPARED: dict[str, Callable[..., Callable[[], object] | None]] = {
     "affine": _prepared,
     "affine_backward": _prepared_backward,

@@ -106,7 +106,8 @@ def _prepared(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) 
     return partial(_few_rows, x, t, options, loss, dx) if _are_few_rows(x, t, options) else None
 
 
-# kernel -> what makes the form of a call in which a replay of a capture, where NumPy does not warn, makes it
+# kernel -> a function of its arguments, which returns the call that a replay of a capture makes, or None. In a replay
+# NumPy does not warn.
 PREPARED = {"softmax_cross_entropy_value_and_grad": _prepared}
 
 

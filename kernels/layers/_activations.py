@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plugrad.backends.options import COMPUTE
 from plugrad.backends.recording import Recorder
 from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
 from plugrad.kernels import KERNELS
@@ -76,9 +75,7 @@ class Activation(ComputingLayer):
     def backward_in_place(self, dy: Any) -> Any:
         """Overwrite the gradient of the result with that of the inputs, if its dtype allows it."""
         y, kernel = self.saved(), f"{self.kernel}_backward"
-        backend = backend_for(y)
-        if type(dy) is not backend.native or dy.dtype not in COMPUTE:
-            dy = real(kernel, "dy", dy, backend)
+        dy = real(kernel, "dy", dy, backend_for(y))
         return KERNELS[kernel].function(dy, y, out=dy if dy.dtype == y.dtype else None, **self.options)
 
     def _jacobian(self, y: Any) -> Array:

@@ -136,9 +136,7 @@ class Affine(ComputingLayer):
         self._saved = None
         w = self.w
         backend = backend_for(w)
-        inputs: Any = x
-        if type(inputs) is not backend.native or inputs.dtype not in COMPUTE:
-            inputs = real("affine", "x", x, backend)
+        inputs = real("affine", "x", x, backend)
         if inputs.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
             inputs = promoted("affine", backend, x=inputs, w=w)[0]
         is_same_dtype = inputs.dtype == w.dtype
@@ -152,9 +150,7 @@ class Affine(ComputingLayer):
         """Store ``dw = x^T dy`` and ``db``, and return ``dx = dy w^T``, or None if it is not needed."""
         x, w = self.saved(), self.w
         backend = backend_for(w)
-        upstream: Any = dy
-        if type(upstream) is not backend.native or upstream.dtype not in COMPUTE:
-            upstream = real("affine_backward", "dy", dy, backend)
+        upstream = real("affine_backward", "dy", dy, backend)
         if use_jacobian:
             return self._backward_by_jacobian(upstream, x)
         has_bias = self.b is not None

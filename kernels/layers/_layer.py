@@ -1,7 +1,6 @@
 """The base class of all layers, and that of the layers of this package."""
 
 import copy
-import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -74,7 +73,7 @@ class Layer(ABC):
     @property
     def grads(self) -> tuple[Array, ...]:
         """The gradients of the parameters, in the same order: zeros at first, overwritten by each backward."""
-        return tuple([getattr(self, name) for name in _gradients_of(tuple(self.names))])
+        return tuple([getattr(self, f"d{name}") for name in self.names])
 
     def forget(self) -> None:
         """Release everything that `forward` has kept."""
@@ -171,12 +170,6 @@ class ComputingLayer(Layer):
         """Begin without memory."""
         vars(self).update(state)
         ComputingLayer.__init__(self)
-
-
-@functools.lru_cache(256)
-def _gradients_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The attributes with the gradients of the parameters of these names."""
-    return tuple(f"d{name}" for name in names)
 
 
 def floating_dtype(method: str, dtype: Any) -> np.dtype[Any]:

@@ -159,9 +159,7 @@ class SoftmaxWithLoss(Loss):
         """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient."""
         self.forget()
         backend = backend_for(x)
-        logits: Any = x
-        if type(logits) is not backend.native or logits.dtype not in COMPUTE:
-            logits = floating("softmax_cross_entropy_value_and_grad", "x", x, backend)
+        logits = floating("softmax_cross_entropy_value_and_grad", "x", x, backend)
         labels: Any = t  # None is refused by the kernel
         out = self._gradients.take(backend, logits.shape, logits.dtype)
         loss, dx = softmax_cross_entropy_value_and_grad(logits, labels, out=out, **self.options)

@@ -85,7 +85,7 @@ def _plain(subject: Subject, x: Any) -> Any:
         return x
     try:
         return np.array(subject.numpy(x) if subject.is_array(x) else x)
-    except Exception:
+    except (TypeError, ValueError):  # text, objects, rows of different lengths: an argument that is refused
         return x
 
 
@@ -124,5 +124,5 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
 
 
 def slack_for(dtype: np.dtype[Any]) -> float:
-    """What multiplies the tolerances of the records for random calls of a dtype."""
+    """The factor by which the tolerances of records are multiplied for random calls of a dtype."""
     return SLACK_OF_FLOAT64 if dtype == np.float64 else SLACK
