@@ -80,32 +80,33 @@ def test_python_snippets(document: str, backend: str, known: dict[str, Any]) -> 
             exec(compile(snippet, document, "exec"), known)
 
 
-def commands() -> list[Any]:
-    """The commands of the documents, but the two that build an environment, which .ci/run takes from the README."""
-    lines = [
-        line
-        for name in ("README.md", "docs/reliability.md")
-        for text in blocks(name, "sh")
-        for line in text.splitlines()
-    ]
-    return [
-        pytest.param(line, marks=[pytest.mark.needs("g++")] if "PLUGRAD_BACKEND=cupy" in line else [])
-        for line in lines
-        if not line.startswith("python3 -m venv")
-    ]
+def sequences() -> list[Any]:
+    """The commands of a block, one after another: some read what another one has written.
+
+    Without the two that build an environment, which .ci/run takes from the README.
+    """
+    found = []
+    for document in ("README.md", "docs/reliability.md"):
+        for text in blocks(document, "sh"):
+            lines = [line for line in text.splitlines() if not line.startswith("python3 -m venv")]
+            marks = [pytest.mark.needs("g++")] if "PLUGRAD_BACKEND=cupy" in text else []
+            if lines:
+                found.append(pytest.param(lines, id=lines[0].removeprefix(".venv/bin/python "), marks=marks))
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("commands")  # one after another: some read what another one has written
-@pytest.mark.parametrize("command", commands())
-def test_commands(command: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    if "PLUGRAD_BACKEND=cupy" in command:  # there may be no GPU
-        environment["PYTHONPATH"] = str(ROOT / "tests" / "cuda_on_cpu" / "stand_in")
-        environment["CUPY_CACHE_DIR"] = str(tmp_path)
-    command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
-    done = subprocess.run(command, shell=True, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("lines", sequences())
+def test_commands(lines: list[str], tmp_path: Path) -> None:
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    on_cpu = {"PYTHONPATH": str(ROOT / "tests" / "cuda_on_cpu" / "stand_in"), "CUPY_CACHE_DIR": str(tmp_path)}
+    for line in lines:
+        command = line.replace(".venv/bin/python", shlex.quote(sys.executable))
+        environment = variables | on_cpu if "PLUGRAD_BACKEND=cupy" in line else variables  # there may be no GPU
+        done = subprocess.run(
+            command, shell=True, check=False, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
 def test_ci_runs_the_commands_that_build_an_environment() -> None:
