@@ -34,6 +34,7 @@ class Options(outputs.Outputs, comparison.Comparison):
     sizes: list[str]
     dtypes: list[str]
     new: bool
+    captured: bool
     rounds: int
     seconds: float
     quick: bool
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"out of {', '.join(DTYPES)}; float32 by default",
     )
     parser.add_argument("--new", action="store_true", help="results go to new arrays rather than to out=")
+    parser.add_argument("--captured", action="store_true", help="our steps are captured, and replayed: for 'step' only")
     parser.add_argument("--rounds", type=types.rounds, default=3, help="processes for each side, 3 by default")
     parser.add_argument("--seconds", type=types.seconds, default=0.5, help="time in each process, 0.5 by default")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, one round of 0.1 seconds: a minute or two")
@@ -123,7 +125,7 @@ def _cases(options: Options) -> list[Case]:
     names = options.kernel or NAMES
     usual = {name: sizes_of(name).quick if options.quick else sizes_of(name).usual for name in names}
     return [
-        Case(name, size, dtype, options.new)
+        Case(name, size, dtype, options.new, options.captured)
         for name, sizes in usual.items()
         for size in options.sizes or sizes
         for dtype in options.dtypes

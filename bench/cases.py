@@ -33,6 +33,8 @@ class Case:
         The dtype of the arrays.
     new : bool
         Whether results go to new arrays rather than to ``out=``.
+    captured : bool
+        Whether our step of training is captured, and replayed.
     rate : float
         The learning rate of a step of training. It is small, so that thousands of steps do not change how long one
         takes.
@@ -42,6 +44,7 @@ class Case:
     size: str
     dtype: str = "float32"
     new: bool = False
+    captured: bool = False
     rate: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class Case:
             raise ValueError(f"kernel: expected one of {', '.join(NAMES)}; got {self.name!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        if self.captured and (self.name != STEP or self.new):
+            raise ValueError("captured: expected step, with results in arrays that are used again")
         dimensions = len(self.shape)
         fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_product else dimensions >= 2
         if not fits or min(self.shape) < 1:
@@ -132,7 +137,7 @@ class Case:
     @property
     def products(self) -> int:
         """The number of matrix products, where these take most of the time."""
-        return sum(self.wanted_products)
+        return 5 if self.name == STEP else sum(self.wanted_products)
 
     @property
     def has_exact_elements(self) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 
 from plugrad import backends, kernels as K
 from plugrad.bench import arguments as types, machine
+from plugrad.bench.sides import ours
 from plugrad.kernels import layers, optim
 
 # Rows, inputs, hidden layers and classes: the networks of public loops, and of handwritten digits.
@@ -149,20 +150,7 @@ def by_layers(size: str) -> Step:
 
 def captured(size: str) -> Step:
     """Return the loop of `with_out`, which is captured at the first step."""
-    make_step = with_out(size)
-    graph: K.Graph | None = None
-    loss: Any = None
-
-    def step() -> Any:
-        nonlocal graph, loss
-        if graph is None:
-            with K.capture() as graph:
-                loss = make_step()
-        else:
-            graph.replay()
-        return loss
-
-    return step
+    return ours.captured(with_out(size))
 
 
 STYLES = {"plain": plain, "out=": with_out, "layers": by_layers, "captured": captured}

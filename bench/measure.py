@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("size", nargs="+")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--new", action="store_true", help="results go to new arrays rather than to out=")
+    parser.add_argument("--captured", action="store_true", help="our step of training is captured, and replayed")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each size, 1 by default")
     parser.add_argument("--errors", action="store_true", help="compare results with the numpy backend's instead")
     given = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
     if given.kernel not in side.NAMES:
         parser.error(f"{given.side}: expected one of {', '.join(side.NAMES)}; got {given.kernel!r}")
     for size in given.size:
-        case = Case(given.kernel, size, given.dtype, given.new)
+        case = Case(given.kernel, size, given.dtype, given.new, given.captured)
         print(json.dumps(errors(side, case) if given.errors else performance(side, case, given.seconds)))
 
 

@@ -98,13 +98,13 @@ class Row:
         return next((self.sides[name] for name in BOUNDS if name in self.sides), None)
 
     @property
-    def key(self) -> tuple[str, str, str, bool]:
-        """Kernel, size, dtype and whether results are new: equal for the same case of two runs."""
-        return self.case.name, self.case.size, self.case.dtype, self.case.new
+    def key(self) -> tuple[str, str, str, bool, bool]:
+        """Kernel, size, dtype, and how it is called: equal for the same case of two runs."""
+        return self.case.name, self.case.size, self.case.dtype, self.case.new, self.case.captured
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as JSON."""
-        key = dict(zip(("kernel", "size", "dtype", "new"), self.key, strict=True))
+        key = dict(zip(("kernel", "size", "dtype", "new", "captured"), self.key, strict=True))
         counts = {"bytes": self.case.bytes, "products": self.case.products, "operations": self.case.operations}
         return {**key, **counts, "sides": {name: side.as_json() for name, side in self.sides.items()}}
 
@@ -113,7 +113,7 @@ class Row:
         """Return the row that `as_json` has turned into JSON."""
         if not kept["sides"]:
             raise ValueError("expected a row with sides")
-        case = Case(kept["kernel"], kept["size"], kept["dtype"], kept["new"])
+        case = Case(kept["kernel"], kept["size"], kept["dtype"], kept["new"], kept.get("captured", False))
         return cls(case, {name: Measurement.from_json(side) for name, side in kept["sides"].items()})
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
@@ -46,7 +46,8 @@ class MeasuredSide:
     def _process(self, cases: Sequence[Case], options: list[str], environment: dict[str, str]) -> list[dict[str, Any]]:
         case, sizes = cases[0], [case.size for case in cases]
         command = [sys.executable, "-W", "ignore", "-m", "plugrad.bench.measure", self.module, case.name, *sizes]
-        command += ["--dtype", case.dtype, *["--new"] * case.new, *options]
+        command += ["--dtype", case.dtype, *["--new"] * case.new]
+        command += [*["--captured"] * case.captured, *options]
         done = subprocess.run(  # noqa: S603  (this package)
             command,
             env={**os.environ, "PLUGRAD_BACKEND": self.backend, **environment},
@@ -116,7 +117,7 @@ def curves(
 ) -> Job[list[Curve]]:
     """Return the job of the curves of all sides, for the kernel and dtype of `example`."""
     numbers, sizes = zip(*points(example.name, against, factor), strict=True)
-    cases = [Case(example.name, size, example.dtype, example.new) for size in sizes]
+    cases = [replace(example, size=size) for size in sizes]
     measured = measured_sides(example.name, backends, peers)
     processes: list[tuple[list[Case], int | None]] = [(cases, None)]
     if against == "threads":

@@ -76,6 +76,18 @@ def compare_steps(side: Side, new: bool) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_a_captured_step_is_that_of_plain_calls() -> None:
+    with backends.use("numpy"):
+        steps = [ours.prepare(Case(STEP, "8-6-5-3", captured=captured)) for captured in (False, True)]
+        for _ in range(3):
+            plain, captured = ([parameter.copy() for parameter in step()] for step in steps)
+            for a, b in zip(plain, captured, strict=True):
+                np.testing.assert_array_equal(a, b)
+    for case in ({"name": "relu", "size": "8x6"}, {"name": STEP, "size": "8-6-5-3", "new": True}):
+        with pytest.raises(ValueError, match="captured: expected step, with results in arrays that are used again"):
+            Case(**case, captured=True)
+
+
 def test_the_textbook_has_every_kernel() -> None:
     assert set(textbook.NAMES) == set(ours.NAMES) == set(NAMES)
 
@@ -177,7 +189,7 @@ def test_one_side_by_itself() -> None:
 def test_a_table_of_all_sides() -> None:
     arguments = ("relu", "step", "--backend", "numpy", "--peers", "textbook,no_such_peer", "--rounds", "1")
     assert (
-        "--peers: expected one of textbook, torch, jax, scipy; got 'no_such_peer'"
+        "--peers: expected one of textbook, torch, torch_compile, jax, scipy; got 'no_such_peer'"
         in command("plugrad.bench", *arguments).stderr
     )
     for wrong, message in (
@@ -483,6 +495,8 @@ def test_products_are_those_of_the_kernel() -> None:
             expected = {1: [z], 2: [z @ w.T, x.T @ z], 3: [z, z @ w.T, x.T @ z]}[count]
             for found, exact in zip(results, expected, strict=True):
                 np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
+    shapes = [array.shape for array in products.prepare(Case(STEP, "8-6-5-3"))()]
+    assert shapes == [(8, 5), (8, 3), (5, 3), (8, 5), (6, 5)]
     with pytest.raises(ValueError, match="relu: not bound by products"):
         products.prepare(Case("relu", "6x4"))
 

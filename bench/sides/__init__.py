@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from plugrad.bench.cases import Case
 
-PEERS = ("textbook", "torch", "jax", "scipy")
+PEERS = ("textbook", "torch", "torch_compile", "jax", "scipy")
 
 
 class Side(Protocol):
@@ -36,4 +36,4 @@ def load(name: str) -> Side:
 
 def is_installed(peer: str) -> bool:
     """Whether the library of a peer is installed; the textbook formulas need NumPy only."""
-    return peer == "textbook" or find_spec(peer) is not None
+    return peer == "textbook" or find_spec(peer.removesuffix("_compile")) is not None

@@ -50,9 +50,10 @@ def _in_float64(x: Any) -> Any:
 def _step(case: Case) -> Callable[[], Any]:
     given = network(case)
     x, t, rate = _moved(given.x), _moved(given.t), given.x.dtype.type(given.rate)
-    w1, b1, w2, b2 = map(_moved, given.parameters)
+    w1, b1, w2, b2 = parameters = [*map(_moved, given.parameters)]
     shapes = (len(x), b1.size), (len(x), b2.size), (len(x), b1.size), w1.shape, b1.shape, w2.shape, b2.shape
     a, z, da, dw1, db1, dw2, db2 = (backends.current().empty(shape, x.dtype) for shape in shapes)
+    optimizer = kernels.optim.SGD(parameters, lr=given.rate)
 
     def reusing() -> Any:
         h = kernels.relu(kernels.affine(x, w1, b1, out=a), out=a)
@@ -60,10 +61,8 @@ def _step(case: Case) -> Callable[[], Any]:
         kernels.affine_backward(dz, h, w2, out=(da, dw2, db2))
         kernels.relu_backward(da, h, out=da)
         kernels.affine_backward(da, x, w1, needs=("dw", "db"), out=(None, dw1, db1))
-        for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
-            gradient *= rate  # the next step overwrites it
-            parameter -= gradient
-        return w1, b1, w2, b2
+        optimizer.step([dw1, db1, dw2, db2])
+        return parameters
 
     def allocating() -> Any:
         h = kernels.relu(kernels.affine(x, w1, b1))
@@ -72,6 +71,23 @@ def _step(case: Case) -> Callable[[], Any]:
         _, dw1, db1 = kernels.affine_backward(kernels.relu_backward(dh, h), x, w1, needs=("dw", "db"))
         for parameter, gradient in ((w1, dw1), (b1, db1), (w2, dw2), (b2, db2)):
             parameter -= rate * gradient
-        return w1, b1, w2, b2
+        return parameters
 
-    return allocating if case.new else reusing
+    return captured(reusing) if case.captured else allocating if case.new else reusing
+
+
+def captured(step: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that captures a step of training when it is called first, and then replays it."""
+    graph: kernels.Graph | None = None
+    results: Any = None
+
+    def replayed() -> Any:
+        nonlocal graph, results
+        if graph is None:
+            with kernels.capture() as graph:
+                results = step()
+        else:
+            graph.replay()
+        return results
+
+    return replayed

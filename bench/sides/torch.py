@@ -1,6 +1,6 @@
 """PyTorch, eager: its ``out=`` forms where it has them, `torch.autograd.grad` for the gradients of losses."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,14 +33,15 @@ def to_numpy(x: Any) -> Any:
 
 def _arguments(case: Case) -> list[Any]:
     """Return the arguments as tensors; `functional.linear` takes weights as (outputs, inputs)."""
-    tensors = [_tensor(x) for x in case.arguments()]
+    tensors = [as_tensor(x) for x in case.arguments()]
     if "max_workspace" in KERNELS[case.name].options:
         at = KERNELS[case.name].arguments.index("w")
         tensors[at] = tensors[at].T.contiguous()
     return tensors
 
 
-def _tensor(x: Any) -> Any:
+def as_tensor(x: Any) -> Any:
+    """Return an array as a tensor, and a number as it is."""
     if not isinstance(x, np.ndarray):
         return x
     if x.dtype.name == "bfloat16":  # PyTorch does not take the dtype of ml_dtypes
@@ -123,16 +124,20 @@ WITH_OUT: dict[str, Callable[..., Any]] = {
 NAMES: Collection[str] = (*FUNCTIONS, STEP)
 
 
+def loss_of_network(parameters: Sequence[Any], x: Any, t: Any) -> Any:
+    """Return the loss of the network of a step of training."""
+    w1, b1, w2, b2 = parameters
+    h = torch.relu(torch.addmm(b1, x, w1))
+    return functional.cross_entropy(torch.addmm(b2, h, w2), t)
+
+
 def _step(case: Case) -> Callable[[], Any]:
     given = network(case)
-    x, t = _tensor(given.x), _tensor(given.t)
-    parameters = [_tensor(parameter).requires_grad_() for parameter in given.parameters]
-    w1, b1, w2, b2 = parameters
+    x, t = as_tensor(given.x), as_tensor(given.t)
+    parameters = [as_tensor(parameter).requires_grad_() for parameter in given.parameters]
 
     def step() -> Any:
-        h = torch.relu(torch.addmm(b1, x, w1))
-        loss = functional.cross_entropy(torch.addmm(b2, h, w2), t)
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss_of_network(parameters, x, t), parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(gradient, alpha=given.rate)
