@@ -65,6 +65,16 @@ def guard(comm: Communicator) -> Generator[None]:
     comm : Communicator
         The ranks.
 
+    Returns
+    -------
+    context manager
+        For a ``with`` statement around all calls of this rank.
+
+    Raises
+    ------
+    Exception
+        With one rank, whatever the block raises.
+
     Examples
     --------
     >>> from plugrad import distributed

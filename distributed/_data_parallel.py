@@ -28,6 +28,11 @@ def broadcast(arrays: Iterable[Array], comm: Communicator, root: int = 0) -> Non
     root : int
         The rank whose elements all get.
 
+    Returns
+    -------
+    None
+        The arrays are changed.
+
     Raises
     ------
     TypeError
@@ -69,6 +74,11 @@ def sum_gradients(grads: Iterable[Array], comm: Communicator) -> None:
         As many on each rank, of the same shapes and dtypes.
     comm : Communicator
         The ranks.
+
+    Returns
+    -------
+    None
+        The gradients are changed.
 
     Raises
     ------

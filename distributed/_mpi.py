@@ -178,8 +178,8 @@ class Mpi:
             return self._comm
         raise RuntimeError(
             f"mpi: messages of CuPy arrays need NCCL, which cannot be used ({reason}), or an MPI that reads the memory "
-            f"of GPUs, which this one does not say of itself (mpi_memory_alloc_kinds: {kinds or 'none'}); install NCCL: "
-            f"python -m pip install nvidia-nccl-cu13, or move the arrays yourself with plugrad.backends.to_numpy"
+            f"of GPUs, which this one does not say of itself (mpi_memory_alloc_kinds: {kinds or 'none'}); install: "
+            f"python -m pip install nvidia-nccl-cu13, or move the arrays with plugrad.backends.to_numpy"
         )
 
 
