@@ -10,7 +10,7 @@ from plugrad.backends.host import name_of
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed, described
-from plugrad.distributed._communicator import Communicator
+from plugrad.distributed._communicator import Communicator, checks
 from plugrad.kernels._arguments import Array
 from plugrad.kernels.optim import Optimizer
 from plugrad.kernels.optim._checks import check_writeable, checked_grads
@@ -53,7 +53,7 @@ def broadcast(arrays: Iterable[Array], comm: Communicator, root: int = 0) -> Non
     given, failure = _given("broadcast", "arrays", arrays)
     if failure is None and (isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < comm.size):
         failure = ValueError(f"broadcast: root: expected a rank in [0, {comm.size}), got {root!r}")
-    agreed(comm, "broadcast", {**_facts("arrays", given), "root": root}, failure)
+    agreed(comm, "broadcast", {**_facts("arrays", given, comm), "root": root}, failure)
     if comm.size == 1:
         return
     for group in _by_dtype(given):
@@ -98,7 +98,7 @@ def sum_gradients(grads: Iterable[Array], comm: Communicator) -> None:
     """
     refuse_in_capture("distributed.sum_gradients")
     given, failure = _given("sum_gradients", "grads", grads, floating=True)
-    agreed(comm, "sum_gradients", _facts("grads", given), failure)
+    agreed(comm, "sum_gradients", _facts("grads", given, comm), failure)
     if comm.size == 1:
         return
     for group in _by_dtype(given):
@@ -150,7 +150,7 @@ class DataParallel:
         self._flat: list[Any] = []  # the messages of a step, kept for the next
         failure, facts = None, {}
         if isinstance(optimizer, Optimizer):
-            facts = {**self._state(), **_facts("params", optimizer.params)}
+            facts = {**self._state(), **_facts("params", optimizer.params, comm)}
         else:
             kind = name_of(type(optimizer))
             failure = TypeError(f"DataParallel: optimizer: expected one of plugrad.kernels.optim, got {kind}")
@@ -188,7 +188,7 @@ class DataParallel:
             rows = _count(count)
         except (TypeError, ValueError) as error:
             failure, rows = error, None
-        agreed(self.comm, "DataParallel.step", {**self._state(), **_facts("grads", given)}, failure)
+        agreed(self.comm, "DataParallel.step", {**self._state(), **_facts("grads", given, self.comm)}, failure)
         total = _total(rows, self.comm)
         groups = _by_dtype(given)
         flats = self._flat = [
@@ -231,9 +231,11 @@ def _given(
     return given, None
 
 
-def _facts(name: str, arrays: Sequence[Any]) -> dict[str, object]:
-    described_arrays = {f"{name}: {i}".replace(": ", " "): described(array) for i, array in enumerate(arrays)}
-    return {f"number of {name}": len(arrays), **described_arrays}
+def _facts(name: str, arrays: Sequence[Any], comm: Communicator) -> dict[str, object]:
+    """What the ranks compare of arrays, if they do."""
+    if not checks(comm):
+        return {}
+    return {f"number of {name}": len(arrays), **{f"{name} {i}": described(a) for i, a in enumerate(arrays)}}
 
 
 def _by_dtype(arrays: Iterable[Any]) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
-from plugrad.distributed._communicator import Communicator
+from plugrad.distributed._communicator import Communicator, checks
 from plugrad.distributed._softmax_cross_entropy import plain
 from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, Shape, checked, largest, number, scale
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
@@ -162,7 +162,7 @@ def _spread(
     call: Any = None
     numbers = 0, 1
     try:
-        call, facts = _checked(x, w, b, t, given, softcap, needs, max_workspace, out)
+        call, facts = _checked(x, w, b, t, given, softcap, needs, max_workspace, out, checks(comm))
         numbers = call.w.shape[1], _plan(call).rows
     except Exception as error:
         failure = error
@@ -172,7 +172,16 @@ def _spread(
 
 
 def _checked(
-    x: Any, w: Any, b: Any, t: Any, given: dict[str, Any], softcap: Any, needs: Any, max_workspace: Any, out: Any
+    x: Any,
+    w: Any,
+    b: Any,
+    t: Any,
+    given: dict[str, Any],
+    softcap: Any,
+    needs: Any,
+    max_workspace: Any,
+    out: Any,
+    compares: bool,
 ) -> tuple[_Call, dict[str, object]]:
     """The arguments of this rank, checked, and what has to be the same on all ranks."""
     backend = backend_for(x)
@@ -183,7 +192,7 @@ def _checked(
     else:
         x, w, b = promoted(CALL, backend, x=x, w=w, b=biases(CALL, b, w, backend))
     logits = Shape(x.shape[:-1] + w.shape[1:], x.dtype)
-    t, options, facts = checked(CALL, "w", logits, t, {**given, "axis": -1}, backend)
+    t, options, facts = checked(CALL, "w", logits, t, {**given, "axis": -1}, backend, compares)
     cap = 0.0 if softcap is None else number(CALL, "softcap", softcap)
     if softcap is not None and not cap:
         raise ValueError(f"{CALL}: softcap: expected a finite number greater than 0, got {softcap}")

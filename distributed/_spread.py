@@ -60,11 +60,12 @@ def checked(
     t: Any,
     given: Mapping[str, Any],
     backend: Backend,
+    compares: bool,
 ) -> tuple[Any, Options, dict[str, object]]:
     """The labels, the options, and what of them has to be the same on all ranks.
 
     `logits` is the shape of this rank's logits, which come from the argument called `name`; `given` has the options by
-    their names.
+    their names. The labels are read only if the ranks compare them.
     """
     axis = given["axis"]
     plain = {key: given[key] for key in ("ignore_index", "label_smoothing", "reduction")}
@@ -102,6 +103,9 @@ def checked(
             )
         sample_weight = sample_weight.astype(compute, copy=False).reshape(-1)
     z_loss = number(call, "z_loss", given["z_loss"])
+    found = t, Options(options, sample_weight, z_loss)
+    if not compares:
+        return *found, {}
     is_host = backend.native is np.ndarray
     facts = {
         "arrays": backend.arrays,
@@ -116,7 +120,7 @@ def checked(
         "z_loss": z_loss,
         "reduction": options.reduction,
     }
-    return t, Options(options, sample_weight, z_loss), facts
+    return *found, facts
 
 
 def number(call: str, name: str, value: Any) -> float:

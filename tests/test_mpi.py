@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plugrad.tests import mpi_checks
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("mpiexec"), pytest.mark.xdist_
 
 # Messages stay on this machine: processes are forked, and messages go through memory.
 LOCAL = {"UCX_TLS": "self,sm", "PLUGRAD_NUM_THREADS": "1"}
+EXAMPLES = Path(__file__).parent.parent / "examples"
 PATIENCE = 300  # seconds until ranks that wait for each other are given up
 
 
@@ -64,6 +66,21 @@ def test_a_rank_that_is_killed_ends_the_job_with_a_line_that_says_which() -> Non
     ended = re.search(r"PID (\d+) RUNNING AT", done.stdout + done.stderr)
     assert ended, done.stdout + done.stderr
     assert re.search(rf"^rank 2 of 3 is process {ended[1]} on ", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "number"),
+    [
+        ("digits.py", ("--epochs", "2"), r"^epoch .* loss ([\d.]+)"),
+        ("words.py", ("--steps", "3"), r"perplexity +([\d.]+)"),
+    ],
+)
+def test_examples_on_two_ranks_print_what_they_print_on_one(name: str, arguments: tuple[str, ...], number: str) -> None:
+    runs = [mpiexec(ranks, str(EXAMPLES / name), *arguments, "--backend", "numpy", "--distributed") for ranks in (1, 2)]
+    assert [done.returncode for done in runs] == [0, 0], runs[1].stderr
+    one, two = (np.array(re.findall(number, done.stdout, re.MULTILINE), float) for done in runs)
+    assert len(one) >= 2
+    np.testing.assert_allclose(two, one, rtol=1e-3)  # float32 is summed in another order
 
 
 def test_without_mpi4py_the_error_says_what_to_install(tmp_path: Path) -> None:
