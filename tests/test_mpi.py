@@ -83,6 +83,21 @@ def test_examples_on_two_ranks_print_what_they_print_on_one(name: str, arguments
     np.testing.assert_allclose(two, one, rtol=1e-3)  # float32 is summed in another order
 
 
+@pytest.mark.needs("g++")
+def test_arrays_of_a_device_go_by_nccl_or_not_at_all(tmp_path: Path) -> None:
+    """On the emulated device, with a stand-in for NCCL."""
+    folder = Path(__file__).parent / "cuda_on_cpu"
+    environment = {"PYTHONPATH": str(folder / "stand_in"), "CUPY_CACHE_DIR": str(tmp_path), "PLUGRAD_BACKEND": "cupy"}
+    done = mpiexec(2, str(folder / "nccl_checks.py"), **environment)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^passed: (\w+)$", done.stdout, re.MULTILINE) == [
+        "messages",
+        "losses",
+        "wrong_labels",
+        "training",
+    ]
+
+
 def test_without_mpi4py_the_error_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "mpi4py.py").write_text("raise ImportError('no such package')")
     done = python("from plugrad import distributed; distributed.mpi()", tmp_path)
