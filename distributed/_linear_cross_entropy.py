@@ -279,14 +279,15 @@ class _Chunks:
         self._w = take((inputs, plan.columns), compute) if call.w.dtype != compute else None
         self._dw: Any = take((inputs * plan.columns,), compute) if call.dw is not None else None
         self.label_weights: Any = None
-        is_wide = number_of_chunks > MOST_CHUNKS or call.w.size <= SMALL
+        is_wide = number_of_chunks > MOST_CHUNKS or (number_of_chunks > 1 and call.w.size <= SMALL)
         reads = (call.x, call.w, call.b, call.t, options.loss.weight)
         self._sums_w: Any = None
         self._sums_b: Any = None
         if call.dw is not None:
             own = compute == call.dw.dtype and not is_wide and not any(call.dw is read for read in reads)
             self._sums_w = call.dw if own else backend.empty(call.dw.shape, FLOAT64 if is_wide else compute)
-            self._sums_w[...] = 0
+            if not self.rows:
+                self._sums_w[...] = 0
         if call.db is not None:
             self._sums_b = backend.empty(call.db.shape, FLOAT64)
             self._sums_b[...] = 0
@@ -361,7 +362,7 @@ class _Chunks:
             z /= xp.cosh(self._raw[:count]) ** 2  # the derivative of tanh
         if call.dx is not None:
             self._send_dx(chunk, x, z)
-        self._add(x, z)
+        self._add(x, z, is_first=not chunk.start)
         return losses
 
     def _parts(self) -> Iterable[slice]:
@@ -416,17 +417,20 @@ class _Chunks:
             dx = self.xp.where(excluded[chunk, None], self.compute_dtype.type(0), dx)
         self._target[self._places(chunk)] = dx.astype(self._target.dtype, copy=False)
 
-    def _add(self, x: Any, dz: Any) -> None:
-        """Add the gradients of weights and biases of a chunk."""
+    def _add(self, x: Any, dz: Any, is_first: bool) -> None:
+        """Add the gradients of weights and biases of a chunk; the first one overwrites those of the weights."""
         call, depth = self.call, len(self.call.w)
         has_w = self._sums_w is not None and depth > 0
         for part in self._parts() if has_w or self._sums_b is not None else ():
             width = part.stop - part.start
-            dw = self._dw[: depth * width].reshape(depth, width) if has_w else None
+            is_there = has_w and is_first and self._sums_w.dtype == self.compute_dtype
+            dw: Any = self._sums_w[:, part] if is_there else None
+            if has_w and not is_there:
+                dw = self._dw[: depth * width].reshape(depth, width)
             db = None if self._sums_b is None else call.backend.empty((width,), self.compute_dtype)
             call.backend.functions["affine_backward"](dz[:, part], x, self._columns(part), None, dw, db)
-            if has_w:
-                self._sums_w[:, part] += dw
+            if has_w and not is_there:
+                self._sums_w[:, part] = dw + (0 if is_first else self._sums_w[:, part])
             if db is not None:
                 self._sums_b[part] += db
 

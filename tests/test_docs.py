@@ -21,7 +21,7 @@ from plugrad.kernels.__main__ import table
 from plugrad.tests.ranks import Rank, Ranks
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/from-pytorch-jax-numpy.md"]
+DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/distributed.md", "docs/from-pytorch-jax-numpy.md"]
 MAPS = ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -104,6 +104,7 @@ def sequences() -> list[Any]:
         for text in blocks(document, "sh"):
             lines = [line for line in text.splitlines() if not line.startswith("python3 -m venv")]
             marks = [pytest.mark.needs("g++")] if "PLUGRAD_BACKEND=cupy" in text else []
+            marks += [pytest.mark.needs("mpiexec")] if "mpiexec" in text else []
             if lines:
                 found.append(pytest.param(lines, id=lines[0].removeprefix(".venv/bin/python "), marks=marks))
     return found

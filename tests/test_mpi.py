@@ -83,6 +83,21 @@ def test_examples_on_two_ranks_print_what_they_print_on_one(name: str, arguments
     np.testing.assert_allclose(two, one, rtol=1e-3)  # float32 is summed in another order
 
 
+def test_the_benchmark_counts_the_bytes_of_the_formula() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "plugrad.bench", "--distributed", "--seconds", "0.05", "--ranks", "1,3"],
+        env={**os.environ, **LOCAL},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = re.findall(r"^(rows|classes) +(\d+) .* ([\d,]+) +([\d,]+)$", done.stdout, re.MULTILINE)
+    assert [row[:2] for row in table] == [("rows", "1"), ("rows", "3"), ("classes", "1"), ("classes", "3")]
+    assert all(counted == formula for *_, counted, formula in table)
+
+
 @pytest.mark.needs("g++")
 def test_arrays_of_a_device_go_by_nccl_or_not_at_all(tmp_path: Path) -> None:
     """On the emulated device, with a stand-in for NCCL."""
