@@ -88,10 +88,10 @@ def checked(
         with np.errstate(all="ignore"):
             options = options._replace(weight=weight.astype(compute, copy=False))
     rows = logits.shape[: options.axis] + logits.shape[options.axis + 1 :]
-    if getattr(t, "ndim", None) == logits.ndim:
+    if np.ndim(t) == logits.ndim:
         raise ValueError(
             f"{call}: t: expected class indices, counted over the classes of all ranks, of shape {rows}, got shape "
-            f"{t.shape}; one label per class is for one rank"
+            f"{np.shape(t)}; one label per class is for one rank"
         )
     t = labels(call, t, pretended, options, backend).reshape(-1)
     sample_weight = given["sample_weight"]

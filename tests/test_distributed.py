@@ -47,19 +47,21 @@ def exact(
     s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.longdouble)
     counts &= s != 0
     label = np.where(counts, t, 0)
-    q = (1 - label_smoothing) * np.eye(classes)[label] + label_smoothing / classes
+    is_label = np.zeros(x.shape, bool)
+    is_label[np.arange(rows), label] = True
+    q = (1 - label_smoothing) * is_label + label_smoothing / classes
     with np.errstate(all="ignore"):
         top = x.max(axis=1, keepdims=True)
         e = np.exp(x - top)
         y = e / e.sum(axis=1, keepdims=True)
-        rest = np.where(np.eye(classes, dtype=bool)[label], 0, e).sum(axis=1)
+        rest = np.where(is_label, 0, e).sum(axis=1)
         single = e[np.arange(rows), label]
         log = np.log1p(rest + (single - 1))
         lse = top[:, 0] + log
         main = (np.where(w * q == 0, 0, w * q * (log[:, None] - (x - top)))).sum(axis=1)
         whole = (w * q).sum(axis=1)
         slope = y * whole[:, None] - w * q
-        of_others = np.where(np.eye(classes, dtype=bool)[label], 0, w * q).sum(axis=1)
+        of_others = np.where(is_label, 0, w * q).sum(axis=1)
         slope[np.arange(rows), label] = of_others - whole * rest / (rest + single)  # y - 1 would be rounded
         main, square = np.where(counts, s * main, 0), np.where(counts, s * z_loss * lse**2, 0)
         slope = np.where(counts[:, None], s[:, None] * slope, 0)
@@ -289,6 +291,55 @@ def test_chunks_are_as_the_smallest_workspace_says_and_nothing_is_read_of_rows_t
     np.testing.assert_allclose(np.concatenate([f[2] for f in found], axis=1), expected[2], atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_classes_are_worked_on_in_blocks_of_rows(dtype: Any) -> None:
+    rng = np.random.default_rng(6)
+    x, t = rng.normal(size=(11, 50_000)).astype(dtype), rng.integers(0, 50_000, 11)
+    loss, dx = exact(x, t, label_smoothing=0.1)
+    sizes = (20_000, 30_000)
+
+    def work(c: Any) -> Any:
+        own = np.ascontiguousarray(split(x, sizes)[c.rank])
+        return SOFTMAX(own, t, comm=c, label_smoothing=0.1, out=own)
+
+    found = results(2, work)
+    close(np.asarray(found[0][0]), loss)
+    close(np.concatenate([d for _, d in found], axis=1), dx)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_many_chunks_and_parts_of_the_weights_in_a_small_workspace(dtype: Any, softcap: float | None) -> None:
+    rng = np.random.default_rng(7)
+    x, w, b = ((rng.normal(size=shape) / 2).astype(dtype) for shape in ((500, 6), (6, 150), (150,)))
+    t = rng.integers(0, 150, 500)
+    t[::7] = -1
+    sizes = (100, 50)
+    kept = w.copy()
+
+    def work(c: Any) -> Any:
+        own = np.ascontiguousarray(split(w, sizes)[c.rank])
+        out = (None, None, own, None)  # over the weights
+        biases = split(b, sizes)[c.rank]
+        return LINEAR(
+            x, own, biases, t, comm=c, softcap=softcap, ignore_index=-1, reduction="sum", max_workspace=5000, out=out
+        )
+
+    found, ranks = on_ranks(2, work)
+    assert sum(op == "max" for op, _ in ranks.sent) > 65
+    x64, w64 = x.astype(np.float64), kept.astype(np.float64)
+    z = x64 @ w64 + b.astype(np.float64)
+    cap = softcap or np.inf
+    capped = cap * np.tanh(z / cap) if softcap else z
+    loss, dz = exact(capped, t, ignore_index=-1, reduction="sum")
+    if softcap:
+        dz = dz / np.cosh(z / cap) ** 2
+    close(np.asarray(found[0][0]), loss)
+    close(found[0][1], dz @ w64.T)
+    close(np.concatenate([f[2] for f in found], axis=1), x64.T @ dz)
+    close(np.concatenate([f[3] for f in found]), dz.sum(axis=0))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Gradients
 # ---------------------------------------------------------------------------------------------------------------------
@@ -410,6 +461,7 @@ def softmax(c: Any, wrong: dict[str, Any]) -> Any:
         ({"t": np.array([0, 1, 2, 5], np.int32)}, "rank 1 has int32"),
         ({"t": np.array([0.5] * 4)}, "rank 1: .* t: expected class indices of an integer dtype"),
         ({"t": np.zeros((4, 3))}, "rank 1: .* t: expected class indices, counted over the classes of all ranks"),
+        ({"t": [[0, 0, 1]] * 4}, "rank 1: .* t: expected class indices, counted over the classes of all ranks"),
         ({"reduction": "sum"}, "reduction: expected the same on all ranks, but rank 0 has mean and rank 1 has sum"),
         ({"reduction": "avg"}, "rank 1: .* reduction: expected one of mean, sum, none; got 'avg'"),
         ({"label_smoothing": 0.1}, "label_smoothing: .* rank 0 has 0.0 and rank 1 has 0.1"),
