@@ -2,10 +2,10 @@
 
 import sys
 
-from plugrad.bench import benchmark, loops, show, tune
+from plugrad.bench import benchmark, distributed, loops, show, tune
 from plugrad.bench.exit_status import discard_output
 
-COMMANDS = {"loops": loops.main, "show": show.main, "tune": tune.main}
+COMMANDS = {"--distributed": distributed.main, "loops": loops.main, "show": show.main, "tune": tune.main}
 
 
 def main(arguments: list[str]) -> int:

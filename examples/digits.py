@@ -7,9 +7,15 @@ The script has it three times: with kernels alone, in arrays that are allocated 
 which keep the arrays of the backward pass and reuse their memory; and with layers whose step is captured once and then
 replayed (`--style captured`). All call the same kernels and print the same numbers. `backends.asarray` moves the data
 to the selected backend, and `backends.to_numpy` moves results back.
+
+    mpiexec -n 2 python examples/digits.py --distributed
+
+trains with the rows of each batch split over the processes that `mpiexec` starts, and prints the same numbers as one.
 """
 
 import argparse
+import contextlib
+import os
 import statistics
 import time
 from pathlib import Path
@@ -18,7 +24,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from plugrad import backends, kernels as K
+from plugrad import backends, distributed, kernels as K
 from plugrad.kernels import layers, optim
 
 HIDDEN, CLASSES, BATCH, RATE, MOMENTUM = 128, 10, 64, 0.1, 0.9
@@ -83,11 +89,35 @@ class Captured(WithLayers):
         return self.training.step(x, t)
 
 
+class OnRanks(WithFunctions):
+    """The network on several processes: each has some rows of the batch, and all have the parameters."""
+
+    def __init__(self, w1, b1, w2, b2, comm) -> None:
+        super().__init__(w1, b1, w2, b2)
+        self.comm, self.trainer = comm, distributed.DataParallel(self.optimizer, comm)
+
+    def step(self, x, t):
+        """Forward and backward of this process's rows, then the update of all: the loss of the whole batch."""
+        rank, size = self.comm.rank, self.comm.size
+        mine = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+        x, t = x[mine], t[mine]
+        h = K.relu(K.affine(x, self.w1, self.b1))
+        loss, dz = K.softmax_cross_entropy_value_and_grad(K.affine(h, self.w2, self.b2), t, reduction="sum")
+        dh, dw2, db2 = K.affine_backward(dz, h, self.w2)
+        _, dw1, db1 = K.affine_backward(K.relu_backward(dh, h), x, self.w1, needs=("dw", "db"))
+        self.trainer.step([dw1, db1, dw2, db2], count=len(t))
+        total = backends.asarray(np.zeros(1))
+        total[0] = loss
+        self.comm.allreduce(total)
+        return total[0] / BATCH
+
+
 STYLES = {"functions": WithFunctions, "layers": WithLayers, "captured": Captured}
 
 
-def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
+def main(style: str, epochs: int, seed: int, plot: str | None, comm=None) -> None:
     """Train the network, test it after every epoch, and draw the results."""
+    is_first = comm is None or comm.rank == 0  # the process that shows the progress
     rng = np.random.default_rng(seed)
     digits = load_digits()
     order = rng.permutation(len(digits.target))
@@ -103,7 +133,8 @@ def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
 
     w1, w2 = weights(images.shape[1], HIDDEN), weights(HIDDEN, CLASSES)
     b1, b2 = np.zeros(HIDDEN, np.float32), np.zeros(CLASSES, np.float32)
-    model = STYLES[style](*map(backends.asarray, (w1, b1, w2, b2)))
+    parameters = map(backends.asarray, (w1, b1, w2, b2))
+    model = OnRanks(*parameters, comm) if comm else STYLES[style](*parameters)
 
     print(f"backend: {backends.current()}   train: {split}   test: {len(test_t)}")
     losses, accuracies, times = [], [], []
@@ -113,7 +144,7 @@ def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
         x, t = train_x[order], train_t[order]  # shuffled once, so that the batches are views
         total = 0.0
         start = time.perf_counter()
-        for first in tqdm(range(0, steps * BATCH, BATCH), desc=f"epoch {epoch}", leave=False):
+        for first in tqdm(range(0, steps * BATCH, BATCH), desc=f"epoch {epoch}", leave=False, disable=not is_first):
             total = total + model.step(x[first : first + BATCH], t[first : first + BATCH])  # on a GPU it stays there
         losses.append(float(backends.to_numpy(total)) / steps)  # this waits for the GPU, if there is one
         times.append((time.perf_counter() - start) / steps)
@@ -121,7 +152,7 @@ def main(style: str, epochs: int, seed: int, plot: str | None) -> None:
         accuracies.append(float((predicted == test_t).mean()))
         print(f"epoch {epoch:3}   loss {losses[-1]:.4f}   test accuracy {accuracies[-1]:.2%}")
     print(f"{statistics.median(times) * 1e6:.0f} us per step")  # the first epoch may have compiled
-    if plot:
+    if plot and is_first:
         draw(plot, losses, accuracies, images[split:], test_t, predicted)
 
 
@@ -160,6 +191,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", help="instead of the environment variable PLUGRAD_BACKEND")
     parser.add_argument("--style", choices=STYLES, default="functions", help="how the network is written")
+    parser.add_argument("--distributed", action="store_true", help="on the processes that mpiexec started")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="FILE.png", help="draw loss, accuracy and some digits with predictions")
@@ -174,4 +206,11 @@ if __name__ == "__main__":
         backends.current()
     except (ValueError, backends.BackendUnavailableError) as error:
         parser.error(str(error))
-    main(chosen.style, chosen.epochs, chosen.seed, chosen.plot)
+    if chosen.distributed:
+        ranks = distributed.mpi()
+        with distributed.guard(ranks), open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+            if ranks.rank:  # one process tells
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            main(chosen.style, chosen.epochs, chosen.seed, chosen.plot, ranks)
+    else:
+        main(chosen.style, chosen.epochs, chosen.seed, chosen.plot)

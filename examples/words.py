@@ -6,10 +6,17 @@ The model predicts a word from the three words before it: embeddings, a hidden l
 last layer and its loss (Bengio et al., "A neural probabilistic language model", 2003). At the end the script prints the
 memory of the last layer with that kernel, and with `affine` and `softmax_cross_entropy_value_and_grad` instead, each
 measured in a process of its own.
+
+    mpiexec -n 2 python examples/words.py --distributed
+
+trains with the vocabulary split over the processes that `mpiexec` starts, and prints the same perplexities as one.
 """
 
 import argparse
 import ast
+import contextlib
+import functools
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from plugrad import backends, kernels as K
+from plugrad import backends, distributed, kernels as K
 from plugrad.bench.memory import watched
 from plugrad.kernels import optim
 
@@ -57,8 +64,9 @@ def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return windows[:, :CONTEXT], windows[:, CONTEXT], vocabulary
 
 
-def main(steps: int, seed: int) -> None:
+def main(steps: int, seed: int, comm=None) -> None:
     """Train the model, and print the perplexity."""
+    is_first = comm is None or comm.rank == 0  # the process that shows the progress
     rng = np.random.default_rng(seed)
     before, after, vocabulary = contexts(docstrings())
     order = rng.permutation(len(after))
@@ -71,12 +79,18 @@ def main(steps: int, seed: int) -> None:
 
     table = weights(classes, EMBEDDING, 0.1)  # the embeddings, which NumPy looks up
     w1 = backends.asarray(weights(CONTEXT * EMBEDDING, HIDDEN, (2 / (CONTEXT * EMBEDDING)) ** 0.5))
-    w2 = backends.asarray(weights(HIDDEN, classes, 0.01))
-    b1, b2 = (backends.asarray(np.zeros(size, np.float32)) for size in (HIDDEN, classes))
+    w2 = weights(HIDDEN, classes, 0.01)
+    if comm:  # the words of this process
+        w2 = np.ascontiguousarray(np.array_split(w2, comm.size, axis=1)[comm.rank])
+    w2 = backends.asarray(w2)
+    b1, b2 = (backends.asarray(np.zeros(size, np.float32)) for size in (HIDDEN, w2.shape[1]))
     optimizer = optim.Adam([w1, b1, w2, b2], RATE)
     with backends.use("numpy"):
         embedding_optimizer = optim.Adam([table], RATE)
     workspace = K.Workspace(WORKSPACE)
+    last_layer = K.linear_cross_entropy_value_and_grad
+    if comm:
+        last_layer = functools.partial(distributed.linear_cross_entropy_value_and_grad, comm=comm)
 
     def hidden(rows):
         x = backends.asarray(table[before[rows]].reshape(len(rows), -1))
@@ -85,7 +99,7 @@ def main(steps: int, seed: int) -> None:
     def train_step(rows):
         x, h = hidden(rows)
         t = backends.asarray(after[rows])
-        loss, dh, dw2, db2 = K.linear_cross_entropy_value_and_grad(h, w2, b2, t, max_workspace=workspace)
+        loss, dh, dw2, db2 = last_layer(h, w2, b2, t, max_workspace=workspace)
         dx, dw1, db1 = K.affine_backward(K.relu_backward(dh, h), x, w1)
         dtable = np.zeros_like(table)
         np.add.at(dtable, before[rows], backends.to_numpy(dx).reshape(len(rows), CONTEXT, EMBEDDING))
@@ -96,7 +110,7 @@ def main(steps: int, seed: int) -> None:
 
     def perplexity(rows):
         t = backends.asarray(after[rows])
-        loss = K.linear_cross_entropy(hidden(rows)[1], w2, b2, t, max_workspace=workspace)
+        loss, *_ = last_layer(hidden(rows)[1], w2, b2, t, needs=(), max_workspace=workspace)
         return float(np.exp(backends.to_numpy(loss)))
 
     print(f"step {0:5}   held-out perplexity {perplexity(held_out):8.1f}", flush=True)
@@ -104,12 +118,13 @@ def main(steps: int, seed: int) -> None:
     for first in range(0, steps, max(1, steps // 10)):
         start = time.perf_counter()
         last = min(steps, first + max(1, steps // 10))
-        for _ in tqdm(range(first, last), desc=f"steps to {last}", leave=False):
+        for _ in tqdm(range(first, last), desc=f"steps to {last}", leave=False, disable=not is_first):
             train_step(rng.choice(training, BATCH, replace=False))
         spent += time.perf_counter() - start
         print(f"step {last:5}   held-out perplexity {perplexity(held_out):8.1f}", flush=True)
     print(f"{spent / steps * 1e3:.0f} ms per step")
-    tell_memory(classes)
+    if not comm:
+        tell_memory(classes)
 
 
 def tell_memory(classes: int) -> None:
@@ -153,6 +168,7 @@ def measure(way: str, classes: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", help="instead of the environment variable PLUGRAD_BACKEND")
+    parser.add_argument("--distributed", action="store_true", help="on the processes that mpiexec started")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", choices=WAYS, help="only measure the memory of one variant of the last layer")
@@ -168,5 +184,11 @@ if __name__ == "__main__":
         parser.error(str(error))
     if chosen.memory:
         measure(chosen.memory, chosen.classes)
+    elif chosen.distributed:
+        ranks = distributed.mpi()
+        with distributed.guard(ranks), open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+            if ranks.rank:  # one process tells
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            main(chosen.steps, chosen.seed, ranks)
     else:
         main(chosen.steps, chosen.seed)

@@ -5,6 +5,7 @@ Every test starts with the backend that the environment names, and leaves it so.
 
 import os
 import shutil
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ SLOW_FILES = ("test_notebook_documents.py", "test_page.py")
 # Programs that tests may need apart from Python: their names, and the command that installs them.
 PROGRAMS = {
     "g++": (("g++",), "apt-get install g++"),
+    "mpiexec": ((f"{Path(sys.executable).parent}/mpiexec", "mpiexec"), "python -m pip install 'plugrad[mpi]'"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "apt-get install chromium"),
 }
 

@@ -14,24 +14,32 @@ import numpy as np
 import pytest
 
 import plugrad
-from plugrad import backends, kernels
+from plugrad import backends, distributed, kernels
 from plugrad.backends import contract
 from plugrad.kernels import KERNELS, gradcheck, jacobians, layers, optim
 from plugrad.kernels.__main__ import table
+from plugrad.tests.ranks import Rank, Ranks
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/from-pytorch-jax-numpy.md"]
+DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/distributed.md", "docs/from-pytorch-jax-numpy.md"]
 MAPS = ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 public = {f"kernels.{name}": kernel.function for name, kernel in KERNELS.items()}
 public["Workspace"] = kernels.Workspace
-for module in (gradcheck, jacobians, layers, optim):
+for module in (distributed, gradcheck, jacobians, layers, optim):
     name = module.__name__.rpartition(".")[2]
     public |= {f"{name}.{item}": getattr(module, item) for item in module.__all__ if callable(getattr(module, item))}
 # Self-explanatory, or not constructed by users.
-for item in ("layers.Layer", "layers.Loss", "optim.Optimizer", "optim.Schedule", *(f"gradcheck.{n}" for n in RECORDS)):
+for item in (
+    "distributed.Communicator",
+    "layers.Layer",
+    "layers.Loss",
+    "optim.Optimizer",
+    "optim.Schedule",
+    *(f"gradcheck.{n}" for n in RECORDS),
+):
     public.pop(item, None)
 public |= {f"backends.{name}": getattr(backends, name) for name in backends.__all__ if name.islower()}
 
@@ -46,6 +54,12 @@ def blocks(document: str, *languages: str) -> list[str]:
 def known() -> dict[str, Any]:
     """The names that the snippets of the documents expect to be imported."""
     return {"np": np, "K": kernels, "backends": backends}
+
+
+@pytest.fixture(autouse=True)
+def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples of several processes run on one, without MPI."""
+    monkeypatch.setattr(distributed, "mpi", lambda *_, **__: Rank(Ranks(1), 0))
 
 
 @pytest.mark.parametrize("name", public)
@@ -90,6 +104,7 @@ def sequences() -> list[Any]:
         for text in blocks(document, "sh"):
             lines = [line for line in text.splitlines() if not line.startswith("python3 -m venv")]
             marks = [pytest.mark.needs("g++")] if "PLUGRAD_BACKEND=cupy" in text else []
+            marks += [pytest.mark.needs("mpiexec")] if "mpiexec" in text else []
             if lines:
                 found.append(pytest.param(lines, id=lines[0].removeprefix(".venv/bin/python "), marks=marks))
     return found

@@ -18,7 +18,7 @@ import plugrad
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("kernels", "backends", "tests", "bench")
+FOLDERS = ("kernels", "backends", "tests", "bench", "distributed")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ import sys
 before = set(sys.modules)
 import plugrad
 print(sorted(set(sys.modules) - before))
-assert set(dir(plugrad)) >= {"__version__", "backends", "bench", "kernels", "tests"}
+assert set(dir(plugrad)) >= {"__version__", "backends", "bench", "distributed", "kernels", "tests"}
 print("numpy" in sys.modules, plugrad.kernels.relu(1.0), plugrad.backends.current.__name__)
 print(plugrad.bench.__name__, plugrad.tests.__name__)
 try:
@@ -116,7 +116,7 @@ def test_what_ci_installs_is_pinned_with_hashes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],
-        *(one for name in ("dev", "slow", "test", "bench") for one in _extra(project, name)),
+        *(one for name in ("dev", "slow", "test", "bench", "mpi") for one in _extra(project, name)),
     ]
     locked = {
         entry.partition("==")[0]: entry.count("--hash=sha256:")
@@ -148,7 +148,7 @@ def test_it_works_installed_in_a_fresh_environment(distributions: dict[str, Path
         [python, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "[[0.5, 0.5]]", done.stderr
-    for module in ("kernels", "backends", "bench", "tests"):
+    for module in FOLDERS:
         done = subprocess.run(
             [python, "-c", f"import {module}"], cwd=tmp_path, capture_output=True, text=True, check=False
         )

@@ -114,6 +114,14 @@ class ndarray:  # noqa: N801  (CuPy's name)
         """The sum along an axis."""
         return _new(self._host.sum(axis=axis), self)
 
+    def max(self, axis: int | None = None) -> "ndarray":
+        """The largest element along an axis."""
+        return _new(self._host.max(axis=axis), self)
+
+    def transpose(self, *axes: int) -> "ndarray":
+        """The same elements with the axes in another order."""
+        return _new(self._host.transpose(*axes), self)
+
     def __repr__(self) -> str:
         return repr(self._host)
 
@@ -151,7 +159,7 @@ def _operator(name: str) -> Any:
     return operate
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "and", "or", "lt", "le", "gt", "ge", "eq", "ne"):
     for _prefix in ("", "r", "i"):
         if not (_prefix and len(_name) == 2):
             setattr(ndarray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
@@ -193,7 +201,24 @@ def broadcast_to(x: ndarray, shape: tuple[int, ...]) -> ndarray:
     return _new(np.broadcast_to(x._host, shape), x)
 
 
+def _of_numpy(name: str) -> Any:
+    """NumPy's function of this name, on arrays of the device; NumPy arrays are refused."""
+    function = getattr(np, name)
+
+    def compute(*arguments: Any, **named: Any) -> ndarray:
+        if any(isinstance(argument, np.ndarray) for argument in arguments):
+            raise TypeError(f"Unsupported type {np.ndarray}")
+        with np.errstate(all="ignore"):
+            return ndarray(np.asarray(function(*map(_host, arguments), **named)))
+
+    return compute
+
+
+_MORE = ("arange", "cosh", "exp", "full", "isnan", "log1p", "ones", "tanh", "where", "zeros")
+for _name in _MORE:
+    globals()[_name] = _of_numpy(_name)
+
 from cupy import cuda  # noqa: E402
 from cupy.cuda import RawModule  # noqa: E402
 
-__all__ = ["RawModule", "asarray", "ascontiguousarray", "asnumpy", "broadcast_to", "cuda", "empty", "ndarray"]
+__all__ = ["RawModule", "asarray", "ascontiguousarray", "asnumpy", "broadcast_to", "cuda", "empty", "ndarray", *_MORE]
