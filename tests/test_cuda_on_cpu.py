@@ -466,7 +466,8 @@ def test_benchmarks_tell_of_the_device(cache: Path) -> None:
     done = run(*arguments[:2], *arguments[3:], "--sizes", "8-5-4-3", variables=environment(cache, "ascending"))
     assert done.returncode == 0, done.stderr
     bytes_moved, rows, bound, _ = done.stdout.splitlines()[-1].split()[-4:]
-    assert (bytes_moved, bound) == ("-", "-")
+    assert bytes_moved == "-"
+    assert float(bound.rstrip("%")) >= 0  # of its matrix products
     assert float(rows) >= 0
     done = run(*arguments[:3], *arguments[4:], "--peers", "textbook", variables=environment(cache, "ascending"))
     assert "--peers: expected torch beside cupy, since textbook is measured on the CPU" in done.stderr

@@ -196,6 +196,12 @@ def ascontiguousarray(x: ndarray) -> ndarray:
     return array
 
 
+def matmul(a: ndarray, b: ndarray, *, out: ndarray) -> ndarray:
+    """The product of two matrices, written to `out`."""
+    np.matmul(a._host, b._host, out=out._host)
+    return out
+
+
 def broadcast_to(x: ndarray, shape: tuple[int, ...]) -> ndarray:
     """`x` repeated by strides of 0."""
     return _new(np.broadcast_to(x._host, shape), x)
