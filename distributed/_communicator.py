@@ -1,4 +1,4 @@
-"""What an engine of messages has to do, and the block that ends the job when a rank fails."""
+"""The protocol of an engine of messages, and the block that ends the job when a rank fails."""
 
 import logging
 import os

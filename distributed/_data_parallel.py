@@ -204,7 +204,7 @@ class DataParallel:
         self.optimizer.step([found[id(array)] for array in given])
 
     def _state(self) -> dict[str, object]:
-        """What has to be the same on all ranks for their parameters to stay the same."""
+        """The facts that must be the same on all ranks for their parameters to stay the same."""
         optimizer = self.optimizer
         rate = "a schedule" if callable(optimizer.lr) else optimizer.lr
         decay = optimizer.weight_decay
@@ -232,7 +232,7 @@ def _given(
 
 
 def _facts(name: str, arrays: Sequence[Any], comm: Communicator) -> dict[str, object]:
-    """What the ranks compare of arrays, if they do."""
+    """The facts of arrays that the ranks compare, if they do."""
     if not checks(comm):
         return {}
     return {f"number of {name}": len(arrays), **{f"{name} {i}": described(a) for i, a in enumerate(arrays)}}

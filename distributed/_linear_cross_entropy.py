@@ -15,7 +15,7 @@ from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
 from plugrad.distributed._softmax_cross_entropy import plain
-from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, Shape, checked, largest, number, scale
+from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, checked, largest, scale
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
 from plugrad.kernels._arguments import (
     Array,
@@ -29,6 +29,8 @@ from plugrad.kernels._arguments import (
     real,
     result,
 )
+from plugrad.kernels._linear_cross_entropy import Logits
+from plugrad.kernels.optim._checks import at_least_0
 
 CALL = "distributed.linear_cross_entropy_value_and_grad"
 MOST_ROWS = 8192  # of a chunk: a product sums so many rows in float32 without drifting
@@ -164,7 +166,7 @@ def _spread(
     try:
         call, facts = _checked(x, w, b, t, given, softcap, needs, max_workspace, out, checks(comm))
         numbers = call.w.shape[1], _plan(call).rows
-    except Exception as error:
+    except Exception as error:  # all ranks are told, and raise
         failure = error
     counts, rows = agreed(comm, CALL, facts, failure, numbers, needs_numbers=True)
     _Chunks(call, comm, Classes.of(CALL, counts, comm.rank), min(rows)).compute()
@@ -183,7 +185,7 @@ def _checked(
     out: Any,
     compares: bool,
 ) -> tuple[_Call, dict[str, object]]:
-    """The arguments of this rank, checked, and what has to be the same on all ranks."""
+    """The arguments of this rank, checked, and those facts of them that must be the same on all ranks."""
     backend = backend_for(x)
     x, w = real(CALL, "x", x, backend), real(CALL, "w", w, backend)
     fit(CALL, x, w)
@@ -191,9 +193,9 @@ def _checked(
         x, w = promoted(CALL, backend, x=x, w=w)
     else:
         x, w, b = promoted(CALL, backend, x=x, w=w, b=biases(CALL, b, w, backend))
-    logits = Shape(x.shape[:-1] + w.shape[1:], x.dtype)
+    logits = Logits(x.shape[:-1] + w.shape[1:], x.dtype)
     t, options, facts = checked(CALL, "w", logits, t, {**given, "axis": -1}, backend, compares)
-    cap = 0.0 if softcap is None else number(CALL, "softcap", softcap)
+    cap = 0.0 if softcap is None else at_least_0(CALL, "softcap", softcap)
     if softcap is not None and not cap:
         raise ValueError(f"{CALL}: softcap: expected a finite number greater than 0, got {softcap}")
     is_kept = isinstance(max_workspace, Workspace)

@@ -141,7 +141,7 @@ class Mpi:
             raise ValueError(f"{what}: expected the communicator of some ranks, got one that was freed (COMM_NULL)")
 
     def _engine(self, call: str, array: Any) -> Any:
-        """What sends messages of arrays of this type."""
+        """The library that sends arrays of this type."""
         self._living(call)
         kind = type(array)
         if kind is np.ndarray:

@@ -10,7 +10,7 @@ from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
-from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, Shape, checked, largest, scale
+from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, checked, largest, scale
 from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
@@ -23,6 +23,7 @@ from plugrad.kernels._arguments import (
     loss_shape,
     result,
 )
+from plugrad.kernels._linear_cross_entropy import Logits
 
 CALL = "distributed.softmax_cross_entropy_value_and_grad"
 DIGIT = 2**20
@@ -118,7 +119,7 @@ def _spread(x: Any, t: Any, comm: Communicator, given: dict[str, Any], out: Any)
         backend = backend_for(x)
         x = floating(CALL, "x", x, backend)
         axis_index(CALL, given["axis"], x.ndim)
-        t, options, facts = checked(CALL, "x", Shape(x.shape, x.dtype), t, given, backend, checks(comm))
+        t, options, facts = checked(CALL, "x", Logits(x.shape, x.dtype), t, given, backend, checks(comm))
         loss_out, dx_out = given_results(CALL, out, ("loss", "dx"), lone="dx")
         reads = (x, t, options.loss.weight)
         dx, reads = result(CALL, "out: dx", dx_out, x.shape, x.dtype, backend, reads)
@@ -128,7 +129,7 @@ def _spread(x: Any, t: Any, comm: Communicator, given: dict[str, Any], out: Any)
         options = options._replace(loss=options.loss.with_weight(weight))
         count = x.shape[options.loss.axis]
         call = backend, options, loss_out
-    except Exception as error:
+    except Exception as error:  # all ranks are told, and raise
         failure = error
     # Ranks that do not compare arguments learn how many classes there are with the maxima; a GPU would have to wait.
     with_maxima = failure is None and not checks(comm) and call[0].native is np.ndarray

@@ -11,28 +11,13 @@ from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions, bad_label
 from plugrad.backends.selection import options as options_in_force
 from plugrad.distributed._agreement import described, digest
 from plugrad.kernels._arguments import floating, labels, loss_options
+from plugrad.kernels._linear_cross_entropy import Logits
+from plugrad.kernels.optim._checks import at_least_0
 
 BLOCK = {True: 2**16, False: 2**24}  # elements that are worked on at a time, in host memory and on a device
 
 # Rows whose exponentials but the largest sum to less than this are confident: the rounding of x - max would show.
 CONFIDENT = 2.0**-18
-
-
-class Shape(NamedTuple):
-    """The shape and dtype of logits, for the checks of labels and options."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return int(np.prod(self.shape))
 
 
 class Options(NamedTuple):
@@ -56,13 +41,13 @@ class Options(NamedTuple):
 def checked(
     call: str,
     name: str,
-    logits: Shape,
+    logits: Logits,
     t: Any,
     given: Mapping[str, Any],
     backend: Backend,
     compares: bool,
 ) -> tuple[Any, Options, dict[str, object]]:
-    """The labels, the options, and what of them has to be the same on all ranks.
+    """The labels, the options, and those facts of them that must be the same on all ranks.
 
     `logits` is the shape of this rank's logits, which come from the argument called `name`; `given` has the options by
     their names. The labels are read only if the ranks compare them.
@@ -74,7 +59,7 @@ def checked(
     some = list(logits.shape)
     if logits.ndim:
         some[index] = max(2, some[index])
-    pretended = Shape(tuple(some), logits.dtype)
+    pretended = Logits(tuple(some), logits.dtype)
     options = loss_options(call, name, pretended, axis=axis, weight=None, backend=backend, **plain)
     weight = given["weight"]
     compute = COMPUTE[logits.dtype]
@@ -102,7 +87,7 @@ def checked(
                 f"{call}: sample_weight: expected one weight for each row, shape {rows}, got {sample_weight.shape}"
             )
         sample_weight = sample_weight.astype(compute, copy=False).reshape(-1)
-    z_loss = number(call, "z_loss", given["z_loss"])
+    z_loss = at_least_0(call, "z_loss", given["z_loss"])
     found = t, Options(options, sample_weight, z_loss)
     if not compares:
         return *found, {}
@@ -121,15 +106,6 @@ def checked(
         "reduction": options.reduction,
     }
     return *found, facts
-
-
-def number(call: str, name: str, value: Any) -> float:
-    """A finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{call}: {name}: expected a number of at least 0, got {value!r}")
-    if not 0 <= float(value) < np.inf:
-        raise ValueError(f"{call}: {name}: expected a finite number of at least 0, got {value}")
-    return float(value)
 
 
 class Classes(NamedTuple):
@@ -245,7 +221,7 @@ class Labels:
 
 
 class Scale(NamedTuple):
-    """What losses and gradients are multiplied by: numbers, or on a device arrays without dimensions."""
+    """The factors of losses and gradients: numbers, or on a device arrays without dimensions."""
 
     labels: Any  # the part of the labels
     z: Any  # the part of z_loss
@@ -268,7 +244,7 @@ def scale(of: Labels, label_weights: Any, dtype: np.dtype[Any]) -> Scale:
 
 
 class Sums(NamedTuple):
-    """What the ranks know together of each row."""
+    """The sums of each row over the classes of all ranks."""
 
     top: Any  # the largest logit
     rest: Any  # the sum of exp(x - top) without the label's
@@ -309,7 +285,7 @@ class Rows:
 
     @property
     def _share(self) -> float:
-        """What smoothing gives to each class."""
+        """The share of the label that smoothing gives to each class."""
         loss = self.of.options.loss
         return loss.label_smoothing / self.of.classes.total
 

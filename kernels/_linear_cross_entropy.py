@@ -242,7 +242,7 @@ def _loss_and_gradients(
     return given_back(loss, loss_out, backend), dx, dw, db
 
 
-class _Logits(NamedTuple):
+class Logits(NamedTuple):
     """The shape and dtype of the logits, for the checks of labels and options; the logits are never held whole."""
 
     shape: tuple[int, ...]
@@ -250,15 +250,17 @@ class _Logits(NamedTuple):
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return int(np.prod(self.shape))
 
 
 def _logits(x: Any, w: Any) -> Any:
-    return _Logits(x.shape[:-1] + w.shape[1:], x.dtype)
+    return Logits(x.shape[:-1] + w.shape[1:], x.dtype)
 
 
 def _arguments(

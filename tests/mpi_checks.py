@@ -1,4 +1,4 @@
-"""What each rank of a job does: `test_mpi.py` starts it with ``mpiexec -n N python -m plugrad.tests.mpi_checks``.
+"""The work of each rank of a job: `test_mpi.py` starts it with ``mpiexec -n N python -m plugrad.tests.mpi_checks``.
 
 One start makes all checks, in order. Each is a function of the communicator; the names of those that passed are printed
 by the rank 0. A rank that fails ends the job.

@@ -13,7 +13,7 @@ PATIENCE = 120  # seconds until a message that one rank never sends is an error
 
 
 class Ranks:
-    """What the ranks share: the arrays of a message, and a count of messages and of the bytes in them."""
+    """The state that the ranks share: the arrays of a message, and a count of messages and of the bytes in them."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -62,7 +62,7 @@ class Rank:
 
 
 def on_ranks(size: int, work: Callable[[Any], _Result], *, check: bool = True) -> tuple[list[Any], Ranks]:
-    """What `work` returns on each of `size` ranks, or the exception that it raises there; and their messages."""
+    """The result of `work` on each of `size` ranks, or the exception that it raises there; and their messages."""
     ranks = Ranks(size)
     found: list[Any] = [None] * size
 
@@ -84,7 +84,7 @@ def on_ranks(size: int, work: Callable[[Any], _Result], *, check: bool = True) -
 
 
 def results(size: int, work: Callable[[Any], _Result], *, check: bool = True) -> list[_Result]:
-    """What `work` returns on each rank; raises what it raised."""
+    """The result of `work` on each rank; raises its exception."""
     found, _ = on_ranks(size, work, check=check)
     for each in found:
         if isinstance(each, Exception):

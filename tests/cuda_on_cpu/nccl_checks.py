@@ -1,4 +1,4 @@
-"""What each rank does with arrays of the emulated device, its messages by a stand-in for NCCL (see `test_mpi.py`)."""
+"""The work of each rank with arrays of the emulated device, its messages by a stand-in for NCCL (see `test_mpi.py`)."""
 
 import ctypes
 import sys
