@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from plugrad import distributed, kernels as K
 from plugrad.bench import arguments as types, machine, scaling
+from plugrad.bench.outputs import PACKAGES
 from plugrad.kernels import optim
 
 RANKS = (1, 2, 4)
@@ -179,6 +181,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ranks", type=types.comma_separated(int), default=list(RANKS), help="1,2,4 by default")
     given = parser.parse_args(arguments)
     if given.model:
+        missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
+        if missing:
+            parser.error(f"--model: needs {', '.join(missing)}: python -m pip install 'plugrad[bench]'")
         scaling.draw(given.model)
         return 0
     print(machine.in_a_line({**machine.describe(["numpy"], ()), "threads": 1}))

@@ -8,8 +8,6 @@ late.
 import math
 from typing import Any
 
-from plugrad.bench.charts import COLOURS
-
 # Gbit/s -> seconds that a small message takes: by the sockets of common Ethernet, by RDMA over 100 and 400 Gbit/s.
 NETWORKS = {10: 30e-6, 100: 5e-6, 400: 2e-6}
 RANKS = tuple(2**k for k in range(11))
@@ -83,6 +81,8 @@ def draw(path: str) -> None:
     """Draw the model to an SVG file."""
     import altair as alt
     import vl_convert
+
+    from plugrad.bench.charts import COLOURS  # which imports Altair
 
     values = alt.Data(values=speedups())
     axis: dict[str, Any] = {"scale": alt.Scale(type="log", base=2)}
