@@ -850,10 +850,15 @@ print(numba.njit(space["theirs"])(1))
 def test_ctrl_c_while_numba_is_imported_does_not_break_it() -> None:
     code = """
 import signal, threading
-x = np.ones((3, 4), np.float32)
-threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+x, sent = np.ones((3, 4), np.float32), threading.Event()
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    sent.set()
+
+threading.Timer(0.05, interrupt).start()
 try:
-    while True:
+    while not sent.is_set():  # Python drops an interrupt that comes while it calls a destructor
         K.relu(x)
 except KeyboardInterrupt:
     pass
