@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import ml_dtypes
@@ -13,10 +14,11 @@ from numpy.lib.stride_tricks import as_strided
 
 from plugrad import backends, kernels as K
 from plugrad.backends import updates
-from plugrad.kernels import optim
+from plugrad.kernels import layers, optim
 from plugrad.kernels.gradcheck import check, gradient
-from plugrad.tests.oracles import adam, sgd
+from plugrad.tests.oracles import adam, adamw, norm, rmsprop, sgd
 
+RNG = np.random.default_rng(0)
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 
@@ -42,6 +44,12 @@ OPTIMIZERS: list[tuple[Any, Callable[..., Any], dict[str, Any]]] = [
     (optim.SGD, sgd, {"lr": optim.step_decay(0.2, every=2), "momentum": 0.9}),
     (optim.Adam, adam, {"lr": 0.01}),
     (optim.Adam, adam, {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.05}),
+    (optim.AdamW, adamw, {"lr": 0.01}),
+    (optim.AdamW, adamw, {"lr": optim.step_decay(0.2, every=2), "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.5}),
+    (optim.RMSprop, rmsprop, {}),
+    (optim.RMSprop, rmsprop, {"lr": 0.02, "alpha": 0.5, "eps": 1e-3, "weight_decay": 0.05, "momentum": 0.9}),
+    (optim.RMSprop, rmsprop, {"alpha": 0.5, "eps": 1e-2, "centered": True}),
+    (optim.RMSprop, rmsprop, {"alpha": 0.5, "eps": 0.1, "momentum": 0.5, "centered": True}),
 ]
 
 NAMES = [f"{kind.__name__} {i}" for i, (kind, _, _) in enumerate(OPTIMIZERS)]
@@ -67,6 +75,42 @@ def test_steps(kind: Any, formula: Any, options: dict[str, Any], dtype: Any, sha
     assert optimizer.steps == 3
     epsilon = float(ml_dtypes.finfo(dtype).eps)
     np.testing.assert_allclose(parameter.astype(np.float64), expected, rtol=0, atol=8 * epsilon * np.abs(p).max())
+
+
+@pytest.mark.parametrize(("kind", "formula", "options"), OPTIMIZERS, ids=NAMES)
+def test_a_hundred_steps_in_float64(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    """PyTorch's numbers where it is installed, and those of the formulas, to rounding."""
+    p, grads = RNG.normal(size=(5, 3)), list(RNG.normal(size=(100, 5, 3)))
+    parameter = p.copy()
+    optimizer = kind([parameter], **options)
+    for g in grads:
+        optimizer.step([g])
+    np.testing.assert_allclose(parameter, formula(p, grads, **options), rtol=0, atol=1e-12)
+    if find_spec("torch") is None or callable(options.get("lr")):
+        return
+    import torch
+
+    theirs = torch.tensor(p, requires_grad=True)
+    peer = getattr(torch.optim, kind.__name__)([theirs], **options)
+    for g in grads:
+        theirs.grad = torch.tensor(g)
+        peer.step()
+    np.testing.assert_allclose(parameter, theirs.detach().numpy(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_variance_below_0_by_rounding_counts_as_0(position: int) -> None:
+    """The mean square of a constant less the square of the mean, of which PyTorch takes the root: NaN."""
+    p, g = np.zeros(4), np.full(4, 0.1)
+    g[position] = 0.3
+    optimizer = optim.RMSprop([p], 1e-9, alpha=0.5, centered=True)
+    for _ in range(200):
+        optimizer.step([g])
+    assert (np.array(optimizer.squares) - np.array(optimizer.means) ** 2).min() < 1e-17
+    assert np.isfinite(p).all()
+    g[1] = np.nan
+    optimizer.step([g])
+    np.testing.assert_array_equal(np.isnan(p), [False, True, False, False])
 
 
 @pytest.mark.parametrize(("kind", "formula", "options"), OPTIMIZERS[3:], ids=NAMES[3:])
@@ -124,6 +168,78 @@ def test_a_backend_has_its_own_updates_or_the_default(backend: str) -> None:
         assert (backends.get(backend).functions[name] is default) == (backend == "defaults")
 
 
+# Clipping by the norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clipping(dtype: Any) -> None:
+    shapes = (), (3,), (70, 300), (0, 2)
+    grads = [np.asarray(RNG.normal(size=shape)).astype(dtype) for shape in shapes]
+    wide = [g.astype(np.float64) for g in grads]
+    found = optim.clip_by_global_norm(grads, 1e6)
+    assert type(found) is np.float64
+    np.testing.assert_allclose(found, float(norm(wide)), rtol=1e-12)
+    for g, before in zip(grads, wide, strict=True):
+        np.testing.assert_array_equal(g.astype(np.float64), before)
+    assert optim.clip_by_global_norm(iter(grads), 2) == found
+    for g, before in zip(grads, wide, strict=True):
+        expected = (before * (2 / found)).astype(dtype).astype(np.float64)
+        np.testing.assert_allclose(g.astype(np.float64), expected, rtol=2 * float(ml_dtypes.finfo(dtype).eps))
+    assert float(optim.clip_by_global_norm(grads, 0)) == pytest.approx(2, rel=2e-2)
+    assert not any(g.any() for g in grads)
+    assert optim.clip_by_global_norm(grads, 0) == 0
+    assert optim.clip_by_global_norm([], 1.0) == 0
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300, 3e38, 1e-44, 6e4])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_norm_neither_overflows_nor_underflows(dtype: Any, size: float) -> None:
+    if dtype == np.float32 and not 1e-50 < size < 1e50:
+        size = 1.0
+    grads = [np.full(5, size, dtype), np.full((2, 2), -size, dtype)]
+    value = float(grads[0][0])
+    limit = value * 1e-3
+    found = optim.clip_by_global_norm(grads, limit)
+    np.testing.assert_allclose(found, 3 * value, rtol=1e-14)
+    for g in grads:
+        tolerance = max(2 * np.finfo(dtype).eps, float(np.finfo(dtype).smallest_subnormal) / (limit / 3))
+        np.testing.assert_allclose(abs(g).astype(np.float64), limit / 3, rtol=tolerance)
+
+
+def test_a_small_factor_of_float32_loses_no_digits() -> None:
+    g = np.full(9, 3e38, np.float32)
+    optim.clip_by_global_norm([g], 3e-3)
+    np.testing.assert_allclose(g, 1e-3, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite_are_left_as_they_are(dtype: Any, bad: float) -> None:
+    grads = [np.array([3.0, bad], dtype), np.array([4.0], dtype)]
+    before = [g.tobytes() for g in grads]
+    found = optim.clip_by_global_norm(grads, 1.0)
+    assert math.isnan(found) if math.isnan(bad) else found == math.inf
+    assert [g.tobytes() for g in grads] == before
+
+
+def test_clipping_of_views_and_of_several_dtypes() -> None:
+    whole = RNG.normal(size=(6, 8))
+    expected = whole.copy()
+    views = whole[::2, 1::3], whole[1::2].T
+    other = np.array([2.0], np.float16)
+    found = optim.clip_by_global_norm([*views, other], 0.5)
+    np.testing.assert_allclose(found, float(norm([expected[::2, 1::3], expected[1::2], [2.0]])), rtol=1e-14)
+    for rows in (expected[::2, 1::3], expected[1::2]):
+        rows *= 0.5 / found
+    np.testing.assert_allclose(whole, expected, rtol=1e-15)
+    assert other.dtype == np.float16
+
+
+def test_the_norm_has_the_same_bits_each_time() -> None:
+    g = RNG.normal(size=1_000_001).astype(np.float32)
+    assert len({float(optim.clip_by_global_norm([g.copy()], 1e9)) for _ in range(3)}) == 1
+
+
 # Mistakes
 
 
@@ -147,13 +263,67 @@ def test_mistakes() -> None:
         (lambda: optim.SGD([p]).step([p[:2]]), ValueError, r"grads: 0: expected shape \(3,\), got \(2,\)"),
         (lambda: optim.SGD([p]).step([p.astype(float)]), TypeError, "expected an array of float32, got float64"),
         (lambda: optim.SGD([p]).step([None]), TypeError, "grads: 0: expected an array of float32, got NoneType"),
-        (lambda: optim.SGD([p, p]), ValueError, "SGD: params: 1: shares memory with another parameter; pass each once"),
-        (lambda: optim.SGD([p[:2], p[1:]]), ValueError, "SGD: params: 1: shares memory with another parameter"),
+        (lambda: optim.SGD([p, p]), ValueError, "SGD: params: 1: shares memory with another one; pass each once"),
+        (lambda: optim.SGD([p[:2], p[1:]]), ValueError, "SGD: params: 1: shares memory with another one"),
         (lambda: optim.SGD([as_strided(p, (3, 2), (4, 0))]), ValueError, "expected an array without repeated elements"),
         (
             lambda: optim.SGD([p[1:]]).step([p[:-1]]),
             ValueError,
             "shares part of its memory with the parameter; pass a co",
+        ),
+        (
+            lambda: optim.SGD({"w": p}),
+            TypeError,
+            "params: expected a sequence of arrays, got dict; pass its values",
+        ),
+        (
+            lambda: optim.SGD(layers.Relu()),
+            TypeError,
+            "params: expected a sequence .* got Relu; pass its params",
+        ),
+        (lambda: optim.SGD(3), TypeError, "SGD: params: expected a sequence of arrays, got int"),
+        (lambda: optim.SGD("w"), TypeError, "SGD: params: expected a sequence of arrays, got str"),
+        (lambda: optim.SGD([p]).step({"w": p}), TypeError, r"SGD.step: grads: .* got dict; pass its values\(\)"),
+        (lambda: optim.SGD([p]).step(p), TypeError, r"SGD.step: grads: .* got one array; pass \(array,\)"),
+        (lambda: optim.SGD([p]).step(layers.Relu()), TypeError, "SGD.step: grads: .* got Relu; pass its grads"),
+        (lambda: optim.SGD([p]).step(None), TypeError, "SGD.step: grads: .* got NoneType"),
+        (
+            lambda: optim.SGD([p]).step([p.astype(float)]),
+            TypeError,
+            r"got float64; use x.astype\('float32'\) of",
+        ),
+        (lambda: optim.SGD([p], "0.1"), TypeError, "SGD: lr: expected a number, got '0.1'"),
+        (
+            lambda: optim.AdamW([p], weight_decay=-1),
+            ValueError,
+            "AdamW: weight_decay: expected a finite number",
+        ),
+        (lambda: optim.AdamW([p], betas=(1, 0)), ValueError, r"AdamW: betas: expected a number in \[0, 1\), got 1"),
+        (lambda: optim.RMSprop([p], alpha=1.0), ValueError, r"RMSprop: alpha: expected a number in \[0, 1\), got 1.0"),
+        (lambda: optim.RMSprop([p], momentum=-0.1), ValueError, "RMSprop: momentum: expected a finite number of at le"),
+        (lambda: optim.clip_by_global_norm(p, 1.0), TypeError, r"clip_by_global_norm: grads: .* pass \(array,\)"),
+        (
+            lambda: optim.clip_by_global_norm([p], -1.0),
+            ValueError,
+            "norm: max_norm: expected a finite",
+        ),
+        (
+            lambda: optim.clip_by_global_norm([p], np.nan),
+            ValueError,
+            "norm: max_norm: expected a finite",
+        ),
+        (lambda: optim.clip_by_global_norm([p], "1"), TypeError, "clip_by_global_norm: max_norm: expected a number"),
+        (lambda: optim.clip_by_global_norm([p, p], 1.0), ValueError, "grads: 1: shares memory with another one"),
+        (lambda: optim.clip_by_global_norm([p, p[1:]], 1.0), ValueError, "grads: 1: shares memory with another one"),
+        (
+            lambda: optim.clip_by_global_norm([p, [1.0]], 1.0),
+            TypeError,
+            "grads: 1: expected .* got list",
+        ),
+        (
+            lambda: optim.clip_by_global_norm([read_only], 1.0),
+            ValueError,
+            "grads: 0: expected an array that can be",
         ),
         (lambda: optim.Adam([p], betas=0.9), TypeError, "Adam: betas: expected two numbers, got 0.9"),
         (lambda: optim.Adam([p], betas=(0.9,)), TypeError, r"Adam: betas: expected two numbers, got \(0.9,\)"),

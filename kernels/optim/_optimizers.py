@@ -5,10 +5,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from plugrad.backends.options import COMPUTE, is_supported
+from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, recorder
-from plugrad.kernels._arguments import Array, overlaps_itself
-from plugrad.kernels.optim._checks import are_ready, at_least_0, check_writeable, checked_grads, share_below_1
+from plugrad.kernels._arguments import Array
+from plugrad.kernels.optim._checks import (
+    are_ready,
+    arrays_of,
+    at_least_0,
+    check_updatable,
+    check_writeable,
+    checked_grads,
+    share_below_1,
+    two_shares,
+)
 from plugrad.kernels.optim._schedules import Schedule
 
 
@@ -29,11 +38,8 @@ class Optimizer(ABC):
 
     def __init__(self, params: Iterable[Array], lr: float | Schedule, *, weight_decay: float) -> None:
         name = type(self).__name__
-        if hasattr(params, "dtype"):
-            raise TypeError(f"{name}: params: expected a sequence of arrays, got one array; pass (array,)")
-        self.params = tuple(params)
-        for position, parameter in enumerate(self.params):
-            _check_parameter(f"{name}: params: {position}", parameter, self.params[:position])
+        self.params = arrays_of(name, "params", params)
+        check_updatable(f"{name}: params", self.params)
         self.lr = lr if callable(lr) else at_least_0(name, "lr", lr)
         self.weight_decay = at_least_0(name, "weight_decay", weight_decay)
         self.steps = 0
@@ -52,7 +58,8 @@ class Optimizer(ABC):
         TypeError, ValueError
             If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
         """
-        name, params, grads = type(self).__name__, self.params, tuple(grads)
+        name, params = type(self).__name__, self.params
+        grads = grads if type(grads) is tuple else arrays_of(f"{name}.step", "grads", grads)
         if not are_ready(params, grads):
             checked_grads(f"{name}.step", params, grads)
             for position, parameter in enumerate(params):
@@ -211,27 +218,138 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay=weight_decay)
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"Adam: betas: expected two numbers, got {betas!r}")
-        self.betas = share_below_1("Adam", "betas", betas[0]), share_below_1("Adam", "betas", betas[1])
-        self.eps = at_least_0("Adam", "eps", eps)
+        name = type(self).__name__
+        self.betas, self.eps = two_shares(name, "betas", betas), at_least_0(name, "eps", eps)
         self.means, self.squares = self._states(), self._states()
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+    def _step_and_root(self, lr: float) -> tuple[float, float]:
+        """Return the rate and the divisor of the root with what makes up for means that began at 0."""
         beta1, beta2 = self.betas
-        step, root = lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
-        options = step, root, beta1, beta2, self.eps, self.weight_decay
+        return lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
+
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = *self._step_and_root(lr), *self.betas, self.eps, self.weight_decay
         self._update_by("adam", (self.params, grads, self.means, self.squares), options)
 
 
-def _check_parameter(place: str, parameter: Array, others: tuple[Array, ...]) -> None:
-    """Refuse a parameter that cannot be updated in place, or that shares memory with another one."""
-    backend = backend_for(parameter)
-    if not backend.owns(type(parameter)) or not is_supported(parameter.dtype):
-        kind = getattr(parameter, "dtype", type(parameter).__qualname__)
-        raise TypeError(f"{place}: expected a floating array to be updated, got {kind}")
-    check_writeable(place, parameter)
-    if overlaps_itself(parameter):
-        raise ValueError(f"{place}: expected an array without repeated elements, got strides {parameter.strides}")
-    if any(type(other) is type(parameter) and backend.overlap(parameter, other) != "none" for other in others):
-        raise ValueError(f"{place}: shares memory with another parameter; pass each once")
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``p *= 1 - lr weight_decay``, then the step of Adam without decay.
+
+    Parameters
+    ----------
+    params, lr, betas, eps
+        As for `Adam`.
+    weight_decay : float
+        The share of the parameter that a step with a rate of 1 would take off.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `SGD`.
+
+    Notes
+    -----
+    Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. The decay is no part of the gradient, so that
+    Adam does not scale it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import optim
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = optim.AdamW([w], lr=0.1, weight_decay=0.5)
+    >>> optimizer.step([np.array([1e-3, -1e3])])
+    >>> w.round(5)
+    array([0.85, 2.  ])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Array],
+        lr: float | Schedule = 0.001,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = *self._step_and_root(lr), *self.betas, self.eps, 1 - lr * self.weight_decay
+        self._update_by("adamw", (self.params, grads, self.means, self.squares), options)
+
+
+class RMSprop(Optimizer):
+    """RMSprop: each gradient divided by the root of the mean of its square.
+
+    ``d = g + weight_decay p``, ``s = alpha s + (1 - alpha) d^2``, ``p -= lr d / (sqrt(s) + eps)``. With `centered`,
+    ``s - m^2`` takes the place of s, with ``m = alpha m + (1 - alpha) d``: the variance. With `momentum`,
+    ``v = momentum v + d / (sqrt(s) + eps)`` and ``p -= lr v``.
+
+    Parameters
+    ----------
+    params : iterable of arrays
+        The parameters, float16, bfloat16, float32 or float64. They are updated in place.
+    lr : float or callable
+        The learning rate, or a schedule.
+    alpha : float
+        The share of the mean square that a step keeps, in [0, 1).
+    eps : float
+        A number added to the root, against division by 0.
+    weight_decay : float
+        As for `SGD`.
+    momentum : float
+        The share of the velocity that a step keeps, in [0, 1).
+    centered : bool
+        Divide by the root of the variance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `SGD`.
+
+    Notes
+    -----
+    Tieleman and Hinton, "Lecture 6.5 - RMSprop", 2012; centered as by Graves, "Generating sequences with recurrent
+    neural networks", 2013. As in PyTorch, except that a variance that rounding leaves below 0 counts as 0 there, where
+    PyTorch's root is NaN. The means of 16-bit parameters are kept in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import optim
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = optim.RMSprop([w], lr=0.1, alpha=0.75)
+    >>> optimizer.step([np.array([1e-3, -1e3])])
+    >>> w.round(3)
+    array([0.8, 2.2])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Array],
+        lr: float | Schedule = 0.01,
+        *,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(params, lr, weight_decay=weight_decay)
+        self.alpha = share_below_1("RMSprop", "alpha", alpha)
+        self.eps = at_least_0("RMSprop", "eps", eps)
+        self._momentum = share_below_1("RMSprop", "momentum", momentum)
+        nothing = (None,) * len(self.params)
+        self.squares = self._states()
+        self.means = self._states() if centered else nothing
+        self.velocities = self._states() if momentum else nothing
+
+    @property
+    def momentum(self) -> float:
+        """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
+        return self._momentum
+
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = lr, self.alpha, self.eps, self.momentum, self.weight_decay
+        self._update_by("rmsprop", (self.params, grads, self.squares, self.means, self.velocities), options)
