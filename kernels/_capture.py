@@ -218,8 +218,9 @@ def capture() -> Iterator[Graph]:
     """Run a block once, and record its calls in a graph, which can replay them.
 
     Recorded are the kernels, layers, steps of optimizers, clipping and L2 penalties that the block calls in its thread.
-    New data goes into the arrays that were captured: ``x[...] = batch``. Results lie in the captured arrays. A replay makes the
-    same calls on them, with the same bits as without a capture, and without the checks of arguments that cannot change.
+    New data goes into the arrays that were captured: ``x[...] = batch``. Results lie in the captured arrays. A replay
+    makes the same calls on them, with the same bits as without a capture, and without the checks of arguments that
+    cannot change.
 
     Losses come as arrays without dimensions, which each replay overwrites. The rate, the schedule and the other numbers
     of an optimizer are read, and its steps counted, at each replay. Python numbers, such as `label_smoothing`, are

@@ -1023,6 +1023,37 @@ def test_training_steps_of_layers_that_call_kernels() -> None:
         assert training.step(x, t) == expected
 
 
+class Rebinding(layers.Affine):
+    """An affine layer that binds its gradients anew, computed by kernels, or by NumPy."""
+
+    by_numpy = False
+
+    def backward(self, dy: Any, **_: Any) -> Any:
+        dx, self.dw, self.db = K.affine_backward(dy, self.saved(), self.w)
+        if self.by_numpy:
+            self.dw = self.saved().T @ dy
+        return dx
+
+
+def test_training_steps_of_layers_that_bind_their_gradients_anew() -> None:
+    def make() -> Any:
+        rng = np.random.default_rng(0)
+        own = Rebinding(rng.normal(size=(8, 5)).astype(np.float32), np.zeros(5, np.float32))
+        net = layers.Sequential(own)
+        return net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1)
+
+    training, (net, loss, optimizer) = layers.TrainingStep(*make()), make()
+    for x, t in Problem(OPTIMIZERS["SGD"]).batches:
+        expected = loss.forward(net.forward(x), t)
+        net.backward(loss.backward())
+        optimizer.step(net.grads)
+        assert training.step(x, t) == expected
+    training = layers.TrainingStep(*make())
+    training.net.layers[0].by_numpy = True  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="TrainingStep: a gradient: expected an array that a kernel has computed"):
+        training.step(x, t)
+
+
 def test_training_steps_by_cross_entropy() -> None:
     def make() -> Any:
         net = layers.Sequential(layers.Affine.init(8, 5, rng=0), layers.Softmax())
