@@ -2,9 +2,11 @@
 
 import copy
 import math
+import operator
 import pickle
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -336,6 +338,9 @@ def test_mistakes() -> None:
         (lambda: optim.step_decay(1.0, every=0), ValueError, "every: expected an integer of at least 1, got 0"),
         (lambda: optim.step_decay(1.0, every=1.5), TypeError, "every: expected an integer, got 1.5"),
         (lambda: optim.exponential_decay(1.0, rate=2), ValueError, r"rate: expected a number in \[0, 1\], got 2"),
+        (lambda: optim.exponential_decay(1.0, factor=2), ValueError, r"factor: expected a number in \[0, 1\], got 2"),
+        (lambda: optim.exponential_decay(1.0), TypeError, "expected factor, what a step keeps, or rate, .* None, None"),
+        (lambda: optim.exponential_decay(1.0, factor=1, rate=0), TypeError, "expected factor, .* or rate, .* got 1, 0"),
         (
             lambda: optim.cosine(-1.0, steps=5),
             ValueError,
@@ -388,6 +393,16 @@ def test_schedules() -> None:
     optimizer.lr = 1.0
     optimizer.step([np.ones(1)])
     assert p[0] == pytest.approx(-1.6)
+
+
+def test_exponential_decay_by_what_is_kept_and_by_what_is_taken_off(caplog: pytest.LogCaptureFixture) -> None:
+    kept, taken = optim.exponential_decay(2.0, factor=0.75), optim.exponential_decay(2.0, rate=0.25)
+    assert [kept(step) for step in range(9)] == [taken(step) for step in range(9)] == [2 * 0.75**s for s in range(9)]
+    assert not caplog.records
+    optim.exponential_decay(1.0, rate=0.95)
+    assert [(record.name, record.message) for record in caplog.records] == [
+        ("plugrad", "exponential_decay: rate=0.95 keeps 0.05 of the rate in each step; factor=0.95 would keep that")
+    ]
 
 
 def test_the_penalty_of_the_fifth_notebook_and_its_gradient() -> None:
@@ -491,3 +506,185 @@ def test_parameters_that_were_replaced() -> None:
     with pytest.raises(ValueError, match="SGD: params: expected at most as many as at first, got 3"):
         optimizer.step([np.ones(3)] * 3)
     assert optimizer.params[0].tolist() == [1.0] * 3
+
+
+# Storing and copying
+
+
+def own_schedule(step: int) -> float:
+    return 0.1 / (step + 1)
+
+
+RESUMED: list[tuple[Any, dict[str, Any]]] = [
+    (optim.SGD, {"lr": optim.exponential_decay(0.1, factor=0.9)}),
+    (optim.SGD, {"lr": optim.step_decay(0.1, every=2), "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    (optim.Adam, {"lr": optim.cosine(0.1, steps=9, warmup=3, least=0.01), "betas": (0.8, 0.9)}),
+    (optim.AdamW, {"lr": own_schedule}),
+    (optim.RMSprop, {"alpha": 0.5, "momentum": 0.5, "centered": True, "eps": 0.1}),
+]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("kind", "options"), RESUMED, ids=[kind.__name__ for kind, _ in RESUMED])
+def test_resumed_training_goes_on_with_the_same_bits(
+    kind: Any, options: dict[str, Any], dtype: Any, suffix: str, tmp_path: Path
+) -> None:
+    def made(seed: int, **options: Any) -> tuple[Any, Any]:
+        net = layers.Sequential(layers.Affine.init(4, 3, rng=seed, dtype=dtype), layers.Affine.init(3, 2, dtype=dtype))
+        return net, kind(net.params, **options)
+
+    grads = [[RNG.normal(size=p.shape).astype(dtype) for p in made(0)[0].params] for _ in range(8)]
+    net, optimizer = made(0, **options)
+    for given in grads[:4]:
+        optimizer.step(given)
+    optimizer.weight_decay = 0.25
+    net.save(tmp_path / f"net{suffix}")
+    optimizer.save(tmp_path / f"optimizer{suffix}")
+    # Another program: numbers that it does not know come from the file.
+    structure = {
+        name: 0.25 if name == "momentum" else options[name] for name in ("momentum", "centered") if name in options
+    }
+    other, resumed = made(1, **structure, **({"lr": own_schedule} if options.get("lr") is own_schedule else {}))
+    other.load(tmp_path / f"net{suffix}")
+    before = resumed.params
+    resumed.load(tmp_path / f"optimizer{suffix}")
+    assert all(map(operator.is_, resumed.params, before))
+    assert resumed.steps == 4
+    for given in grads[4:]:
+        optimizer.step(given)
+        resumed.step(given)
+        for p, q in zip(net.params, other.params, strict=True):
+            assert p.tobytes() == q.tobytes()
+    for name, value in optimizer.state_dict().items():
+        assert value.tobytes() == resumed.state_dict()[name].tobytes()
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    p, g = np.zeros(3), np.ones(3)
+    optimizer = optim.SGD([p], momentum=0.5)
+    optimizer.step([g])
+    state = optimizer.state_dict()
+    held = {name: value.copy() for name, value in state.items()}
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (3, TypeError, "state: expected a dictionary, as state_dict returns, got int"),
+        ({}, ValueError, "expected names such as SGD.steps, of the state of SGD, got none"),
+        (optim.Adam([p]).state_dict(), ValueError, "expected names such as SGD.steps, .* got Adam.betas, Adam.eps, "),
+        (layers.MatMul(np.eye(3)).state_dict(), ValueError, "expected names such as SGD.steps, .* got w$"),
+        (optim.SGD([p]).state_dict(), ValueError, "missing: SGD.velocities.0"),
+        (optim.SGD([p, g], momentum=0.5).state_dict(), ValueError, "unknown: SGD.velocities.1; expected SGD.steps, "),
+        (
+            {**state, "SGD.velocities.0": np.ones(2)},
+            ValueError,
+            r"SGD.velocities.0: expected shape \(3,\), got \(2",
+        ),
+        ({**state, "SGD.lr": -1.0}, ValueError, "lr: expected a finite number of at least 0, got -1.0"),
+        ({**state, "SGD.momentum": 1.0}, ValueError, r"momentum: expected a number in \[0, 1\), got 1.0"),
+        ({**state, "SGD.nesterov": 0.5}, ValueError, "nesterov: expected 0 or 1, got 0.5"),
+        ({**state, "SGD.steps": -1}, ValueError, "SGD.steps: expected at least 0, got -1"),
+        ({**state, "SGD.steps": 1.5}, TypeError, "SGD.steps: expected integers, got dtype float64"),
+        ({**state, "SGD.weight_decay": math.nan}, ValueError, "weight_decay: expected a finite number"),
+        ({**state, "SGD.lr.cosine": np.ones(4)}, ValueError, "unknown: SGD.lr.cosine"),
+    ]
+    without = {name: value for name, value in state.items() if name != "SGD.lr"}
+    cases += [
+        (without, ValueError, "missing: SGD.lr"),
+        (
+            {**without, "SGD.lr.cosine": [1.0, 2.5, 0, 0]},
+            ValueError,
+            "lr.cosine: cosine: steps: expected an integer",
+        ),
+        ({**without, "SGD.lr.callable": np.zeros(0)}, ValueError, "lr.callable: .* with the schedule that was stored"),
+    ]
+    other = optim.SGD([p.copy()], momentum=0.5)
+    other.load_state_dict(state)
+    for given, error, message in cases:
+        with pytest.raises(error, match=f"^SGD.load_state_dict: {message}"):
+            other.load_state_dict(given)
+    for name, value in other.state_dict().items():
+        np.testing.assert_array_equal(value, held[name])
+    with pytest.raises(ValueError, match="would lose digits in float32; load them into an optimizer of"):
+        optim.SGD([np.zeros(3, np.float32)], momentum=0.5).load_state_dict({**state, "SGD.velocities.0": g / 3})
+    optim.Adam([p]).save(tmp_path / "adam.npz")
+    with pytest.raises(ValueError, match=r"adam.npz: SGD.load_state_dict: expected names such as SGD.steps"):
+        other.load(tmp_path / "adam.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_damaged_files_are_named_and_files_appear_whole(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, optimizer = tmp_path / f"o{suffix}", optim.Adam([np.ones(50)])
+    optimizer.step([np.ones(50)])
+    optimizer.save(path)
+    written, state = path.read_bytes(), optimizer.state_dict()
+    for damaged in (b"", written[: len(written) // 2], b"x" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"Adam.load: .*o{suffix}: cannot be read as {suffix}"):
+            optimizer.load(path)
+    path.write_bytes(written)
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        optimizer.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == written
+    for name, value in optimizer.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+    with pytest.raises(ValueError, match="Adam.save: path: expected a name in .npz or .safetensors"):
+        optimizer.save(tmp_path / "o.pkl")
+
+
+COPIES = [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle"])
+def test_an_optimizer_that_is_copied_without_its_network_says_so_once(
+    copied: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = layers.MatMul(np.ones((2, 2)))
+    optimizer, grads = optim.Adam(net.params), [np.ones((2, 2))]
+    both = copied((net, optimizer))
+    both[1].step(grads)
+    assert (both[0].w != 1).all()
+    mended = copied(optimizer)
+    mended.params = net.params
+    mended.step(grads)
+    optimizer.step(grads)
+    assert not caplog.records
+    alone = copied(optimizer)
+    for _ in range(2):
+        alone.step(grads)
+    message = "Adam: the optimizer was copied or loaded without its network: its steps update copies of the parameters"
+    assert [record.message[: len(message)] for record in caplog.records] == [message]
+    assert caplog.records[0].name == "plugrad"
+
+
+def test_a_shallow_copy_has_the_parameters_and_a_state_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    p, g = np.zeros(2), np.ones(2)
+    optimizer = optim.SGD([p], 0.1, momentum=0.5)
+    optimizer.step([g])
+    other = copy.copy(optimizer)
+    other.step([g])
+    assert other.params[0] is p
+    assert (optimizer.velocities[0].tolist(), other.velocities[0].tolist()) == ([1, 1], [1.5, 1.5])
+    assert (optimizer.steps, other.steps) == (1, 2)
+    assert not caplog.records
+
+
+def test_a_state_that_is_loaded_is_that_of_captured_steps() -> None:
+    p, g = np.zeros(2), np.ones(2)
+    optimizer = optim.Adam([p], 0.1)
+    with K.capture() as graph:
+        optimizer.step([g])
+    held, parameter = optimizer.state_dict(), p.copy()
+    graph.replay()
+    expected = p.copy()
+    graph.replay()
+    p[...] = parameter
+    optimizer.load_state_dict(held)
+    graph.replay()
+    np.testing.assert_array_equal(p, expected)

@@ -86,7 +86,7 @@ def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
     for parameter, gradient in zip(params, grads, strict=True):
         if not (
             type(gradient) is type(parameter) is np.ndarray
-            and gradient.dtype is parameter.dtype
+            and (gradient.dtype is parameter.dtype or gradient.dtype == parameter.dtype)  # pickles have others
             and gradient.base is parameter.base is None
             and gradient.shape == parameter.shape
             and parameter.flags.writeable
@@ -137,3 +137,10 @@ def two_shares(name: str, argument: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"{name}: {argument}: expected two numbers, got {value!r}")
     return share_below_1(name, argument, value[0]), share_below_1(name, argument, value[1])
+
+
+def switch(name: str, argument: str, value: Any) -> bool:
+    """Return 0 or 1 as a boolean."""
+    if value not in (0, 1):
+        raise ValueError(f"{name}: {argument}: expected 0 or 1, got {value}")
+    return bool(value)
