@@ -239,8 +239,8 @@ class Optimizer(ABC):
     def _update_by(self, name: str, arrays: tuple[tuple[Any, ...], ...], options: tuple[Any, ...]) -> None:
         """Call the function of the backend, once for all parameters unless their types differ."""
         count = len(self.params)
-        if set(map(len, arrays)) != {count}:  # `params` was replaced
-            if min(map(len, arrays)) < count:
+        if len(arrays[-1]) != count:  # `params` was replaced; the states have the length that they had at first
+            if len(arrays[-1]) < count:
                 raise ValueError(f"{type(self).__name__}: params: expected at most as many as at first, got {count}")
             arrays = tuple([each[:count] for each in arrays])
         if len(set(map(type, self.params))) == 1:

@@ -335,7 +335,7 @@ def _spoil_step(
 
 SCHEDULES: tuple[tuple[str, str, Any], ...] = (
     ("step_decay", "every", 2),
-    ("exponential_decay", "rate", 0.5),
+    ("exponential_decay", "factor", 0.5),
     ("cosine", "steps", 4),
 )
 
