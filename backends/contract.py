@@ -249,6 +249,54 @@ class Adam(Protocol):
     ) -> object: ...
 
 
+class AdamW(Protocol):
+    """The step `adamw` of the optimizer ``AdamW``, which updates parameters and their two means in place.
+
+    ``m`` and ``v`` are the running means of ``g`` and of its square, as in `Adam` without decay, and
+    ``p = keep p - step m / (sqrt(v) / root + eps)``. Shapes, dtypes and memory are as in `Adam`. Optional, as `SGD` is.
+    """
+
+    def __call__(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
+        step: float,
+        root: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        keep: float,
+        /,
+    ) -> object: ...
+
+
+class RMSprop(Protocol):
+    """The step `rmsprop` of the optimizer ``RMSprop``, which updates parameters and their states in place.
+
+    With ``d = g + decay p``: ``s = alpha s + (1 - alpha) d^2``, ``m = alpha m + (1 - alpha) d``,
+    ``v = momentum v + d / (sqrt(s - m^2) + eps)``, ``p -= lr v``, where ``s - m^2`` below 0 counts as 0. Each `m` is
+    None, and counts as 0, unless centered; without momentum each `v` is None, and the quotient takes its place.
+    Shapes, dtypes and memory are as in `SGD`. Optional, as `SGD` is.
+    """
+
+    def __call__(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        squares: Sequence[Array],
+        means: Sequence[Array | None],
+        velocities: Sequence[Array | None],
+        lr: float,
+        alpha: float,
+        eps: float,
+        momentum: float,
+        decay: float,
+        /,
+    ) -> object: ...
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The hooks of a module
 # ---------------------------------------------------------------------------------------------------------------------
@@ -343,6 +391,8 @@ FORMS: tuple[type, ...] = (
     LinearLossAndGradients,
     SGD,
     Adam,
+    AdamW,
+    RMSprop,
 )
 
 

@@ -38,7 +38,7 @@ class Graph:
     Attributes
     ----------
     kernels : tuple of str
-        The names of the recorded calls, in order: kernels, and the steps of optimizers (``sgd``, ``adam``).
+        The names of the recorded calls, in order: kernels, and the steps of optimizers (such as ``sgd``).
     """
 
     def __init__(self, recorder: Recorder, choice: Choice) -> None:
@@ -217,9 +217,10 @@ def is_array(x: Any) -> bool:
 def capture() -> Iterator[Graph]:
     """Run a block once, and record its calls in a graph, which can replay them.
 
-    Recorded are the kernels, layers, steps of optimizers and L2 penalties that the block calls in its thread. New data
-    goes into the arrays that were captured: ``x[...] = batch``. Results lie in the captured arrays. A replay makes the
-    same calls on them, with the same bits as without a capture, and without the checks of arguments that cannot change.
+    Recorded are the kernels, layers, steps of optimizers, clipping and L2 penalties that the block calls in its thread.
+    New data goes into the arrays that were captured: ``x[...] = batch``. Results lie in the captured arrays. A replay
+    makes the same calls on them, with the same bits as without a capture, and without the checks of arguments that
+    cannot change.
 
     Losses come as arrays without dimensions, which each replay overwrites. The rate, the schedule and the other numbers
     of an optimizer are read, and its steps counted, at each replay. Python numbers, such as `label_smoothing`, are

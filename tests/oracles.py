@@ -43,3 +43,43 @@ def adam(
         m, v = betas[0] * m + (1 - betas[0]) * d, betas[1] * v + (1 - betas[1]) * d * d
         p = p - lr * (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
     return p
+
+
+def adamw(
+    p: Any, grads: Any, lr: Any = 0.001, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+) -> Array:
+    """A parameter after a step for each gradient."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for step, g in enumerate(grads, 1):
+        rate = float(lr(step - 1) if callable(lr) else lr)
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        quotient = (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
+        p = p - rate * weight_decay * p - rate * quotient
+    return p
+
+
+def rmsprop(
+    p: Any,
+    grads: Any,
+    lr: Any = 0.01,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+) -> Array:
+    """A parameter after a step for each gradient."""
+    s, m, v = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for step, g in enumerate(grads):
+        d = g + weight_decay * p
+        s, m = alpha * s + (1 - alpha) * d * d, alpha * m + (1 - alpha) * d
+        variance = np.maximum(s - m * m, 0) if centered else s
+        v = momentum * v + d / (np.sqrt(variance) + eps)
+        p = p - (lr(step) if callable(lr) else lr) * v
+    return p
+
+
+def norm(arrays: Any) -> Any:
+    """The norm of arrays as one vector, without overflow."""
+    numbers = np.concatenate([np.ravel(array).astype(np.longdouble) for array in arrays])
+    return np.sqrt((numbers * numbers).sum())

@@ -190,6 +190,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "momentum": lambda params: optim.SGD(params, optim.step_decay(0.1, every=2), momentum=0.9, weight_decay=0.01),
     "Nesterov": lambda params: optim.SGD(params, optim.exponential_decay(0.1, rate=0.1), momentum=0.9, nesterov=True),
     "Adam": lambda params: optim.Adam(params, optim.cosine(0.01, steps=5, warmup=2), weight_decay=0.01),
+    "AdamW": lambda params: optim.AdamW(params, optim.cosine(0.01, steps=5, warmup=2), weight_decay=0.1),
+    "RMSprop": lambda params: optim.RMSprop(params, optim.step_decay(0.01, every=2), momentum=0.9, centered=True),
 }
 
 
@@ -214,6 +216,38 @@ def test_a_loop_of_layers(optimizer: str, dtype: Any) -> None:
     assert captured.optimizer.steps == plain.optimizer.steps == 6
     assert graph.kernels[-1] == type(captured.optimizer).__name__.lower()
     assert captured.step(*plain.batches[0]) == plain.step(*plain.batches[0]), "plain steps go on"
+
+
+def test_a_loop_with_clipped_gradients() -> None:
+    plain, captured = Problem(OPTIMIZERS["AdamW"]), Problem(OPTIMIZERS["AdamW"])
+    x, t = (array.copy() for array in captured.batches[0])
+
+    def step(problem: Problem, x: Any, t: Any) -> Any:
+        problem.net.backward((problem.loss.forward(problem.net.forward(x), t), problem.loss.backward())[1])
+        norm = optim.clip_by_global_norm(problem.net.grads, 0.3)
+        problem.optimizer.step(problem.net.grads)
+        return norm
+
+    for number, batch in enumerate(plain.batches):
+        expected = step(plain, *batch)
+        x[...], t[...] = batch
+        if number == 0:
+            with K.capture() as graph:
+                norm = step(captured, x, t)
+        else:
+            graph.replay()
+        assert float(norm) == float(expected) > 0.3
+        assert captured.state() == plain.state()
+    assert graph.kernels[-2:] == ("clip_by_global_norm", "adamw")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "RMSprop"])
+def test_training_steps_by_any_optimizer(optimizer: str) -> None:
+    plain, problem = Problem(OPTIMIZERS[optimizer]), Problem(OPTIMIZERS[optimizer])
+    training = layers.TrainingStep(problem.net, problem.loss, problem.optimizer)
+    for batch in plain.batches:
+        assert training.step(*batch) == plain.step(*batch)
+    assert problem.state() == plain.state()
 
 
 def test_layers_compute_other_things_after_a_capture() -> None:
@@ -987,6 +1021,37 @@ def test_training_steps_of_layers_that_call_kernels() -> None:
         net.backward(loss.backward())
         optimizer.step(net.grads)
         assert training.step(x, t) == expected
+
+
+class Rebinding(layers.Affine):
+    """An affine layer that binds its gradients anew, computed by kernels, or by NumPy."""
+
+    by_numpy = False
+
+    def backward(self, dy: Any, **_: Any) -> Any:
+        dx, self.dw, self.db = K.affine_backward(dy, self.saved(), self.w)
+        if self.by_numpy:
+            self.dw = self.saved().T @ dy
+        return dx
+
+
+def test_training_steps_of_layers_that_bind_their_gradients_anew() -> None:
+    def make() -> Any:
+        rng = np.random.default_rng(0)
+        own = Rebinding(rng.normal(size=(8, 5)).astype(np.float32), np.zeros(5, np.float32))
+        net = layers.Sequential(own)
+        return net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1)
+
+    training, (net, loss, optimizer) = layers.TrainingStep(*make()), make()
+    for x, t in Problem(OPTIMIZERS["SGD"]).batches:
+        expected = loss.forward(net.forward(x), t)
+        net.backward(loss.backward())
+        optimizer.step(net.grads)
+        assert training.step(x, t) == expected
+    training = layers.TrainingStep(*make())
+    training.net.layers[0].by_numpy = True  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="TrainingStep: a gradient: expected an array that a kernel has computed"):
+        training.step(x, t)
 
 
 def test_training_steps_by_cross_entropy() -> None:

@@ -203,6 +203,7 @@ def test_the_digits_example_runs_unchanged(cache: Path) -> None:
 
 
 LAYERS = """
+import contextlib, cupyx
 import numpy as np
 from plugrad import backends, kernels as K
 from plugrad.kernels import gradcheck, jacobians, layers, optim
@@ -221,6 +222,8 @@ def train(kind, dtype, **options):
         dx = net.backward(loss.backward(0.25))
         explicit = net.backward(loss.backward(0.25), use_jacobian=True)
         optim.l2_penalty(net.params, 0.01, grads=net.grads)
+        with cupyx.allow_synchronize(False) if backends.current() == "cupy" else contextlib.nullcontext():
+            found.append(optim.clip_by_global_norm(net.grads, 0.5))
         optimizer.step(net.grads)
     net.load_state_dict(net.state_dict())
     assert dtype != np.float64 or gradcheck.check(net, x, t, loss=loss)
@@ -233,6 +236,8 @@ for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5), (np.float16, 3
         (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
         (optim.SGD, {"lr": 0.1}),
         (optim.Adam, {"lr": 0.01}),
+        (optim.AdamW, {"lr": 0.01}),
+        (optim.RMSprop, {"lr": 0.01, "momentum": 0.5, "centered": True, "eps": 0.1}),
     ):
         with backends.use("cupy"):
             found = train(kind, dtype, **options)

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +22,7 @@ from plugrad import backends, kernels as K
 from plugrad.kernels import layers, optim
 from plugrad.kernels.gradcheck import check
 from plugrad.kernels.layers._activations import Activation
+from plugrad.kernels.layers._affine import _warn_of_wide_inputs
 
 RNG = np.random.default_rng(0)
 START = RNG.bit_generator.state
@@ -953,12 +954,143 @@ def test_copies_are_networks_of_their_own(copied: Any) -> None:
     other = copied(net)
     before = y.copy()
     dx = net.backward(SOFT).copy()
-    assert (other.backward(SOFT) == dx).all(), "a copy includes the saved results"
+    if copied is copy.deepcopy:
+        assert (other.backward(SOFT) == dx).all(), "a copy includes the saved results"
+        assert (copied(net).grads[0] == net.grads[0]).all()
+    else:
+        with pytest.raises(RuntimeError, match="call forward first"):
+            other.backward(SOFT)
+        assert not any(gradient.any() for gradient in copied(net).grads)
     for parameter in other.params:
         parameter += 1
     assert not np.allclose(other.forward(x), before)
     assert (net.forward(x) == before).all()
     assert (net.backward(SOFT) == dx).all()
+
+
+def test_a_stored_network_has_the_size_of_its_parameters() -> None:
+    net = layers.Sequential(
+        layers.Affine.init(50, 40, rng=0), layers.Relu(), Norm(40), layers.Affine.init(40, 9, rng=1)
+    )
+    loss = layers.SoftmaxWithLoss()
+    fresh, alone = pickle.dumps(net), pickle.dumps(loss)
+    assert len(fresh) < sum(p.nbytes for p in net.params) + 3000
+    net.backward(loss.backward(loss.forward(net.forward(np.ones((700, 50), np.float32)), np.zeros(700, int))))
+    assert len(pickle.dumps(net)) < len(fresh) + 100
+    assert len(pickle.dumps(loss)) == len(alone)
+
+
+class Norm(layers.Layer):
+    """Batch normalisation as people write it: gradients are bound anew, running means are numbers of the layer."""
+
+    names = ("g",)
+    buffers = ("mean", "count", "rate")
+
+    def __init__(self, size: int) -> None:
+        self.g = np.ones(size, np.float32)
+        self.dg = np.zeros(size, np.float32)
+        self.mean = np.zeros(size, np.float32)
+        self.count = np.array(0)
+        self.rate = 0.9
+
+    def forward(self, x: Any) -> Any:
+        self.mean = self.rate * self.mean + (1 - self.rate) * x.mean(axis=0)
+        self.count = self.count + 1  # NumPy makes a number of an array without dimensions
+        return self.keep(x) * self.g
+
+    def backward(self, dy: Any) -> Any:
+        self.dg = (dy * self.saved()).sum(axis=0)
+        return dy * self.g
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_a_layer_of_ones_own_may_be_bound_anew(dtype: Any) -> None:
+    net = layers.Sequential(Norm(3), layers.MatMul(np.ones((3, 2), np.float32)))
+    grads, gradient, layer = net.grads, net.grads[0], cast(Norm, net[0])
+    optimizer, x = optim.SGD(net.params, lr=1.0), RNG.normal(size=(4, 3)).astype(dtype)
+    for _ in range(2):
+        net.forward(x)
+        net.backward(np.ones((4, 2), dtype))
+        expected = 2 * x.sum(axis=0)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+        assert layer.dg is gradient
+        assert gradient.dtype == np.float32
+        optimizer.step(grads)
+        net[1].w[...] = 1
+    np.testing.assert_allclose(layer.g, 1 - 2 * expected, rtol=1e-4)
+    layer.g, layer.dg = np.ones(5), np.ones(5)  # another parameter has another gradient
+    assert net.grads[0].shape == (5,)
+    for copied in (copy.copy, copy.deepcopy, lambda x: x.astype(np.float16)):
+        other = copied(layer)
+        before = layer.dg.copy()
+        other.dg = np.full(5, 7.0)
+        assert (layer.dg == before).all()
+        assert other.dg.dtype == other.g.dtype
+        assert (other.dg == 7).all()
+
+
+class Normed(Norm):
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+def test_a_layer_may_set_its_attributes_as_it_likes() -> None:
+    layer = Normed(2)
+    gradient = layer.dg
+    layer.dg = np.ones(2, np.float32)
+    assert layer.dg is not gradient
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_buffers_are_stored(suffix: str, tmp_path: Path) -> None:
+    net = layers.Sequential(layers.Relu(), layers.Sequential(Norm(3)))
+    for _ in range(3):
+        net.forward(RNG.normal(size=(4, 3)).astype(np.float32))
+    layer = net[1][0]
+    layer.rate = 0.5
+    net.save(tmp_path / f"net{suffix}")
+    other = layers.Sequential(layers.Relu(), layers.Sequential(Norm(3)))
+    other.load(tmp_path / f"net{suffix}")
+    loaded = other[1][0]
+    np.testing.assert_array_equal(loaded.mean, layer.mean)
+    assert (int(loaded.count), loaded.rate, type(loaded.rate)) == (3, 0.5, float)
+    assert list(net.state_dict()) == ["1.0.g", "1.0.mean", "1.0.count", "1.0.rate"]
+    assert other.astype(np.float64)[1][0].mean.dtype == np.float64
+    state = net.state_dict()
+    for key, value, error, message in (
+        ("1.0.count", 1.5, TypeError, "1.0.count: expected integers, got dtype float64"),
+        ("1.0.mean", np.ones(3, int), TypeError, "1.0.mean: expected floating numbers, got dtype int64"),
+        ("1.0.mean", np.ones(2), ValueError, r"1.0.mean: expected shape \(3,\), got \(2,\)"),
+        ("1.0.z", np.ones(2), ValueError, "unknown: 1.0.z; expected 1.0.g, 1.0.mean"),
+    ):
+        with pytest.raises(error, match=f"Sequential.load_state_dict: {message}"):
+            other.load_state_dict({**state, key: value})
+    layer.mean = None
+    with pytest.raises(TypeError, match="Norm: buffers: mean: expected an array or a number, got NoneType"):
+        net.state_dict()
+
+
+def test_a_file_of_another_network_is_named(tmp_path: Path) -> None:
+    layers.Affine(np.ones((2, 3)), np.ones(3)).save(tmp_path / "w.npz")
+    layer = layers.MatMul(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"w.npz: MatMul.load_state_dict: unknown: b; expected w"):
+        layer.load(tmp_path / "w.npz")
+    assert not layer.w.any()
+
+
+def test_wide_data_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_wide_inputs.cache_clear()
+    net = layers.Sequential(layers.Affine.init(3, 2, rng=0), layers.Affine.init(2, 2, rng=0))
+    net.forward(np.ones((2, 3), np.float32))
+    net.astype(np.float64).forward(np.ones((2, 3), np.float32))
+    assert not caplog.records
+    for _ in range(2):
+        net.forward(np.ones((2, 3)))
+    assert [record.message for record in caplog.records] == [
+        "float64 data and float32 parameters: all layers compute in float64, which takes longer; "
+        "pass x.astype('float32') to avoid it"
+    ]
+    assert caplog.records[0].name == "plugrad"
 
 
 def test_representations() -> None:

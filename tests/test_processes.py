@@ -58,6 +58,43 @@ if __name__ == "__main__":
     assert set(script(tmp_path, code).split()) == {"True"}
 
 
+TRAINING = """
+from plugrad.kernels import layers, optim
+
+def trained(everything, count):
+    net, loss, optimizer, training, workspace = everything
+    x, t = np.linspace(-1, 1, 28, dtype=np.float32).reshape(7, 4), np.arange(7) % 3
+    for _ in range(count):
+        loss.forward(net.forward(x), t)
+        net.backward(loss.backward())
+        optimizer.step(net.grads)
+        training.step(x, t)
+    K.linear_cross_entropy(x, net[0].w, None, t, max_workspace=workspace)
+    return everything
+
+def bits(everything):
+    return [p.tobytes() for p in everything[0].params], everything[2].steps
+
+if __name__ == "__main__":
+    net = layers.Sequential(layers.Affine.init(4, 5, rng=0), layers.Relu(),
+                            layers.Affine.init(5, 3, rng=1))
+    loss, optimizer = layers.SoftmaxWithLoss(), optim.AdamW(net.params, optim.cosine(0.1, steps=20, warmup=3))
+    everything = net, loss, optimizer, layers.TrainingStep(net, loss, optimizer), K.Workspace("1MB")
+    trained(everything, 3)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        others = pool.starmap(trained, [(everything, 4)] * 2)
+    trained(everything, 4)
+    print(all(bits(other) == bits(everything) for other in others), optimizer.steps)
+    trained(others[0], 1)
+    trained(everything, 1)
+    print(bits(others[0]) == bits(everything))
+"""
+
+
+def test_everything_that_a_loop_holds_can_be_sent_to_processes_and_back(tmp_path: Path) -> None:
+    assert script(tmp_path, TRAINING, PLUGRAD_BACKEND="numpy").split() == ["True", "14", "True"]
+
+
 @pytest.mark.parametrize("used_by", ["parent", "child", "both"])
 def test_a_fork_before_and_after_a_call(used_by: str, tmp_path: Path) -> None:
     code = f"""

@@ -65,7 +65,26 @@ def adam(
     decay: float,
 ) -> None:
     """``m`` and ``v``: the means of ``d = g + decay p`` and of its square; ``p -= step m / (sqrt(v) / root + eps)``."""
-    task = partial(_adam, step, root, beta1, beta2, eps, decay)
+    task = partial(_adam, step, root, beta1, beta2, eps, decay, 1.0)
+    for p, g, m, v in zip(params, grads, means, squares, strict=True):
+        _over(task, p, g, m, v)
+
+
+@quietly
+def adamw(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    means: Sequence[Array],
+    squares: Sequence[Array],
+    step: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    keep: float,
+) -> None:
+    """``m`` and ``v``: the means of ``g`` and of its square; ``p = keep p - step m / (sqrt(v) / root + eps)``."""
+    task = partial(_adam, step, root, beta1, beta2, eps, 0.0, keep)
     for p, g, m, v in zip(params, grads, means, squares, strict=True):
         _over(task, p, g, m, v)
 
@@ -77,6 +96,7 @@ def _adam(
     beta2: float,
     eps: float,
     decay: float,
+    keep: float,
     work: Array,
     p: Array,
     g: Array,
@@ -91,7 +111,55 @@ def _adam(
     divisor = np.sqrt(v, out=work[1])
     np.add(np.multiply(divisor, 1 / root, out=divisor), eps, out=divisor)
     np.multiply(np.divide(m, divisor, out=work[0]), step, out=work[0])
-    np.subtract(p, work[0], out=p, casting="same_kind")
+    kept = p if keep == 1 else np.multiply(p, keep, out=work[1], dtype=work.dtype)
+    np.subtract(kept, work[0], out=p, casting="same_kind")
+
+
+@quietly
+def rmsprop(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    squares: Sequence[Array],
+    means: Sequence[Array | None],
+    velocities: Sequence[Array | None],
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    decay: float,
+) -> None:
+    """``s``: the mean of the square of ``d = g + decay p``; ``p -= lr d / (sqrt(s) + eps)``; see the default."""
+    task = partial(_rmsprop, lr, alpha, eps, momentum, decay)
+    for p, g, s, m, v in zip(params, grads, squares, means, velocities, strict=True):
+        _over(task, p, g, s, m, v)
+
+
+def _rmsprop(
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    decay: float,
+    work: Array,
+    p: Array,
+    g: Array,
+    s: Array,
+    m: Array | None,
+    v: Array | None,
+) -> None:
+    slope, divisor = _slope(work, p, g, decay), work[1]
+    np.multiply(slope, np.multiply(slope, 1 - alpha, out=divisor), out=divisor)
+    np.add(np.multiply(s, alpha, out=s), divisor, out=s)
+    if m is None:
+        np.sqrt(s, out=divisor)
+    else:
+        np.add(np.multiply(m, alpha, out=m), np.multiply(slope, 1 - alpha, out=divisor), out=m)
+        np.subtract(s, np.multiply(m, m, out=divisor), out=divisor)
+        np.sqrt(np.maximum(divisor, 0, out=divisor), out=divisor)  # rounding may leave less than 0; NaN stays NaN
+    slope = np.divide(slope, np.add(divisor, eps, out=divisor), out=work[0])
+    if v is not None:
+        slope = np.add(np.multiply(v, momentum, out=v), slope, out=v)
+    np.subtract(p, np.multiply(slope, lr, out=work[0]), out=p, casting="same_kind")
 
 
 def _slope(work: Array, p: Array, g: Array, decay: float) -> Array:

@@ -1,10 +1,12 @@
 """The affine layer, and the matrix product: the affine layer without biases."""
 
+import functools
 from typing import Any, Self
 
 import numpy as np
 
 from plugrad import backends
+from plugrad.backends import log
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._affine import GRADIENTS, affine, affine_backward, biases
@@ -140,6 +142,8 @@ class Affine(ComputingLayer):
         if inputs.dtype not in COMPUTE:  # integers: converted once, for the backward pass too
             inputs = promoted("affine", backend, x=inputs, w=w)[0]
         is_same_dtype = inputs.dtype == w.dtype
+        if not is_same_dtype:
+            _warn_of_wide_inputs(inputs.dtype, w.dtype)
         out = self._results.take(backend, inputs.shape[:-1] + w.shape[1:], w.dtype) if is_same_dtype else None
         y = affine(inputs, w, self.b, out=out)
         self._saved = inputs
@@ -196,6 +200,16 @@ class MatMul(Affine):
     @classmethod
     def _of_weights(cls, w: Array) -> Self:
         return cls(w)
+
+
+@functools.cache
+def _warn_of_wide_inputs(dtype: np.dtype[Any], params: np.dtype[Any]) -> None:
+    """Log, once for these dtypes, that everything is computed in the dtype of the data."""
+    if params.itemsize < dtype.itemsize:
+        log.warn(
+            "%s data and %s parameters: all layers compute in %s, which takes longer; pass x.astype('%s') to avoid it",
+            dtype, params, dtype, params,
+        )  # fmt: skip
 
 
 def _check_size(method: str, name: str, size: Any) -> None:

@@ -74,11 +74,12 @@ class Sequential(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the methods of layers out of copies and pickles."""
-        return {name: value for name, value in vars(self).items() if name not in ("_forwards", "_backwards")}
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in ("_forwards", "_backwards")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Choose the methods of the layers anew."""
-        vars(self).update(state)
+        super().__setstate__(state)
         self._arrange(self.layers)
 
     def __repr__(self) -> str:
@@ -108,6 +109,12 @@ class Sequential(Layer):
         for position, layer in enumerate(self.layers):
             for name, parameter in layer.named_params():
                 yield f"{position}.{name}", parameter
+
+    def _places_of_buffers(self) -> Iterator[tuple[str, Layer, str]]:
+        """Iterate over the buffers of all layers, with names as of parameters."""
+        for position, layer in enumerate(self.layers):
+            for key, owner, name in layer._places_of_buffers():
+                yield f"{position}.{key}", owner, name
 
     def forget(self) -> None:
         """Release everything that the forward pass has kept."""

@@ -156,7 +156,7 @@ def _check_recorded(calls: tuple[Call, ...], known: list[Any], results: tuple[An
     for call in calls:
         for name, array, is_written in arrays_of(call):
             if not is_written and not is_among(array, known) and not is_among(array, written):
-                raise _unrecorded(f"{call.name}: {name}")
+                raise _unrecorded(f"{call.name}: {name}" if call.name else "a gradient")
         written += [array for _, array, is_written in arrays_of(call) if is_written]
     for result in results:
         if not is_among(result, written):

@@ -1,13 +1,64 @@
 """Checks of the arguments of optimizers, schedules and the penalty."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
-from plugrad.kernels._arguments import Array
+from plugrad.kernels._arguments import Array, overlaps_itself
+
+
+def arrays_of(name: str, argument: str, given: Any) -> tuple[Array, ...]:
+    """Return arrays given as any iterable as a tuple; raise a TypeError for what looks like one and means another."""
+    kind = type(given).__qualname__
+    if hasattr(given, "dtype"):
+        raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got one array; pass (array,)")
+    if isinstance(given, Mapping):
+        raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got {kind}; pass its values()")
+    if hasattr(given, argument):  # a layer or a network
+        raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got {kind}; pass its {argument}")
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got {kind}")
+    return tuple(given)
+
+
+def check_updatable(place: str, arrays: tuple[Array, ...]) -> None:
+    """Refuse an array that cannot be updated in place, or that shares memory with another one."""
+    owners = [array for array in arrays if getattr(array, "base", array) is None]
+    have_memory_of_their_own = len(set(map(id, owners))) == len(arrays)
+    if have_memory_of_their_own and all(map(_is_plain, arrays)):
+        return
+    for position, array in enumerate(arrays):
+        backend = backend_for(array)
+        if not backend.owns(type(array)) or not is_supported(array.dtype):
+            kind = getattr(array, "dtype", type(array).__qualname__)
+            raise TypeError(f"{place}: {position}: expected a floating array to be updated, got {kind}")
+        check_writeable(f"{place}: {position}", array)
+        if overlaps_itself(array):
+            raise ValueError(
+                f"{place}: {position}: expected an array without repeated elements, got strides {array.strides}"
+            )
+    if have_memory_of_their_own:
+        return
+    for position, array in enumerate(arrays):
+        backend = backend_for(array)
+        for other in arrays[:position]:
+            if type(other) is type(array) and backend.overlap(array, other) != "none":
+                raise ValueError(f"{place}: {position}: shares memory with another one; pass each once")
+
+
+def _is_plain(array: Array) -> bool:
+    """Return whether an array of NumPy can be updated, and is computed on by the backend in force."""
+    return (
+        type(array) is np.ndarray
+        and array.flags.writeable
+        and array.flags.forc
+        and array.dtype in COMPUTE
+        and backend_for(array).native is np.ndarray
+    )
 
 
 def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) -> tuple[Array, ...]:
@@ -19,7 +70,8 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
         backend = backend_for(parameter)
         if not backend.owns(type(gradient)) or gradient.dtype != parameter.dtype:
             kind = getattr(gradient, "dtype", type(gradient).__qualname__)
-            raise TypeError(f"{name}: grads: {position}: expected an array of {parameter.dtype}, got {kind}")
+            hint = f"; use x.astype('{parameter.dtype}') of the data, if they cause it" if kind == "float64" else ""
+            raise TypeError(f"{name}: grads: {position}: expected an array of {parameter.dtype}, got {kind}{hint}")
         if gradient.shape != parameter.shape:
             raise ValueError(f"{name}: grads: {position}: expected shape {parameter.shape}, got {gradient.shape}")
         if backend.overlap(parameter, gradient) == "partial":
@@ -34,7 +86,7 @@ def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
     for parameter, gradient in zip(params, grads, strict=True):
         if not (
             type(gradient) is type(parameter) is np.ndarray
-            and gradient.dtype is parameter.dtype
+            and (gradient.dtype is parameter.dtype or gradient.dtype == parameter.dtype)  # pickles have others
             and gradient.base is parameter.base is None
             and gradient.shape == parameter.shape
             and parameter.flags.writeable
@@ -78,3 +130,17 @@ def share_below_1(name: str, argument: str, value: Any) -> float:
     if not (number := at_least_0(name, argument, value)) < 1:
         raise ValueError(f"{name}: {argument}: expected a number in [0, 1), got {value}")
     return number
+
+
+def two_shares(name: str, argument: str, value: Any) -> tuple[float, float]:
+    """Return two numbers in [0, 1) as floats."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name}: {argument}: expected two numbers, got {value!r}")
+    return share_below_1(name, argument, value[0]), share_below_1(name, argument, value[1])
+
+
+def switch(name: str, argument: str, value: Any) -> bool:
+    """Return 0 or 1 as a boolean."""
+    if value not in (0, 1):
+        raise ValueError(f"{name}: {argument}: expected 0 or 1, got {value}")
+    return bool(value)

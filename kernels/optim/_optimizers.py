@@ -1,15 +1,36 @@
 """Optimizers."""
 
 import math
+import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Self, TypeAlias
 
-from plugrad.backends.options import COMPUTE, is_supported
+import numpy as np
+
+from plugrad import backends
+from plugrad.backends import log
+from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, recorder
-from plugrad.kernels._arguments import Array, overlaps_itself
-from plugrad.kernels.optim._checks import are_ready, at_least_0, check_writeable, checked_grads, share_below_1
+from plugrad.kernels import _files
+from plugrad.kernels._arguments import Array
+from plugrad.kernels._state import State, check_mapping, checked_state
+from plugrad.kernels.optim._checks import (
+    are_ready,
+    arrays_of,
+    at_least_0,
+    check_updatable,
+    check_writeable,
+    checked_grads,
+    share_below_1,
+    switch,
+    two_shares,
+)
 from plugrad.kernels.optim._schedules import Schedule
+from plugrad.kernels.optim._state import rate_by_name, rate_of, shapes_of_rates
+
+Numbers: TypeAlias = Mapping[str, Callable[[str, str, Any], Any]]
 
 
 class Optimizer(ABC):
@@ -25,21 +46,155 @@ class Optimizer(ABC):
         The factor of the parameter that is added to its gradient: twice the factor of an L2 penalty.
     steps : int
         The number of steps done.
+
+    Notes
+    -----
+    An optimizer that is pickled or copied with its network stays that network's. One that is pickled by itself has
+    parameters of its own, which is told, once, by the logger ``plugrad`` at the first step: make the optimizer with the
+    network's parameters, and `load` its state.
     """
+
+    # What a state has: the attributes with arrays for the parameters, and those with numbers, with their checks.
+    ARRAYS: ClassVar[tuple[str, ...]] = ()
+    NUMBERS: ClassVar[Numbers] = {"weight_decay": at_least_0}
+    _is_copy = False
 
     def __init__(self, params: Iterable[Array], lr: float | Schedule, *, weight_decay: float) -> None:
         name = type(self).__name__
-        if hasattr(params, "dtype"):
-            raise TypeError(f"{name}: params: expected a sequence of arrays, got one array; pass (array,)")
-        self.params = tuple(params)
-        for position, parameter in enumerate(self.params):
-            _check_parameter(f"{name}: params: {position}", parameter, self.params[:position])
+        self.params = arrays_of(name, "params", params)
+        check_updatable(f"{name}: params", self.params)
         self.lr = lr if callable(lr) else at_least_0(name, "lr", lr)
         self.weight_decay = at_least_0(name, "weight_decay", weight_decay)
         self.steps = 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.params)} parameters, lr={self.lr}, {self.steps} steps done)"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look at the first step whether the parameters are a network's."""
+        vars(self).update(state, _is_copy=True)
+
+    def __copy__(self) -> Self:
+        """Return an optimizer of the same parameters with a state of its own."""
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        for name in self.ARRAYS:
+            arrays = getattr(self, name)
+            setattr(other, name, tuple(None if array is None else array.copy() for array in arrays))
+        return other
+
+    def _tell_if_detached(self) -> None:
+        """Log that nothing but a copied optimizer holds one of its parameters."""
+        self._is_copy = False
+        alone = max(_references((object(),)))  # what the tuple and the look at it hold
+        if any(count <= alone for count in _references(self.params)):
+            log.warn(
+                "%s: the optimizer was copied or loaded without its network: its steps update copies of the "
+                "parameters, which nothing else holds; make it with the parameters of the network and load its "
+                "state_dict(), or copy or pickle both together",
+                type(self).__name__,
+            )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The state by name
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return copies of the state by name, as NumPy arrays: with it, training goes on with the same bits.
+
+        It has the count of steps, the rate or the schedule, the other numbers and what is kept for each parameter, but
+        not the parameters. The names begin with that of the class. A schedule that is a function of the program has
+        only its place: make the optimizer with the function before `load_state_dict`.
+        """
+        kind = type(self).__name__
+        named = {"steps": np.array(self.steps), **rate_by_name(self.lr)}
+        named |= {name: np.array(getattr(self, name), np.float64) for name in self.NUMBERS}
+        named |= {name: np.array(backends.to_numpy(array), order="C") for name, array in self._named_arrays().items()}
+        return {f"{kind}.{name}": value for name, value in named.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Copy a state, as `state_dict` returns it, into this optimizer, which keeps its parameters.
+
+        Raises
+        ------
+        TypeError
+            If a value is not an array of numbers.
+        ValueError
+            If the state is that of another class or of other parameters, a name is missing or unknown, a shape
+            differs, a number is out of its range, or a value would lose digits. Nothing is changed in either case.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from plugrad.kernels import optim
+        >>> optimizer = optim.SGD([np.zeros(2)], lr=optim.cosine(0.1, steps=9), momentum=0.9)
+        >>> optimizer.step([np.ones(2)])
+        >>> other = optim.SGD([np.zeros(2)], momentum=0.5)
+        >>> other.load_state_dict(optimizer.state_dict())
+        >>> other.steps, other.momentum, other.velocities[0]
+        (1, 0.9, array([1., 1.]))
+        """
+        kind = type(self).__name__
+        method = f"{kind}.load_state_dict"
+        check_mapping(method, state)
+        if not any(str(key).startswith(f"{kind}.") for key in state):
+            found = ", ".join(sorted(map(str, state))[:4])
+            raise ValueError(
+                f"{method}: expected names such as {kind}.steps, of the state of {kind}, got {found or 'none'}"
+            )
+        arrays = self._named_arrays()
+        shapes = shapes_of_rates()
+        rate = next((name for name in shapes if f"{kind}.{name}" in state), "lr")
+        targets: dict[str, Any] = {"steps": np.array(0), rate: np.zeros(shapes[rate])}
+        targets |= {name: np.zeros(np.shape(getattr(self, name))) for name in self.NUMBERS} | arrays
+        named = {f"{kind}.{name}": target for name, target in targets.items()}
+        checked = checked_state(method, state, named, "an optimizer of parameters of {}")
+        found_state = {name: checked[f"{kind}.{name}"] for name in targets}
+        if (steps := int(found_state["steps"])) < 0:
+            raise ValueError(f"{method}: {kind}.steps: expected at least 0, got {steps}")
+        lr = rate_of(method, found_state, self.lr)
+        numbers = {name: check(method, name, found_state[name].tolist()) for name, check in self.NUMBERS.items()}
+        for name, array in arrays.items():
+            array[...] = backend_for(array).asarray(found_state[name])
+        for name, number in numbers.items():
+            setattr(self, "_momentum" if name == "momentum" else name, number)
+        self.lr, self.steps = lr, steps
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a ``.npz`` file, or to ``.safetensors``, which needs that package.
+
+        The file appears whole or not at all. It has no parameters: `save` of the network stores them.
+        """
+        _files.write(f"{type(self).__name__}.save", path, self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read the state from a file that `save` has written; no code in the file is ever run.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `load_state_dict`, and a `ValueError` if the contents of the file do not fit its suffix. The message
+            names the file.
+        """
+        kind = type(self).__name__
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
+        shapes |= {f"{kind}.{name}": shape for name, shape in shapes_of_rates().items()}
+        state = _files.read(f"{kind}.load", path, shapes)
+        with _files.naming(path):
+            self.load_state_dict(state)
+
+    def _named_arrays(self) -> dict[str, Array]:
+        """The arrays that are kept for parameters, by names such as ``means.0``."""
+        return {
+            f"{name}.{position}": array
+            for name in self.ARRAYS
+            for position, array in enumerate(getattr(self, name))
+            if array is not None
+        }
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Steps
+    # -----------------------------------------------------------------------------------------------------------------
 
     def step(self, grads: Iterable[Array]) -> None:
         """Update the parameters in place, given their gradients.
@@ -52,14 +207,22 @@ class Optimizer(ABC):
         TypeError, ValueError
             If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
         """
-        name, params, grads = type(self).__name__, self.params, tuple(grads)
+        name, params = type(self).__name__, self.params
+        grads = grads if type(grads) is tuple else arrays_of(f"{name}.step", "grads", grads)
         if not are_ready(params, grads):
-            checked_grads(f"{name}.step", params, grads)
-            for position, parameter in enumerate(params):
-                check_writeable(f"{name}: params: {position}", parameter)
+            self._check_step(grads)
+        if self._is_copy:
+            self._tell_if_detached()
         self._step(grads)
         if (recording := recorder()) is not None:
             recording.record(name.lower(), self._step, (grads,), params)
+
+    def _check_step(self, grads: tuple[Array, ...]) -> None:
+        """Refuse gradients that do not fit, and parameters that cannot be written."""
+        name = type(self).__name__
+        checked_grads(f"{name}.step", self.params, grads)
+        for position, parameter in enumerate(self.params):
+            check_writeable(f"{name}: params: {position}", parameter)
 
     def _step(self, grads: tuple[Array, ...]) -> None:
         """Count and make a step, for gradients that have been checked."""
@@ -76,8 +239,8 @@ class Optimizer(ABC):
     def _update_by(self, name: str, arrays: tuple[tuple[Any, ...], ...], options: tuple[Any, ...]) -> None:
         """Call the function of the backend, once for all parameters unless their types differ."""
         count = len(self.params)
-        if set(map(len, arrays)) != {count}:  # `params` was replaced
-            if min(map(len, arrays)) < count:
+        if len(arrays[-1]) != count:  # `params` was replaced; the states have the length that they had at first
+            if len(arrays[-1]) < count:
                 raise ValueError(f"{type(self).__name__}: params: expected at most as many as at first, got {count}")
             arrays = tuple([each[:count] for each in arrays])
         if len(set(map(type, self.params))) == 1:
@@ -134,6 +297,9 @@ class SGD(Optimizer):
     >>> w
     array([0.9, 1.9])
     """
+
+    ARRAYS = ("velocities",)
+    NUMBERS: ClassVar[Numbers] = {**Optimizer.NUMBERS, "momentum": share_below_1, "nesterov": switch}
 
     def __init__(
         self,
@@ -201,6 +367,9 @@ class Adam(Optimizer):
     array([0.9, 2.1])
     """
 
+    ARRAYS = ("means", "squares")
+    NUMBERS: ClassVar[Numbers] = {**Optimizer.NUMBERS, "betas": two_shares, "eps": at_least_0}
+
     def __init__(
         self,
         params: Iterable[Array],
@@ -211,27 +380,151 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay=weight_decay)
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"Adam: betas: expected two numbers, got {betas!r}")
-        self.betas = share_below_1("Adam", "betas", betas[0]), share_below_1("Adam", "betas", betas[1])
-        self.eps = at_least_0("Adam", "eps", eps)
+        name = type(self).__name__
+        self.betas, self.eps = two_shares(name, "betas", betas), at_least_0(name, "eps", eps)
         self.means, self.squares = self._states(), self._states()
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+    def _step_and_root(self, lr: float) -> tuple[float, float]:
+        """Return the rate and the divisor of the root with what makes up for means that began at 0."""
         beta1, beta2 = self.betas
-        step, root = lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
-        options = step, root, beta1, beta2, self.eps, self.weight_decay
+        return lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
+
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = *self._step_and_root(lr), *self.betas, self.eps, self.weight_decay
         self._update_by("adam", (self.params, grads, self.means, self.squares), options)
 
 
-def _check_parameter(place: str, parameter: Array, others: tuple[Array, ...]) -> None:
-    """Refuse a parameter that cannot be updated in place, or that shares memory with another one."""
-    backend = backend_for(parameter)
-    if not backend.owns(type(parameter)) or not is_supported(parameter.dtype):
-        kind = getattr(parameter, "dtype", type(parameter).__qualname__)
-        raise TypeError(f"{place}: expected a floating array to be updated, got {kind}")
-    check_writeable(place, parameter)
-    if overlaps_itself(parameter):
-        raise ValueError(f"{place}: expected an array without repeated elements, got strides {parameter.strides}")
-    if any(type(other) is type(parameter) and backend.overlap(parameter, other) != "none" for other in others):
-        raise ValueError(f"{place}: shares memory with another parameter; pass each once")
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``p *= 1 - lr weight_decay``, then the step of Adam without decay.
+
+    Parameters
+    ----------
+    params, lr, betas, eps
+        As for `Adam`.
+    weight_decay : float
+        The share of the parameter that a step with a rate of 1 would take off.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `SGD`.
+
+    Notes
+    -----
+    Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. The decay is no part of the gradient, so that
+    Adam does not scale it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import optim
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = optim.AdamW([w], lr=0.1, weight_decay=0.5)
+    >>> optimizer.step([np.array([1e-3, -1e3])])
+    >>> w.round(5)
+    array([0.85, 2.  ])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Array],
+        lr: float | Schedule = 0.001,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = *self._step_and_root(lr), *self.betas, self.eps, 1 - lr * self.weight_decay
+        self._update_by("adamw", (self.params, grads, self.means, self.squares), options)
+
+
+class RMSprop(Optimizer):
+    """RMSprop: each gradient divided by the root of the mean of its square.
+
+    ``d = g + weight_decay p``, ``s = alpha s + (1 - alpha) d^2``, ``p -= lr d / (sqrt(s) + eps)``. With `centered`,
+    ``s - m^2`` takes the place of s, with ``m = alpha m + (1 - alpha) d``: the variance. With `momentum`,
+    ``v = momentum v + d / (sqrt(s) + eps)`` and ``p -= lr v``.
+
+    Parameters
+    ----------
+    params : iterable of arrays
+        The parameters, float16, bfloat16, float32 or float64. They are updated in place.
+    lr : float or callable
+        The learning rate, or a schedule.
+    alpha : float
+        The share of the mean square that a step keeps, in [0, 1).
+    eps : float
+        A number added to the root, against division by 0.
+    weight_decay : float
+        As for `SGD`.
+    momentum : float
+        The share of the velocity that a step keeps, in [0, 1).
+    centered : bool
+        Divide by the root of the variance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `SGD`.
+
+    Notes
+    -----
+    Tieleman and Hinton, "Lecture 6.5 - RMSprop", 2012; centered as by Graves, "Generating sequences with recurrent
+    neural networks", 2013. As in PyTorch, except that a variance that rounding leaves below 0 counts as 0 there, where
+    PyTorch's root is NaN. The means of 16-bit parameters are kept in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from plugrad.kernels import optim
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = optim.RMSprop([w], lr=0.1, alpha=0.75)
+    >>> optimizer.step([np.array([1e-3, -1e3])])
+    >>> w.round(3)
+    array([0.8, 2.2])
+    """
+
+    ARRAYS = ("squares", "means", "velocities")
+    NUMBERS: ClassVar[Numbers] = {
+        **Optimizer.NUMBERS,
+        "alpha": share_below_1,
+        "eps": at_least_0,
+        "momentum": share_below_1,
+    }
+
+    def __init__(
+        self,
+        params: Iterable[Array],
+        lr: float | Schedule = 0.01,
+        *,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(params, lr, weight_decay=weight_decay)
+        self.alpha = share_below_1("RMSprop", "alpha", alpha)
+        self.eps = at_least_0("RMSprop", "eps", eps)
+        self._momentum = share_below_1("RMSprop", "momentum", momentum)
+        nothing = (None,) * len(self.params)
+        self.squares = self._states()
+        self.means = self._states() if centered else nothing
+        self.velocities = self._states() if momentum else nothing
+
+    @property
+    def momentum(self) -> float:
+        """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
+        return self._momentum
+
+    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
+        options = lr, self.alpha, self.eps, self.momentum, self.weight_decay
+        self._update_by("rmsprop", (self.params, grads, self.squares, self.means, self.velocities), options)
+
+
+def _references(objects: tuple[Any, ...]) -> list[int]:
+    """The number of references to each object of a tuple."""
+    return [sys.getrefcount(each) for each in objects]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+from plugrad.backends import log
 from plugrad.kernels.optim._checks import at_least_0, step_count
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -44,22 +45,26 @@ def step_decay(lr: float, *, every: int, factor: float = 0.1) -> Schedule:
     """
     lr, factor = at_least_0("step_decay", "lr", lr), at_least_0("step_decay", "factor", factor)
     every = step_count("step_decay", "every", every, least=1)
-    return functools.partial(_stepped, lr, every, factor)
+    return functools.partial(stepped, lr, every, factor)
 
 
-def _stepped(lr: float, every: int, factor: float, step: int) -> float:
+def stepped(lr: float, every: int, factor: float, step: int) -> float:
+    """Return the rate of `step_decay` at a step."""
     return lr * factor ** (step // every)
 
 
-def exponential_decay(lr: float, *, rate: float) -> Schedule:
-    """Return a schedule that multiplies the rate by ``1 - rate`` in every step.
+def exponential_decay(lr: float, *, factor: float | None = None, rate: float | None = None) -> Schedule:
+    """Return a schedule that multiplies the rate by a factor in every step.
 
     Parameters
     ----------
     lr : float
         The initial rate.
+    factor : float
+        The factor from one rate to the next, in [0, 1]: what a step keeps.
     rate : float
-        The share that a step takes off, in [0, 1].
+        ``1 - factor``, in its place: what a step takes off, in [0, 1]. A rate above 0.5 is told by the logger
+        ``plugrad``, since other libraries call the factor so.
 
     Returns
     -------
@@ -69,22 +74,30 @@ def exponential_decay(lr: float, *, rate: float) -> Schedule:
     Raises
     ------
     TypeError, ValueError
-        If a number is negative, or `rate` is greater than 1.
+        If a number is negative or greater than 1, or not one of `factor` and `rate` is given.
 
     Examples
     --------
     >>> from plugrad.kernels import optim
-    >>> optim.exponential_decay(1.0, rate=0.5)(2)
+    >>> optim.exponential_decay(1.0, factor=0.5)(2)
     0.25
     """
-    lr, rate = at_least_0("exponential_decay", "lr", lr), at_least_0("exponential_decay", "rate", rate)
-    if rate > 1:
-        raise ValueError(f"exponential_decay: rate: expected a number in [0, 1], got {rate}")
-    return functools.partial(_decayed, lr, rate)
+    name = "exponential_decay"
+    lr = at_least_0(name, "lr", lr)
+    if (factor is None) is (rate is None):
+        raise TypeError(f"{name}: expected factor, what a step keeps, or rate, what it takes off; got {factor}, {rate}")
+    argument, value = ("factor", factor) if rate is None else ("rate", rate)
+    if (number := at_least_0(name, argument, value)) > 1:
+        raise ValueError(f"{name}: {argument}: expected a number in [0, 1], got {value}")
+    if rate is not None and number > 0.5:
+        message = "%s: rate=%s keeps %.3g of the rate in each step; factor=%s would keep that"
+        log.warn(message, name, rate, 1 - number, rate)
+    return functools.partial(decayed, lr, number if rate is None else 1 - number)
 
 
-def _decayed(lr: float, rate: float, step: int) -> float:
-    return lr * (1 - rate) ** step
+def decayed(lr: float, factor: float, step: int) -> float:
+    """Return the rate of `exponential_decay` at a step."""
+    return lr * factor**step
 
 
 def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Schedule:
@@ -127,10 +140,11 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, least: float = 0.0) -> Sch
     if (warmup := step_count("cosine", "warmup", warmup, least=0)) > steps:
         raise ValueError(f"cosine: warmup: expected at most the number of steps, {steps}, got {warmup}")
 
-    return functools.partial(_risen_and_fallen, lr, steps, warmup, least)
+    return functools.partial(risen_and_fallen, lr, steps, warmup, least)
 
 
-def _risen_and_fallen(lr: float, steps: int, warmup: int, least: float, step: int) -> float:
+def risen_and_fallen(lr: float, steps: int, warmup: int, least: float, step: int) -> float:
+    """Return the rate of `cosine` at a step."""
     if step >= steps:
         return least
     if step < warmup:

@@ -130,7 +130,14 @@ def _number(dice: Dice, right: tuple[Any, ...]) -> Any:
 
 def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
     """Take a few steps of an optimizer, and compare with its formula."""
-    kind, formula = dice.choice([(optim.SGD, oracles.sgd), (optim.Adam, oracles.adam)])
+    kind, formula = dice.choice(
+        [
+            (optim.SGD, oracles.sgd),
+            (optim.Adam, oracles.adam),
+            (optim.AdamW, oracles.adamw),
+            (optim.RMSprop, oracles.rmsprop),
+        ]
+    )
     rng = np.random.default_rng(dice.integer(0, 1000))
     params, steps = [], dice.integer(1, 3)
     grads: list[list[Any]] = [[] for _ in range(steps)]
@@ -149,6 +156,8 @@ def optimizer(dice: Dice, subject: Subject, about: list[str]) -> None:
     if kind is optim.SGD:
         options["momentum"] = dice.choice((0, 0.5, 0.9))
         options["nesterov"] = bool(options["momentum"]) and dice.flag()
+    elif kind is optim.RMSprop:
+        options |= {"alpha": dice.choice((0.5, 0.99)), "momentum": dice.choice((0, 0.5)), "eps": 1e-3}
     else:
         options |= {"betas": dice.choice(((0.9, 0.999), (0.0, 0.5))), "eps": dice.choice((1e-8, 1e-3))}
     about.append(f"{kind.__name__}, {', '.join(f'{name}={value!r}' for name, value in options.items())}")
@@ -201,6 +210,8 @@ def repeated_steps(dice: Dice, subject: Subject, about: list[str]) -> None:
             (optim.SGD, oracles.sgd, {"lr": 0.1}),
             (optim.SGD, oracles.sgd, {"lr": 0.1, "momentum": 0.9}),
             (optim.Adam, oracles.adam, {"lr": 0.01}),
+            (optim.AdamW, oracles.adamw, {"lr": 0.01}),
+            (optim.RMSprop, oracles.rmsprop, {"lr": 0.01, "eps": 0.1, "centered": True}),
         )
     )
     rng, dtype = np.random.default_rng(dice.integer(0, 1000)), dice.choice(DTYPES)
@@ -324,7 +335,7 @@ def _spoil_step(
 
 SCHEDULES: tuple[tuple[str, str, Any], ...] = (
     ("step_decay", "every", 2),
-    ("exponential_decay", "rate", 0.5),
+    ("exponential_decay", "factor", 0.5),
     ("cosine", "steps", 4),
 )
 

@@ -1,11 +1,12 @@
-"""Files of parameters: ``.npz`` and ``.safetensors``."""
+"""Files of arrays by name: ``.npz`` and ``.safetensors``."""
 
+import contextlib
 import errno
 import importlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def write(method: str, path: str | os.PathLike[str], state: State) -> None:
 
 
 def read(method: str, path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read the arrays of a file; `shapes` are those of the parameters that are to be read."""
+    """Read the arrays of a file; `shapes` are those of the arrays that are to be read."""
     source = _checked_path(method, path)
     reader = partial(_read_npz, shapes=shapes) if source.suffix == ".npz" else _safetensors().load_file
     with source.open("rb"):
@@ -48,6 +49,16 @@ def read(method: str, path: str | os.PathLike[str], shapes: Mapping[str, tuple[i
     return state
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Begin the message of an error for the contents of a file with its path."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.args = (f"{path}: {error}",)
+        raise
+
+
 def _checked_path(method: str, path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     if file.suffix not in (".npz", ".safetensors"):
@@ -56,7 +67,7 @@ def _checked_path(method: str, path: str | os.PathLike[str]) -> Path:
 
 
 def _read_npz(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read an ``.npz`` file; of an array with another name or shape than a parameter, which could be huge, the shape.
+    """Read an ``.npz`` file; of an array with another name or shape than expected, which could be huge, the shape.
 
     Such an array is replaced by a broadcast zero of its shape, which takes no memory and which `load_state_dict`
     refuses.
