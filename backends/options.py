@@ -54,6 +54,18 @@ class LossOptions(NamedTuple):
         return self if weight is self.weight else self._replace(weight=weight)
 
 
+class LeakyReluOptions(NamedTuple):
+    """The options of `leaky_relu` and its gradient, checked.
+
+    Attributes
+    ----------
+    negative_slope : float
+        The slope where the argument is not positive.
+    """
+
+    negative_slope: float = 0.01
+
+
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:
     """The error for a label that names no class; the same text whichever backend finds it."""
     ignored = "" if options.ignore_index is None else f" or the ignored label {options.ignore_index}"

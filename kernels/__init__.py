@@ -16,6 +16,7 @@ from plugrad.kernels._cross_entropy import (
     cross_entropy_backward as cross_entropy_backward,
 )
 from plugrad.kernels._kernel import KERNELS as KERNELS, Kernel as Kernel
+from plugrad.kernels._leaky_relu import leaky_relu as leaky_relu, leaky_relu_backward as leaky_relu_backward
 from plugrad.kernels._linear_cross_entropy import (
     linear_cross_entropy as linear_cross_entropy,
     linear_cross_entropy_value_and_grad as linear_cross_entropy_value_and_grad,

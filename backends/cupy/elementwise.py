@@ -1,7 +1,7 @@
 """Kernels that compute each element by itself.
 
 The source, elementwise.cu, lists them: a line ``MAP(relu, Relu)`` or ``MAP_OF_TWO(relu_backward, ReluBackward)`` makes
-the kernel and, here, the function of the backend with its name.
+the kernel and, here, the function of the backend with its name. Kernels with options have their functions here.
 """
 
 import functools
@@ -16,10 +16,11 @@ from plugrad.backends.contract import Elementwise, ElementwiseBackward
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, write_contiguous
+from plugrad.backends.options import LeakyReluOptions
 
 THREADS = 256  # the launch bounds of the kernels
 SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
-NAMES = tuple(re.findall(r"^MAP(?:_OF_TWO)?\((\w+), ", SOURCE, re.MULTILINE))
+NAMES = tuple(re.findall(r"^MAP\w*\((\w+), ", SOURCE, re.MULTILINE))
 
 
 def __getattr__(name: str) -> Elementwise | ElementwiseBackward:
@@ -32,7 +33,7 @@ def forward(name: str) -> Elementwise:
     """The function of the backend for a kernel with one argument."""
 
     def function(x: Array, out: Array) -> None:
-        write_contiguous(out, functools.partial(_run, name, contiguous(x)))
+        _write(name, (x,), out)
 
     return function
 
@@ -41,16 +42,31 @@ def backward(name: str) -> ElementwiseBackward:
     """The function of the backend for a kernel with two arguments."""
 
     def function(dy: Array, y: Array, out: Array) -> None:
-        write_contiguous(out, functools.partial(_run, name, contiguous(dy), contiguous(y)))
+        _write(name, (dy, y), out)
 
     return function
 
 
-def _run(name: str, *arrays: Array) -> None:
+def leaky_relu(x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = x where x > 0, else negative_slope x``."""
+    _write("leaky_relu", (x,), out, options.negative_slope)
+
+
+def leaky_relu_backward(dy: Array, x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = dy where x > 0, else negative_slope dy``."""
+    _write("leaky_relu_backward", (dy, x), out, options.negative_slope)
+
+
+def _write(name: str, arguments: tuple[Array, ...], out: Array, *numbers: Any) -> None:
+    reads = [contiguous(x) for x in arguments]
+    write_contiguous(out, lambda target: _run(name, *reads, target, numbers=numbers))
+
+
+def _run(name: str, *arrays: Array, numbers: tuple[Any, ...] = ()) -> None:
     dtype, size = arrays[0].dtype, arrays[0].size
     is_aligned = all(array.data.ptr % ACCESS == 0 for array in arrays)
     blocks = min(MOST_BLOCKS, -(-size // (THREADS * widest(dtype))))
-    kernel(f"map_{name}", instance(dtype, is_aligned))((blocks,), (THREADS,), (size, *arrays))
+    kernel(f"map_{name}", instance(dtype, is_aligned))((blocks,), (THREADS,), (size, *arrays, *numbers))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import destination, is_direct, scratch, store
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import exp, exp_scaling, scaled_exp, widen
+from plugrad.backends.options import LeakyReluOptions
 
 ELEMENTS = 2048  # in a piece: 8 KiB of float32, a few of which stay in the first-level cache
 
@@ -23,28 +24,28 @@ PIECES_OF_SMALL = 8
 SMALL = PIECES_OF_SMALL * ELEMENTS
 
 
-def _of_one(loop: Callable[..., None], work: float, x: Array, out: Array) -> None:
-    """Run a compiled loop on an argument and the result; `work` to that of softmax."""
+def _of_one(loop: Callable[..., None], work: float, x: Array, out: Array, *numbers: Any) -> None:
+    """Run a compiled loop on an argument, the result and numbers; `work` to that of softmax."""
     if out.size <= SMALL and x.flags.carray and out.flags.carray and out.itemsize > 2:
-        loop(0, PIECES_OF_SMALL, x.ravel(), out.ravel())
+        loop(0, PIECES_OF_SMALL, x.ravel(), out.ravel(), *numbers)
     else:
-        _over_elements(loop, work, x, out)
+        _over_elements(loop, work, (x, out), numbers)
 
 
-def _of_two(loop: Callable[..., None], work: float, dy: Array, y: Array, out: Array) -> None:
-    """The same on two arguments and the result."""
+def _of_two(loop: Callable[..., None], work: float, dy: Array, y: Array, out: Array, *numbers: Any) -> None:
+    """The same on two arguments, the result and numbers."""
     if out.size <= SMALL and dy.flags.carray and y.flags.carray and out.flags.carray and out.itemsize > 2:
-        loop(0, PIECES_OF_SMALL, dy.ravel(), y.ravel(), out.ravel())
+        loop(0, PIECES_OF_SMALL, dy.ravel(), y.ravel(), out.ravel(), *numbers)
     else:
-        _over_elements(loop, work, dy, y, out)
+        _over_elements(loop, work, (dy, y, out), numbers)
 
 
-def _over_elements(loop: Callable[..., None], work: float, *arrays: Array) -> None:
+def _over_elements(loop: Callable[..., None], work: float, arrays: tuple[Array, ...], numbers: tuple[Any, ...]) -> None:
     """The same on arrays of any size, layout and dtype, the last one for the result."""
     out = arrays[-1]
     y = result_array(out)
     flat = [contiguous(array).reshape(-1) for array in arrays[:-1]]
-    share_work(loop, -(-out.size // ELEMENTS), work * ELEMENTS, *flat, y.reshape(-1))
+    share_work(loop, -(-out.size // ELEMENTS), work * ELEMENTS, *flat, y.reshape(-1), *numbers)
     copy_result(y, out)
 
 
@@ -95,6 +96,44 @@ def _relu_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
         b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) if widen(a[j]) > zero else zero
+        _finish(b, direct, result)
+
+
+def leaky_relu(x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = x where x > 0, else negative_slope x``."""
+    _of_one(_leaky_relu, LIGHT, x, out, options.negative_slope)
+
+
+@compiled()
+def _leaky_relu(start: int, stop: int, x: Any, y: Any, negative_slope: float) -> None:
+    direct = is_direct(x, y)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero, slope = values.dtype.type(0), values.dtype.type(negative_slope)
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            b[j] = number if number > zero else slope * number
+        _finish(b, direct, result)
+
+
+def leaky_relu_backward(dy: Array, x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = dy where x > 0, else negative_slope dy``."""
+    _of_two(_leaky_relu_backward, LIGHT, dy, x, out, options.negative_slope)
+
+
+@compiled()
+def _leaky_relu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any, negative_slope: float) -> None:
+    direct = is_direct(dy, dx) and is_direct(x, dx)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero, slope = values.dtype.type(0), values.dtype.type(negative_slope)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(x, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(upstream[j])
+            b[j] = number if widen(a[j]) > zero else slope * number
         _finish(b, direct, result)
 
 

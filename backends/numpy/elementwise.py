@@ -9,7 +9,7 @@ import numpy as np
 from plugrad.backends.cpu import blocks
 from plugrad.backends.cpu.blocks import Array, quietly, with_errors
 from plugrad.backends.numpy.pool import FRESH, Scratch, may_hold_work, run_blocks
-from plugrad.backends.options import COMPUTE
+from plugrad.backends.options import COMPUTE, LeakyReluOptions
 
 # The work on one element, to that of softmax: to share so little of it among threads pays later.
 LIGHT = 0.5
@@ -54,6 +54,32 @@ def _elementwise_backward(work: float) -> Callable[[Task], Task]:
                 task(in_out, FRESH, dy, y, out)
             else:
                 run_blocks(functools.partial(task, in_out), (dy, y, out), out.shape, work)
+
+        return _named_as(task, kernel)
+
+    return decorate
+
+
+def _elementwise_with_options(work: float) -> Callable[[Task], Task]:
+    """Make a kernel of ``task(options, in_out, scratch, x, out)``; see `_elementwise`."""
+
+    def decorate(task: Task) -> Task:
+        def kernel(x: Array, options: Any, out: Array) -> None:
+            in_out = may_hold_work(out) and out is not x
+            run_blocks(functools.partial(task, options, in_out), (x, out), out.shape, work)
+
+        return _named_as(task, kernel)
+
+    return decorate
+
+
+def _elementwise_backward_with_options(work: float) -> Callable[[Task], Task]:
+    """Make a kernel of ``task(options, in_out, scratch, dy, x, out)``; see `_elementwise`."""
+
+    def decorate(task: Task) -> Task:
+        def kernel(dy: Array, x: Array, options: Any, out: Array) -> None:
+            in_out = may_hold_work(out) and out is not dy and out is not x
+            run_blocks(functools.partial(task, options, in_out), (dy, x, out), out.shape, work)
 
         return _named_as(task, kernel)
 
@@ -141,3 +167,29 @@ def tanh_backward(in_out: bool, scratch: Scratch, dy: Array, y: Array, out: Arra
     slope = np.subtract(1, y, out=scratch.array("slope", y.shape, compute), dtype=compute)
     slope *= np.add(1, y, out=scratch.array("sum", y.shape, compute), dtype=compute)
     np.multiply(slope, dy, out=out, casting="same_kind")
+
+
+@_elementwise_with_options(LIGHT)
+@quietly
+def leaky_relu(options: LeakyReluOptions, in_out: bool, scratch: Scratch, x: Array, out: Array) -> None:
+    """``out = x where x > 0, else negative_slope x``."""
+    _leak(options, scratch, x, x, out)
+
+
+@_elementwise_backward_with_options(LIGHT)
+@quietly
+def leaky_relu_backward(
+    options: LeakyReluOptions, in_out: bool, scratch: Scratch, dy: Array, x: Array, out: Array
+) -> None:
+    """``out = dy where x > 0, else negative_slope dy``."""
+    _leak(options, scratch, dy, x, out)
+
+
+def _leak(options: LeakyReluOptions, scratch: Scratch, values: Array, x: Array, out: Array) -> None:
+    compute = COMPUTE[x.dtype]
+    keep = np.greater(x, 0, out=scratch.array("keep", x.shape, np.bool))
+    scaled = np.multiply(
+        values, compute.type(options.negative_slope), out=scratch.array("scaled", x.shape, compute), dtype=compute
+    )
+    np.copyto(scaled, values, where=keep)
+    np.copyto(out, scaled, casting="same_kind")

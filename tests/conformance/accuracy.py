@@ -5,7 +5,7 @@ Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ class Sample:
     t: Any
     exact: list[Any]  # results as mpmath numbers, flat
     scale: list[float]  # per result: what an ulp of the budget is an ulp of
+    options: Mapping[str, Any]
 
     def case(self) -> Case:
         """The call that is judged."""
         if is_loss(self.kernel):
             return Case(self.kernel, {"x": self.x, "t": self.t}, {"reduction": "none"}, about=str(self))
-        return Case(self.kernel, {"x": self.x}, about=str(self))
+        inputs = {"x": self.x, "dy": np.ones_like(self.x)}
+        return Case(self.kernel, {n: inputs[n] for n in self.kernel.arguments}, self.options, about=str(self))
 
     @property
     def wanted(self) -> DType:
@@ -77,8 +79,15 @@ def ulp(value: float, dtype: DType) -> float:
     return float(np.ldexp(epsilon(dtype), int(exponent)))
 
 
-def sample(kernel: Record, dtype: DType, classes: int, span: float, elements: int = ELEMENTS) -> Sample:
-    """Random logits and the exact results of the kernel."""
+def sample(
+    kernel: Record,
+    dtype: DType,
+    classes: int,
+    span: float,
+    elements: int = ELEMENTS,
+    options: Mapping[str, Any] = {},
+) -> Sample:
+    """Random logits and the exact results of the kernel; a gradient is that of an upstream gradient of 1."""
     assert kernel.budget is not None
     assert kernel.exact is not None
     rng = np.random.default_rng(7)
@@ -92,14 +101,16 @@ def sample(kernel: Record, dtype: DType, classes: int, span: float, elements: in
     with mpmath.workdps(DIGITS):
         for row, label in zip(x.astype(np.float64), t, strict=True):
             numbers = [mpmath.mpf(float(v)) for v in row]
-            results = kernel.exact(mpmath, numbers, int(label))
+            results = kernel.exact(mpmath, numbers, int(label), **options)
             exact += results
             scale += _scale(numbers, results, kernel.budget.of)
-    return Sample(kernel, dtype, classes, span, x, t, exact, scale)
+    return Sample(kernel, dtype, classes, span, x, t, exact, scale, options)
 
 
 def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
     """The numbers whose ulp the errors of the results are counted in."""
+    if of == "upstream":
+        return [max(1.0, float(abs(value))) for value in results]
     if of != "logits":
         return [float(value) for value in results]
     top = max(row)

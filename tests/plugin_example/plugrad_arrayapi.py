@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from plugrad.backends.chunks import Layer, Results, functions
-from plugrad.backends.options import LossOptions, bad_label
+from plugrad.backends.options import LeakyReluOptions, LossOptions, bad_label
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 
@@ -39,6 +39,20 @@ def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
     xp, dy, y = _in_float64(dy, y)
     _write(out, xp.where(y > 0, dy, 0.0))
+
+
+@silently
+def leaky_relu(x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = x where x > 0, else negative_slope x``."""
+    xp, x = _in_float64(x)
+    _write(out, xp.where(x > 0, x, options.negative_slope * x))
+
+
+@silently
+def leaky_relu_backward(dy: Array, x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = dy where x > 0, else negative_slope dy``."""
+    xp, dy, x = _in_float64(dy, x)
+    _write(out, xp.where(x > 0, dy, options.negative_slope * dy))
 
 
 @silently

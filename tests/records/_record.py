@@ -32,9 +32,10 @@ class Budget:
     ----------
     ulp : float
         In units in the last place of the number that `of` names.
-    of : {"result", "logits", "formula"}
-        The exact result itself; ``max(1, |logits|, |log of the sum of exponentials|)``; or the result again, added to
-        the largest error of the textbook formula in float32.
+    of : {"result", "logits", "formula", "upstream"}
+        The exact result itself; ``max(1, |logits|, |log of the sum of exponentials|)``; the result again, added to
+        the largest error of the textbook formula in float32; or, for the gradient of an elementwise kernel, the larger
+        of the result and the upstream gradient.
     """
 
     ulp: float
@@ -72,9 +73,9 @@ class Record:
     budget : Budget or None
         The bound on errors against 50 digits, element by element.
     exact : callable or None
-        ``exact(mpmath, x, label)``: the results for a row of mpmath numbers. Kernels with a budget have it.
+        ``exact(mpmath, x, label, **options)``: the results for a row of mpmath numbers. Kernels with a budget have it.
     symbolic : callable or None
-        ``symbolic(sympy, **arguments)``: the results for a row of symbols, whose derivatives sympy takes.
+        ``symbolic(sympy, **arguments, **options)``: the results for a row of symbols, whose derivatives sympy takes.
     composed : callable or None
         For a fused kernel: the same arguments and options to the same results, by the kernels it consists of.
     domain : mapping
@@ -85,6 +86,9 @@ class Record:
         by name. `depth` is minus the logarithm of the smallest normal number, and 1.5.
     keeps_small_elements : bool
         Whether each element of the last result is accurate relative to itself, however small.
+    variants : tuple of mappings
+        Options other than the default ones with which an elementwise kernel is checked too. `oracle`, `exact`,
+        `symbolic` and `terms` take them.
     """
 
     function: Callable[..., Any]
@@ -103,6 +107,7 @@ class Record:
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     subnormal: Callable[[float, float, float], Mapping[str, tuple[list[float], float]]] | None = None
     keeps_small_elements: bool = False
+    variants: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.exact is None:
