@@ -1,6 +1,7 @@
 """The interface between kernels and backends apart from arrays: the dtypes, and the options of a loss."""
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -64,6 +65,23 @@ class LeakyReluOptions(NamedTuple):
     """
 
     negative_slope: float = 0.01
+
+
+class GeluOptions(NamedTuple):
+    """The options of `gelu` and its gradient, checked.
+
+    Attributes
+    ----------
+    approximate : {"none", "tanh"}
+        The formula: that by the error function, or that by the hyperbolic tangent.
+    """
+
+    approximate: Literal["none", "tanh"] = "none"
+
+
+# The formula by the hyperbolic tangent, y = x (1 + tanh(u)) / 2, is x / (1 + exp(-v)) with v = 2u = x (A + B x^2).
+GELU_A = 2 * math.sqrt(2 / math.pi)
+GELU_B = 0.044715 * GELU_A
 
 
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:

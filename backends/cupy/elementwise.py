@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends import normal
 from plugrad.backends.contract import Elementwise, ElementwiseBackward
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, write_contiguous
-from plugrad.backends.options import LeakyReluOptions
+from plugrad.backends.options import FLOAT64, GELU_A, GELU_B, GeluOptions, LeakyReluOptions
 
 THREADS = 256  # the launch bounds of the kernels
 SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
@@ -57,6 +58,16 @@ def leaky_relu_backward(dy: Array, x: Array, options: LeakyReluOptions, out: Arr
     _write("leaky_relu_backward", (dy, x), out, options.negative_slope)
 
 
+def gelu(x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = x Phi(x)``, or the approximation by the hyperbolic tangent."""
+    _write(f"gelu_{options.approximate}", (x,), out)
+
+
+def gelu_backward(dy: Array, x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = dy (Phi(x) + x phi(x))``, or the derivative of the approximation."""
+    _write(f"gelu_backward_{options.approximate}", (dy, x), out)
+
+
 def _write(name: str, arguments: tuple[Array, ...], out: Array, *numbers: Any) -> None:
     reads = [contiguous(x) for x in arguments]
     write_contiguous(out, lambda target: _run(name, *reads, target, numbers=numbers))
@@ -72,7 +83,17 @@ def _run(name: str, *arrays: Array, numbers: tuple[Any, ...] = ()) -> None:
 @functools.cache
 def instance(dtype: np.dtype[Any], is_aligned: bool) -> Instance:
     """The instance for arrays of a dtype."""
-    return Instance("elementwise.cu", macros(dtype, widest(dtype) if is_aligned else 1, True))
+    tail = normal.DOUBLE if dtype == FLOAT64 else normal.SINGLE
+    constants = {
+        "GELU_A": GELU_A,
+        "GELU_B": GELU_B,
+        "INVERSE_ROOT": normal.INVERSE_ROOT,
+        "NORMAL_SHIFT": normal.SHIFT,
+        "NORMAL_END": tail.end,
+        "NORMAL_TAIL": ",".join(f"A({coefficient!r})" for coefficient in tail.coefficients),
+    }
+    sizes = macros(dtype, widest(dtype) if is_aligned else 1, True)
+    return Instance("elementwise.cu", (*sizes, *((name, str(value)) for name, value in constants.items())))
 
 
 def instances(dtype: np.dtype[Any]) -> Iterator[tuple[Instance, tuple[str, ...]]]:

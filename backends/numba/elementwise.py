@@ -9,12 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.normal import INVERSE_ROOT
 from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, result_array
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import destination, is_direct, scratch, store
 from plugrad.backends.numba.team import share_work
-from plugrad.backends.numba.vector import exp, exp_scaling, scaled_exp, widen
-from plugrad.backends.options import LeakyReluOptions
+from plugrad.backends.numba.vector import (
+    exp,
+    exp_scaling,
+    gauss,
+    muladd,
+    normal_tail,
+    product_error,
+    scaled_exp,
+    tail_end,
+    widen,
+)
+from plugrad.backends.options import GELU_A, GELU_B, GeluOptions, LeakyReluOptions
 
 ELEMENTS = 2048  # in a piece: 8 KiB of float32, a few of which stay in the first-level cache
 
@@ -226,4 +237,177 @@ def _tanh_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
         b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) * ((one - widen(a[j])) * (one + widen(a[j])))
+        _finish(b, direct, result)
+
+
+# x exp(x) is not 0 for some numbers whose exponential is less than half the smallest number, down to this much less.
+BEYOND = 8.0
+
+
+def silu(x: Array, out: Array) -> None:
+    """``out = x / (1 + exp(-x))``."""
+    _of_one(_silu, 1, x, out)
+
+
+@compiled()
+def _silu(start: int, stop: int, x: Any, y: Any) -> None:
+    """With scaled exponentials, as the sigmoid; of negative numbers ``x exp(x)`` is divided, so as to be rounded once.
+
+    A number whose exponential is 0 is bounded, since infinity times 0 would be NaN.
+    """
+    direct = is_direct(x, y)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero = values.dtype.type(0)
+    shift, lowest, magic = exp_scaling(zero)
+    lowest -= values.dtype.type(BEYOND)
+    one = scaled_exp(zero, shift, lowest, magic)
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            e = scaled_exp(-abs(number), shift, lowest, magic)
+            part = ((lowest if number < lowest else number) * e if number < zero else one) / (one + e)
+            b[j] = part if number < zero else number * part
+        _finish(b, direct, result)
+
+
+def silu_backward(dy: Array, x: Array, out: Array) -> None:
+    """``out = dy s (1 + x (1 - s))`` with ``s = 1 / (1 + exp(-x))``."""
+    _of_two(_silu_backward, 1, dy, x, out)
+
+
+@compiled()
+def _silu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
+    direct = is_direct(dy, dx) and is_direct(x, dx)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero, unit = values.dtype.type(0), values.dtype.type(1)
+    shift, lowest, magic = exp_scaling(zero)
+    one = scaled_exp(zero, shift, lowest, magic)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(x, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            size = abs(number)
+            size = -lowest if size > -lowest else size
+            e = scaled_exp(-size, shift, lowest, magic)
+            inverse = unit / (one + e)
+            large, small = one * inverse, e * inverse
+            slope = small * (unit - size * large) if number < zero else large * (unit + size * small)
+            b[j] = widen(upstream[j]) * slope
+        _finish(b, direct, result)
+
+
+def gelu(x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = x Phi(x)``, or the approximation by the hyperbolic tangent."""
+    _of_one(_gelu if options.approximate == "none" else _gelu_tanh, 1, x, out)
+
+
+@compiled()
+def _gelu(start: int, stop: int, x: Any, y: Any) -> None:
+    """Of negative numbers the tail is multiplied with the number first: a subnormal exponential has few digits."""
+    direct = is_direct(x, y)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero, one = values.dtype.type(0), values.dtype.type(1)
+    end = tail_end(zero)
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            size = abs(number)
+            size = end if size > end else size
+            e = gauss(size)
+            g, g_low = normal_tail(size)
+            moment = size * g
+            moment_low = muladd(size, g, -moment) + size * g_low
+            tail = muladd(e, moment_low, e * moment)
+            b[j] = -tail if number < zero else number * (muladd(-e, g, one) - e * g_low)
+        _finish(b, direct, result)
+
+
+def gelu_backward(dy: Array, x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = dy (Phi(x) + x phi(x))``, or the derivative of the approximation."""
+    _of_two(_gelu_backward if options.approximate == "none" else _gelu_tanh_backward, 1, dy, x, out)
+
+
+@compiled()
+def _gelu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
+    direct = is_direct(dy, dx) and is_direct(x, dx)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    zero, one, density = values.dtype.type(0), values.dtype.type(1), values.dtype.type(INVERSE_ROOT)
+    end = tail_end(zero)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(x, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            size = abs(number)
+            size = end if size > end else size
+            g, _ = normal_tail(size)
+            slope = gauss(size) * (g - size * density)
+            b[j] = widen(upstream[j]) * (slope if number < zero else one - slope)
+        _finish(b, direct, result)
+
+
+@compiled()
+def _gelu_tanh(start: int, stop: int, x: Any, y: Any) -> None:
+    """As `_silu`, of ``v = x (A + B x**2)``, with what its rounding loses: far from 0 that would cost 100 ulp."""
+    direct = is_direct(x, y)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    real = values.dtype.type
+    zero = real(0)
+    shift, lowest, magic = exp_scaling(zero)
+    lowest -= real(BEYOND)
+    one, end = scaled_exp(zero, shift, lowest, magic), tail_end(zero)
+    first, second = real(GELU_A), real(GELU_B)
+    first_rest, second_rest = real(GELU_A - float(first)), real(GELU_B - float(second))
+    for piece in range(start, stop, step):
+        a, result = _piece(x, piece, step), _piece(y, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            size = abs(number)
+            size = end if size > end else size
+            square = size * size
+            cubic = second * square
+            rest = product_error(second, square, cubic) + (
+                second * product_error(size, size, square) + second_rest * square
+            )
+            total = first + cubic
+            back = total - first
+            rest += (first - (total - back)) + (cubic - back) + first_rest
+            v = size * total
+            rest = product_error(size, total, v) + size * rest
+            e = scaled_exp(-v, shift, lowest, magic)
+            e -= e * rest
+            part = (-(size * e) if number < zero else one) / (one + e)
+            b[j] = part if number < zero else number * part
+        _finish(b, direct, result)
+
+
+@compiled()
+def _gelu_tanh_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
+    direct = is_direct(dy, dx) and is_direct(x, dx)
+    values, step = scratch(x, ELEMENTS), stop - start if direct else 1
+    real = values.dtype.type
+    zero, unit = real(0), real(1)
+    shift, lowest, magic = exp_scaling(zero)
+    one, end = scaled_exp(zero, shift, lowest, magic), tail_end(zero)
+    first, second = real(GELU_A), real(GELU_B)
+    for piece in range(start, stop, step):
+        upstream, a, result = _piece(dy, piece, step), _piece(x, piece, step), _piece(dx, piece, step)
+        b = destination(result, values, direct)
+        for j in range(b.size):
+            number = widen(a[j])
+            size = abs(number)
+            size = end if size > end else size
+            square = size * size
+            e = scaled_exp(-(size * (first + second * square)), shift, lowest, magic)
+            inverse = unit / (one + e)
+            large, small = one * inverse, e * inverse
+            steep = size * (first + real(3) * second * square)
+            slope = small * (unit - steep * large) if number < zero else large * (unit + steep * small)
+            b[j] = widen(upstream[j]) * slope
         _finish(b, direct, result)

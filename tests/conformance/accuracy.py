@@ -41,6 +41,7 @@ class Sample:
     t: Any
     exact: list[Any]  # results as mpmath numbers, flat
     scale: list[float]  # per result: what an ulp of the budget is an ulp of
+    shares: list[float]  # per result: what its error is divided by
     options: Mapping[str, Any]
 
     def case(self) -> Case:
@@ -61,10 +62,10 @@ class Sample:
         with mpmath.workdps(DIGITS):
             return np.array(
                 [
-                    float(abs(mpmath.mpf(float(value)) - exact)) / ulp(scale, self.wanted)
+                    float(abs(mpmath.mpf(float(value)) - exact)) / (share * ulp(scale, self.wanted))
                     if np.isfinite(value)
                     else np.inf
-                    for value, exact, scale in zip(values, self.exact, self.scale, strict=True)
+                    for value, exact, scale, share in zip(values, self.exact, self.scale, self.shares, strict=True)
                 ]
             )
 
@@ -98,13 +99,15 @@ def sample(
         t[::2] = x[::2].astype(np.float64).argmax(axis=1)  # half of them are predicted rightly
     exact: list[Any] = []
     scale: list[float] = []
+    shares: list[float] = []
     with mpmath.workdps(DIGITS):
         for row, label in zip(x.astype(np.float64), t, strict=True):
             numbers = [mpmath.mpf(float(v)) for v in row]
             results = kernel.exact(mpmath, numbers, int(label), **options)
             exact += results
             scale += _scale(numbers, results, kernel.budget.of)
-    return Sample(kernel, dtype, classes, span, x, t, exact, scale, options)
+            shares += _shares(numbers, results, kernel.budget.of, dtype)
+    return Sample(kernel, dtype, classes, span, x, t, exact, scale, shares, options)
 
 
 def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
@@ -116,6 +119,13 @@ def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
     top = max(row)
     log = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in row))
     return [max(1.0, float(abs(log)), *(float(abs(v)) for v in row))] * len(results)
+
+
+def _shares(row: list[Any], results: list[Any], of: str, dtype: DType) -> list[float]:
+    """By what the error of each result is divided: how much the rounding of an exponential's argument is worth."""
+    if of != "exponent" or dtype != np.float64:
+        return [1.0] * len(results)
+    return [max(1.0, float(abs(mpmath.log(abs(y / x))))) for x, y in zip(row, results, strict=True)]
 
 
 def judged() -> list[Record]:

@@ -4,6 +4,7 @@ Every kernel computes its formula in float64 and rounds the results to the dtype
 to the memory of an argument, so a kernel computes all results before it writes the first.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -12,11 +13,14 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from plugrad.backends.chunks import Layer, Results, functions
-from plugrad.backends.options import LeakyReluOptions, LossOptions, bad_label
+from plugrad.backends.normal import INVERSE_ROOT
+from plugrad.backends.options import GELU_A, GELU_B, GeluOptions, LeakyReluOptions, LossOptions, bad_label
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 
 Array: TypeAlias = Any
+
+FAR = -2000.0  # so far below 0 that x exp(x) is 0, which -inf * 0 is not
 
 # NaN and infinities are valid results. The standard has no warnings; NumPy does.
 silently = np.errstate(all="ignore")
@@ -82,6 +86,65 @@ def tanh_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy (1 - y^2)``, without the square of a number that may be close to 1."""
     _, dy, y = _in_float64(dy, y)
     _write(out, dy * ((1 - y) * (1 + y)))
+
+
+@silently
+def silu(x: Array, out: Array) -> None:
+    """``out = x / (1 + exp(-x))``, with the root of an exponential, which is normal where the result is."""
+    xp, x = _in_float64(x)
+    x = xp.where(x < FAR, FAR, x)
+    root = xp.exp(-xp.abs(x) / 2)
+    _write(out, xp.where(x < 0, x * root * root, x) / (1 + root * root))
+
+
+@silently
+def silu_backward(dy: Array, x: Array, out: Array) -> None:
+    """``out = dy s (1 + x (1 - s))`` with ``s = 1 / (1 + exp(-x))``."""
+    xp, dy, x = _in_float64(dy, x)
+    size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
+    _write(out, dy * _slope(xp, x < 0, xp.exp(-size), size))
+
+
+def _slope(xp: Any, negative: Array, e: Array, steep: Array) -> Array:
+    """``s (1 + steep (1 - s))`` with ``s = 1 / (1 + e)``; where negative, of ``s = e / (1 + e)`` and `-steep`."""
+    large, small = 1 / (1 + e), e / (1 + e)
+    return xp.where(negative, small * (1 - steep * large), large * (1 + steep * small))
+
+
+@silently
+def gelu(x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = x Phi(x)``, or the approximation by the hyperbolic tangent.
+
+    The standard has no error function. That of Python's library takes one number at a time.
+    """
+    xp, x = _in_float64(x)
+    if options.approximate == "none":
+        bounded = xp.where(x < FAR, FAR, x)
+        _write(out, xp.where(bounded == FAR, -0.0, bounded * _normal(xp, x)))
+        return
+    size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
+    root = xp.exp(-size * (GELU_A + GELU_B * size * size) / 2)
+    _write(out, xp.where(x < 0, -size * root * root, x) / (1 + root * root))
+
+
+@silently
+def gelu_backward(dy: Array, x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = dy (Phi(x) + x phi(x))``, or the derivative of the approximation."""
+    xp, dy, x = _in_float64(dy, x)
+    size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
+    if options.approximate == "none":
+        bounded = xp.where(x < 0, -size, size)
+        _write(out, dy * (_normal(xp, x) + bounded * INVERSE_ROOT * xp.exp(-size * size / 2)))
+        return
+    e = xp.exp(-size * (GELU_A + GELU_B * size * size))
+    _write(out, dy * _slope(xp, x < 0, e, size * (GELU_A + 3 * GELU_B * size * size)))
+
+
+def _normal(xp: Any, x: Array) -> Array:
+    """The normal distribution, ``erfc(-x / sqrt(2)) / 2``, of each number."""
+    flat = xp.reshape(x, (-1,))
+    values = [math.erfc(-float(flat[i]) / math.sqrt(2)) / 2 for i in range(flat.shape[0])]
+    return xp.reshape(xp.asarray(values, dtype=xp.float64), x.shape)
 
 
 @silently

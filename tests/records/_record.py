@@ -32,8 +32,9 @@ class Budget:
     ----------
     ulp : float
         In units in the last place of the number that `of` names.
-    of : {"result", "logits", "formula", "upstream"}
-        The exact result itself; ``max(1, |logits|, |log of the sum of exponentials|)``; the result again, added to
+    of : {"result", "exponent", "logits", "formula", "upstream"}
+        The exact result itself; in float64 the result times ``max(1, |log|y / x||)``, since the argument of an
+        exponential is rounded; ``max(1, |logits|, |log of the sum of exponentials|)``; the result again, added to
         the largest error of the textbook formula in float32; or, for the gradient of an elementwise kernel, the larger
         of the result and the upstream gradient.
     """
@@ -69,7 +70,8 @@ class Record:
         Calls on 2 x 3 samples that must fail, and how.
     terms : callable or None
         For results that are sums: the sums of the magnitudes of their terms, with the signature of `oracle`. Where
-        terms cancel, their rounding errors stay.
+        terms cancel, their rounding errors stay. For the gradients of some elementwise kernels: the larger of result
+        and upstream gradient.
     budget : Budget or None
         The bound on errors against 50 digits, element by element.
     exact : callable or None

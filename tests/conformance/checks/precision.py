@@ -47,7 +47,7 @@ def errors(sample: Sample, results: Any) -> Any:
     return np.array(found)
 
 
-@check(held_to("result", "logits", "upstream"))
+@check(held_to("result", "exponent", "logits", "upstream"))
 def errors_within_the_budget(subject: Subject, kernel: Record, dtype: DType) -> None:
     """No element is further off than the record allows, for any number of classes and span of logits."""
     assert kernel.budget is not None
