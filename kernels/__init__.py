@@ -15,6 +15,7 @@ from plugrad.kernels._cross_entropy import (
     cross_entropy as cross_entropy,
     cross_entropy_backward as cross_entropy_backward,
 )
+from plugrad.kernels._dropout import dropout as dropout, dropout_backward as dropout_backward
 from plugrad.kernels._gelu import gelu as gelu, gelu_backward as gelu_backward
 from plugrad.kernels._kernel import KERNELS as KERNELS, Kernel as Kernel
 from plugrad.kernels._leaky_relu import leaky_relu as leaky_relu, leaky_relu_backward as leaky_relu_backward

@@ -25,15 +25,22 @@ ELEMENTWISE = object()  # for kernels without an axis
 
 
 def forward(
-    kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE, options: Any = None, reads: tuple[Any, ...] = ()
+    kernel: str,
+    x: Any,
+    out: Any,
+    axis: Any = ELEMENTWISE,
+    options: Any = None,
+    reads: tuple[Any, ...] = (),
+    name: str = "x",
 ) -> Array:
     """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it.
 
-    `options` are those of the form `ElementwiseWithOptions`, and `reads` the arrays among them.
+    `options` are those of the form `ElementwiseWithOptions`, and `reads` the arrays among them. `name` is that of the
+    argument `x`.
     """
     backend = backend_for(x, kernel)
     if type(x) is not backend.native or x.dtype not in COMPUTE:
-        x = floating(kernel, "x", x, backend)
+        x = floating(kernel, name, x, backend)
     if axis is not ELEMENTWISE:
         axis = axis_index(kernel, axis, x.ndim)
     if out is None:

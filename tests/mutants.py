@@ -19,9 +19,10 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import host, threads
-from plugrad.backends.options import GeluOptions, LossOptions
+from plugrad.backends.options import DropoutOptions, GeluOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
+from plugrad.tests.records.dropout import words
 
 BackendModule: TypeAlias = Any
 Array: TypeAlias = Any
@@ -124,6 +125,38 @@ def diagonal_of_the_jacobian_only(module: BackendModule) -> None:
 def option_of_an_elementwise_kernel_ignored(module: BackendModule) -> None:
     sound = module.leaky_relu_backward
     module.leaky_relu_backward = lambda dy, x, options, out: sound(dy, x, type(options)(), out)
+
+
+@mutant("dropout", "shapes")
+def stream_shifted_by_a_word(module: BackendModule) -> None:
+    def broken(x: Array, options: DropoutOptions, out: Array) -> None:
+        is_kept = words(int(options.seed), x.size + 1)[1:].reshape(x.shape) >= options.threshold
+        out[...] = np.where(is_kept, x.astype(np.float64) * options.factor, 0)
+
+    module.dropout = broken
+
+
+@mutant("dropout_backward", "layouts_of_arguments")
+def mask_by_place_in_memory(module: BackendModule) -> None:
+    sound = module.dropout_backward
+
+    def broken(dy: Array, options: DropoutOptions, out: Array) -> None:
+        is_turned = dy.flags.f_contiguous and not dy.flags.c_contiguous
+        sound(*((dy.T, options, out.T) if is_turned else (dy, options, out)))
+
+    module.dropout_backward = broken
+
+
+@mutant("dropout", "seeds_that_change")
+def seed_read_once(module: BackendModule) -> None:
+    sound, kept = module.dropout, dict[int, int]()
+
+    def broken(x: Array, options: DropoutOptions, out: Array) -> None:
+        if isinstance(options.seed, np.ndarray):
+            options = options._replace(seed=kept.setdefault(id(options.seed), int(options.seed)))
+        sound(x, options, out)
+
+    module.dropout = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "shapes")

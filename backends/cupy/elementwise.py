@@ -17,7 +17,7 @@ from plugrad.backends.contract import Elementwise, ElementwiseBackward
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, write_contiguous
-from plugrad.backends.options import FLOAT64, GELU_A, GELU_B, GeluOptions, LeakyReluOptions
+from plugrad.backends.options import FLOAT64, GELU_A, GELU_B, PHILOX, DropoutOptions, GeluOptions, LeakyReluOptions
 
 THREADS = 256  # the launch bounds of the kernels
 SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
@@ -68,6 +68,18 @@ def gelu_backward(dy: Array, x: Array, options: GeluOptions, out: Array) -> None
     _write(f"gelu_backward_{options.approximate}", (dy, x), out)
 
 
+def dropout(x: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor x`` where the random word is at least the threshold, else 0."""
+    seed = options.seed
+    place, key = (0, np.uint64(seed)) if type(seed) is int else (seed, np.uint64(0))
+    _write("dropout", (x,), out, place, key, np.uint64(options.threshold), options.factor)
+
+
+def dropout_backward(dy: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor dy`` where `dropout` keeps the element, else 0."""
+    dropout(dy, options, out)
+
+
 def _write(name: str, arguments: tuple[Array, ...], out: Array, *numbers: Any) -> None:
     reads = [contiguous(x) for x in arguments]
     write_contiguous(out, lambda target: _run(name, *reads, target, numbers=numbers))
@@ -90,6 +102,11 @@ def instance(dtype: np.dtype[Any], is_aligned: bool) -> Instance:
         "INVERSE_ROOT": normal.INVERSE_ROOT,
         "NORMAL_SHIFT": normal.SHIFT,
         "NORMAL_END": tail.end,
+        "PHILOX_ROUNDS": PHILOX.rounds,
+        "PHILOX_M0": f"{PHILOX.multipliers[0]}u",
+        "PHILOX_M1": f"{PHILOX.multipliers[1]}u",
+        "PHILOX_W0": f"{PHILOX.increments[0]}u",
+        "PHILOX_W1": f"{PHILOX.increments[1]}u",
         "NORMAL_TAIL": ",".join(f"A({coefficient!r})" for coefficient in tail.coefficients),
     }
     sizes = macros(dtype, widest(dtype) if is_aligned else 1, True)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.normal import INVERSE_ROOT
 from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, result_array
@@ -25,7 +27,7 @@ from plugrad.backends.numba.vector import (
     tail_end,
     widen,
 )
-from plugrad.backends.options import GELU_A, GELU_B, GeluOptions, LeakyReluOptions
+from plugrad.backends.options import GELU_A, GELU_B, PHILOX, DropoutOptions, GeluOptions, LeakyReluOptions
 
 ELEMENTS = 2048  # in a piece: 8 KiB of float32, a few of which stay in the first-level cache
 
@@ -411,3 +413,52 @@ def _gelu_tanh_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None
             slope = small * (unit - steep * large) if number < zero else large * (unit + steep * small)
             b[j] = widen(upstream[j]) * slope
         _finish(b, direct, result)
+
+
+def dropout(x: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor x`` where the random word is at least the threshold, else 0."""
+    if options.threshold:
+        below = np.uint32(options.threshold - 1)
+        _of_one(_dropout, 1, x, out, np.uint64(int(options.seed)), below, options.factor)
+    else:
+        np.copyto(out, x)
+
+
+def dropout_backward(dy: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor dy`` where `dropout` keeps the element, else 0."""
+    dropout(dy, options, out)
+
+
+M0, M1 = map(np.uint64, PHILOX.multipliers)
+W0, W1 = map(np.uint64, PHILOX.increments)
+ROUNDS, HALF, LOW = PHILOX.rounds, np.uint64(32), np.uint64(2**32 - 1)
+
+
+@compiled()
+def _dropout(start: int, stop: int, x: Any, y: Any, seed: Any, below: Any, factor: float) -> None:
+    """Keeps elements whose words are larger than `below`. A piece begins at the first word of a block."""
+    direct = is_direct(x, y)
+    values, words = scratch(x, ELEMENTS), np.empty((ELEMENTS // 4, 4), np.uint32)
+    flat = words.reshape(ELEMENTS)
+    zero, scale = values.dtype.type(0), values.dtype.type(factor)
+    for piece in range(start, stop):
+        a, result = _piece(x, piece, 1), _piece(y, piece, 1)
+        b = destination(result, values, direct)
+        _fill_with_words(seed, np.uint64(piece) * np.uint64(ELEMENTS // 4), words[: (b.size + 3) // 4])
+        for j in range(b.size):
+            b[j] = scale * widen(a[j]) if flat[j] > below else zero
+        _finish(b, direct, result)
+
+
+@inlined()
+def _fill_with_words(seed: Any, first: Any, words: Any) -> None:
+    """Write the blocks of Philox4x32-10 whose counters begin with `first`."""
+    for j in range(len(words)):
+        counter = first + np.uint64(j)
+        p, q, r, s = counter & LOW, counter >> HALF, np.uint64(0), np.uint64(0)
+        k0, k1 = seed & LOW, seed >> HALF
+        for _ in range(ROUNDS):
+            m, n = M0 * p, M1 * r
+            p, q, r, s = (n >> HALF) ^ q ^ k0, n & LOW, (m >> HALF) ^ s ^ k1, m & LOW
+            k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
+        words[j, 0], words[j, 1], words[j, 2], words[j, 3] = np.uint32(p), np.uint32(q), np.uint32(r), np.uint32(s)

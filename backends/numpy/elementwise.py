@@ -10,7 +10,16 @@ from plugrad.backends import normal
 from plugrad.backends.cpu import blocks
 from plugrad.backends.cpu.blocks import Array, quietly, with_errors
 from plugrad.backends.numpy.pool import FRESH, Scratch, may_hold_work, run_blocks
-from plugrad.backends.options import COMPUTE, FLOAT64, GELU_A, GELU_B, GeluOptions, LeakyReluOptions
+from plugrad.backends.options import (
+    COMPUTE,
+    FLOAT64,
+    GELU_A,
+    GELU_B,
+    PHILOX,
+    DropoutOptions,
+    GeluOptions,
+    LeakyReluOptions,
+)
 
 # The work on one element, to that of softmax: to share so little of it among threads pays later.
 LIGHT = 0.5
@@ -310,3 +319,38 @@ def _halves(x: Array) -> tuple[Array, Array]:
     scaled = (2.0**27 + 1) * x
     high = scaled - (scaled - x)
     return high, x - high
+
+
+def dropout(x: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor x`` where the random word is at least the threshold, else 0."""
+    key = int(options.seed)
+    run_blocks(functools.partial(_drop, options, key), (x, out), out.shape, HEAVY, with_position=True)
+
+
+def dropout_backward(dy: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor dy`` where `dropout` keeps the element, else 0."""
+    dropout(dy, options, out)
+
+
+@quietly
+def _drop(options: DropoutOptions, key: int, scratch: Scratch, x: Array, out: Array, position: int) -> None:
+    keep = (_words(key, position, x.size) >= options.threshold).reshape(x.shape)
+    compute = COMPUTE[x.dtype]
+    scaled = np.multiply(x, compute.type(options.factor), dtype=compute)
+    np.copyto(scaled, 0, where=~keep)
+    np.copyto(out, scaled, casting="same_kind")
+
+
+def _words(key: int, position: int, count: int) -> Array:
+    """The random words of so many elements from a position on: see `DropoutOptions`."""
+    first, last = position // 4, -(-(position + count) // 4)
+    half, low = np.uint64(32), np.uint64(2**32 - 1)
+    counters = np.arange(first, last, dtype=np.uint64)
+    a, b = counters & low, counters >> half
+    c = d = np.zeros_like(counters)
+    (m0, m1), (w0, w1) = map(np.uint64, PHILOX.multipliers), PHILOX.increments
+    for i in range(PHILOX.rounds):
+        k0, k1 = np.uint64((key + i * w0) % 2**32), np.uint64(((key >> 32) + i * w1) % 2**32)
+        p, q = m0 * a, m1 * c
+        a, b, c, d = (q >> half) ^ b ^ k0, q & low, (p >> half) ^ d ^ k1, p & low
+    return np.stack([a, b, c, d], axis=1).reshape(-1)[position - 4 * first :][:count]

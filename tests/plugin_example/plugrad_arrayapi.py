@@ -14,7 +14,16 @@ from array_api_compat import array_namespace
 
 from plugrad.backends.chunks import Layer, Results, functions
 from plugrad.backends.normal import INVERSE_ROOT
-from plugrad.backends.options import GELU_A, GELU_B, GeluOptions, LeakyReluOptions, LossOptions, bad_label
+from plugrad.backends.options import (
+    GELU_A,
+    GELU_B,
+    PHILOX,
+    DropoutOptions,
+    GeluOptions,
+    LeakyReluOptions,
+    LossOptions,
+    bad_label,
+)
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 
@@ -103,6 +112,35 @@ def silu_backward(dy: Array, x: Array, out: Array) -> None:
     xp, dy, x = _in_float64(dy, x)
     size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
     _write(out, dy * _slope(xp, x < 0, xp.exp(-size), size))
+
+
+@silently
+def dropout(x: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor x`` where the random word is at least the threshold, else 0."""
+    xp, x = _in_float64(x)
+    words = xp.reshape(_words(xp, int(options.seed), math.prod(x.shape)), x.shape)
+    _write(out, xp.where(words >= options.threshold, options.factor * x, 0.0))
+
+
+def dropout_backward(dy: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor dy`` where `dropout` keeps the element, else 0."""
+    dropout(dy, options, out)
+
+
+def _words(xp: Any, key: int, count: int) -> Array:
+    """The first words of Philox4x32-10."""
+    block = xp.arange(-(-count // 4), dtype=xp.uint64)
+    low, half = xp.asarray(2**32 - 1, dtype=xp.uint64), xp.asarray(32, dtype=xp.uint64)
+    a, b, c, d = block & low, block >> half, xp.zeros_like(block), xp.zeros_like(block)
+    m0, m1 = (xp.asarray(multiplier, dtype=xp.uint64) for multiplier in PHILOX.multipliers)
+    for i in range(PHILOX.rounds):
+        k0, k1 = (
+            xp.asarray((part + i * increment) % 2**32, dtype=xp.uint64)
+            for part, increment in zip((key, key >> 32), PHILOX.increments, strict=True)
+        )
+        p, q = m0 * a, m1 * c
+        a, b, c, d = (q >> half) ^ b ^ k0, q & low, (p >> half) ^ d ^ k1, p & low
+    return xp.reshape(xp.stack([a, b, c, d], axis=1), (-1,))[:count]
 
 
 def _slope(xp: Any, negative: Array, e: Array, steep: Array) -> Array:

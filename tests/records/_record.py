@@ -91,6 +91,8 @@ class Record:
     variants : tuple of mappings
         Options other than the default ones with which an elementwise kernel is checked too. `oracle`, `exact`,
         `symbolic` and `terms` take them.
+    given : mapping
+        The options of every call, for those without a default.
     """
 
     function: Callable[..., Any]
@@ -110,6 +112,7 @@ class Record:
     subnormal: Callable[[float, float, float], Mapping[str, tuple[list[float], float]]] | None = None
     keeps_small_elements: bool = False
     variants: tuple[Mapping[str, Any], ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.exact is None:

@@ -160,6 +160,37 @@ template <class F, class T, class... Ts> __device__ inline void map(F f, int64 s
         map(FUNCTION<Compute<REAL>>{Compute<REAL>(number)}, size, out, dy, y);                                         \
     }
 
+// Dropout. Every thread takes the elements of one block of Philox4x32-10 at a time. The seed is a number, or in memory.
+using uint64 = unsigned long long;
+struct Words {
+    unsigned word[4];
+    __device__ Words(uint64 counter, uint64 key) : word{unsigned(counter), unsigned(counter >> 32), 0, 0} {
+        unsigned k0 = unsigned(key), k1 = unsigned(key >> 32);
+        for (int i = 0; i < PHILOX_ROUNDS; i++) {
+            uint64 p = uint64(PHILOX_M0) * word[0], q = uint64(PHILOX_M1) * word[2];
+            word[0] = unsigned(q >> 32) ^ word[1] ^ k0;
+            word[1] = unsigned(q);
+            word[2] = unsigned(p >> 32) ^ word[3] ^ k1;
+            word[3] = unsigned(p);
+            k0 += PHILOX_W0;
+            k1 += PHILOX_W1;
+        }
+    }
+};
+#define MAP_BY_WORDS(NAME)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                               \
+        map_##NAME(int64 size, const REAL* x, REAL* out, const uint64* place, uint64 seed, uint64 threshold, double factor) { \
+        using A = Compute<REAL>;                                                                                       \
+        int64 first = blockIdx.x * int64(blockDim.x) + threadIdx.x, step = int64(gridDim.x) * blockDim.x;              \
+        if (place) seed = *place;                                                                                      \
+        for (int64 block = first; 4 * block < size; block += step) {                                                   \
+            Words words(block, seed);                                                                                  \
+            for (int k = 0; k < 4; k++)                                                                                \
+                if (int64 i = 4 * block + k; i < size)                                                                 \
+                    out[i] = narrow<REAL>(words.word[k] >= threshold ? widen(x[i]) * A(factor) : A(0));                \
+        }                                                                                                              \
+    }
+
 MAP(relu, Relu)
 MAP_OF_TWO(relu_backward, ReluBackward)
 MAP_WITH_NUMBER(leaky_relu, LeakyRelu)
@@ -174,3 +205,4 @@ MAP(gelu_none, Gelu)
 MAP_OF_TWO(gelu_backward_none, GeluBackward)
 MAP(gelu_tanh, GeluTanh)
 MAP_OF_TWO(gelu_backward_tanh, GeluTanhBackward)
+MAP_BY_WORDS(dropout)

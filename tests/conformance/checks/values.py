@@ -70,6 +70,18 @@ def leading_axes(subject: Subject, kernel: Record, dtype: DType) -> None:
         subject.compare(case, subject.call(case))
 
 
+@check(lambda kernel: "seed" in kernel.options)
+def seeds_that_change(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """A seed in an array is read at each call, and one as a number drops the same elements."""
+    case = sample(kernel, 40, 7, dtype)
+    seed = subject.array(np.array(3, np.uint64))
+    for value in (3, 2**63 + 5):
+        seed[...] = np.uint64(value)
+        changed = Case(kernel, case.inputs, {"seed": value}, about=f"{case.about}, seed {value} in an array")
+        arrays = [subject.array(case.inputs[name]) for name in kernel.arguments]
+        subject.compare(changed, subject.call_on(kernel, arrays, {"seed": seed}))
+
+
 @check(lambda kernel: "b" in kernel.arguments)
 def without_biases(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Without biases the results are those of biases of 0, the gradient of the biases included."""
@@ -249,7 +261,7 @@ def _ulps_between(dtype: DType) -> float:
     return 0.5 * epsilon(dtype) / epsilon(loss_dtype(dtype))
 
 
-@check()
+@check(lambda kernel: "seed" not in kernel.options)
 def rows_are_independent(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A row computed alone gives what it gives in a batch."""
     rows = 70
