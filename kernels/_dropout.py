@@ -96,7 +96,7 @@ def dropout_backward(dy: ArrayLike, *, p: float = 0.5, seed: int | Array, out: A
 
 
 def _options(kernel: str, x: Any, p: Any, seed: Any) -> DropoutOptions:
-    p = number(kernel, "p", p, 0.0, 1.0, "a number in [0, 1]")
+    p = probability(kernel, p)
     if hasattr(seed, "dtype") and not isinstance(seed, np.generic):
         seed = backend_for(x, kernel).take(f"{kernel}: seed", seed)
         if seed.dtype != SEED:
@@ -108,6 +108,11 @@ def _options(kernel: str, x: Any, p: Any, seed: Any) -> DropoutOptions:
     if not 0 <= seed < 2**64:
         raise ValueError(f"{kernel}: seed: expected an integer in [0, 2**64), got {seed}")
     return DropoutOptions(p, seed)
+
+
+def probability(name: str, p: Any) -> float:
+    """The option `p`, checked; `name` is that of the kernel or the layer, in messages."""
+    return number(name, "p", p, 0.0, 1.0, "a number in [0, 1]")
 
 
 def _arrays(options: DropoutOptions) -> tuple[Any, ...]:

@@ -49,7 +49,7 @@ def gelu(x: ArrayLike, *, approximate: Literal["none", "tanh"] = "none", out: Ar
     >>> K.gelu(1.0, approximate="tanh").round(6)
     np.float64(0.841192)
     """
-    return forward("gelu", x, out, ELEMENTWISE, _options("gelu", approximate))
+    return forward("gelu", x, out, ELEMENTWISE, gelu_options("gelu", approximate))
 
 
 @kernel(contract.ElementwiseBackwardWithOptions, "dx = dy (Φ(x) + x φ(x)), of the normal distribution", results=("dx",))
@@ -86,10 +86,11 @@ def gelu_backward(
     >>> K.gelu_backward([1.0, 1.0], [0.0, -40.0])
     array([ 0.5, -0. ])
     """
-    return backward("gelu_backward", dy, x, out, ELEMENTWISE, _options("gelu_backward", approximate), "x")
+    return backward("gelu_backward", dy, x, out, ELEMENTWISE, gelu_options("gelu_backward", approximate), "x")
 
 
-def _options(kernel: str, approximate: Any) -> GeluOptions:
+def gelu_options(kernel: str, approximate: Any) -> GeluOptions:
+    """The options of `gelu`, checked; `kernel` is the name in messages."""
     expected = f"{kernel}: approximate: expected {' or '.join(map(repr, APPROXIMATIONS))}, got {approximate!r}"
     if not isinstance(approximate, str):
         raise TypeError(expected)

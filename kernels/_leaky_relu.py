@@ -45,7 +45,7 @@ def leaky_relu(x: ArrayLike, *, negative_slope: float = 0.01, out: Array | None 
     >>> K.leaky_relu([-2.0, 0.0, 2.5], negative_slope=0.5)
     array([-1. ,  0. ,  2.5])
     """
-    return forward("leaky_relu", x, out, ELEMENTWISE, _options("leaky_relu", negative_slope))
+    return forward("leaky_relu", x, out, ELEMENTWISE, leaky_relu_options("leaky_relu", negative_slope))
 
 
 @kernel(contract.ElementwiseBackwardWithOptions, "dx = dy where x > 0, else s dy", results=("dx",))
@@ -83,10 +83,11 @@ def leaky_relu_backward(
     array([0.5, 0.5, 1. ])
     """
     return backward(
-        "leaky_relu_backward", dy, x, out, ELEMENTWISE, _options("leaky_relu_backward", negative_slope), "x"
+        "leaky_relu_backward", dy, x, out, ELEMENTWISE, leaky_relu_options("leaky_relu_backward", negative_slope), "x"
     )
 
 
-def _options(name: str, negative_slope: Any) -> LeakyReluOptions:
+def leaky_relu_options(name: str, negative_slope: Any) -> LeakyReluOptions:
+    """The options of `leaky_relu`, checked; `name` is that of the kernel or the layer, in messages."""
     most = sys.float_info.max
     return LeakyReluOptions(number(name, "negative_slope", negative_slope, -most, most, "a finite number"))

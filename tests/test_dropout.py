@@ -1,5 +1,6 @@
 """The random words of dropout, and what is dropped: the same on every backend, for any layout and position."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from plugrad import backends, kernels as K
 from plugrad.backends.cpu import blocks
 from plugrad.backends.numpy import elementwise
+from plugrad.kernels import layers, optim
 from plugrad.tests.records.dropout import philox, words
 
 CPU = [name for name in ("numpy", "numba") if backends.available()[name]]
@@ -93,3 +95,96 @@ def test_a_captured_seed_is_read_at_each_replay(backend: str) -> None:
             pytest.raises(TypeError, match="dropout: seed: expected an integer or an array of"),
         ):
             K.dropout(x, seed=np.array(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The layer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def network() -> layers.Sequential:
+    """A network that drops half of the hidden activations."""
+    inner = layers.Sequential(layers.Gelu(), layers.Dropout(0.5, rng=3))
+    return layers.Sequential(layers.Affine.init(6, 40, rng=0), inner, layers.Affine.init(40, 3, rng=1))
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_the_layer_drops_other_elements_at_each_forward_pass(backend: str) -> None:
+    layer, twin, x = layers.Dropout(0.25, rng=7), layers.Dropout(0.25, np.random.default_rng(7)), np.ones((50, 40))
+    with backends.use(backend):
+        masks = [layer.forward(x) for _ in range(3)]
+        assert all((twin.forward(x) == mask).all() for mask in masks)
+        assert len({mask.tobytes() for mask in masks}) == 3
+        assert all(0.7 < (mask != 0).mean() < 0.8 for mask in masks)
+        np.testing.assert_array_equal(layer.backward(x), masks[-1])
+        np.testing.assert_array_equal(layer.backward(x, use_jacobian=True), masks[-1])
+    assert (layers.Dropout(rng=8).forward(x) != layers.Dropout(rng=9).forward(x)).any()
+
+
+def test_the_switch_reaches_nested_layers() -> None:
+    net, x = network(), np.ones((5, 6), np.float32)
+    assert net.training
+    assert (net.forward(x) != net.forward(x)).any()
+    net.training = False
+    assert not net.training
+    assert not net[1].training
+    np.testing.assert_array_equal(net.forward(x), net.forward(x))
+    dx = net.backward(np.ones((5, 3), np.float32))
+    np.testing.assert_array_equal(net.backward(np.ones((5, 3), np.float32)), dx)
+    assert not pickle.loads(pickle.dumps(net)).training
+    net.training = True
+    assert (net.forward(x) != net.forward(x)).any()
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_a_replay_draws_what_the_loop_without_a_capture_draws(backend: str) -> None:
+    plain, captured = network(), network()
+    x, dy = np.ones((5, 6), np.float32), np.ones((5, 3), np.float32)
+    with backends.use(backend):
+        with K.capture() as graph:
+            y = captured.forward(x)
+            dx = captured.backward(dy)
+        assert [name for name in graph.kernels if "dropout" in name] == ["dropout", "dropout_backward"]
+        found = set()
+        for step in range(3):
+            if step:
+                graph.replay()
+            np.testing.assert_array_equal(y, plain.forward(x))
+            np.testing.assert_array_equal(dx, plain.backward(dy))
+            found.add(y.tobytes())
+        assert len(found) == 3
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_training_steps_are_always_in_training(backend: str) -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(8, 6)).astype(np.float32), rng.integers(0, 3, 8)) for _ in range(4)]
+    with backends.use(backend):
+        plain, net = network(), network()
+        optimizer, loss = optim.SGD(plain.params, lr=0.1), layers.SoftmaxWithLoss()
+        training = layers.TrainingStep(net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1))
+        net.training = False
+        for x, t in batches:
+            expected = loss.forward(plain.forward(x), t)
+            plain.backward(loss.backward(), needs_dx=False)
+            optimizer.step(plain.grads)
+            assert training.step(x, t) == expected
+            assert not net.training
+
+
+def test_mistakes_of_the_layer() -> None:
+    for p, error in ((1.5, ValueError), ("half", TypeError)):
+        with pytest.raises(error, match=r"Dropout: p: expected a number in \[0, 1\]"):
+            layers.Dropout(p)  # type: ignore[arg-type]
+    layer = layers.Dropout(0.5, rng=0)
+    with pytest.raises(RuntimeError, match="Dropout: backward: call forward first"):
+        layer.backward([1.0])
+    layer.forward([[1.0, 2.0]])
+    with pytest.raises(
+        ValueError, match=r"Dropout: dropout_backward: dy: expected the shape of the result, \(1, 2\)"
+    ):
+        layer.backward([1.0, 2.0])
+    with pytest.raises(ValueError, match="Gelu: approximate: expected 'none' or 'tanh', got 'erf'"):
+        layers.Gelu(approximate="erf")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="LeakyRelu: negative_slope: expected a finite number, got None"):
+        layers.LeakyRelu(negative_slope=None)  # type: ignore[arg-type]

@@ -28,6 +28,9 @@ class Layer(ABC):
     ----------
     names : tuple of str
         The attributes that hold the parameters.
+    training : bool
+        Whether the network is being trained, or used: layers such as `Dropout` compute differently. True at first;
+        `Sequential` passes it on to its layers.
 
     Examples
     --------
@@ -44,6 +47,7 @@ class Layer(ABC):
     """
 
     names: tuple[str, ...] = ()
+    training: bool = True
     _saved: Any = None
 
     def __repr__(self) -> str:
