@@ -180,9 +180,7 @@ def test_mistakes_of_the_layer() -> None:
     with pytest.raises(RuntimeError, match="Dropout: backward: call forward first"):
         layer.backward([1.0])
     layer.forward([[1.0, 2.0]])
-    with pytest.raises(
-        ValueError, match=r"Dropout: dropout_backward: dy: expected the shape of the result, \(1, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"Dropout: dropout_backward: dy: expected the shape of the result, \(1, 2\)"):
         layer.backward([1.0, 2.0])
     with pytest.raises(ValueError, match="Gelu: approximate: expected 'none' or 'tanh', got 'erf'"):
         layers.Gelu(approximate="erf")  # type: ignore[arg-type]

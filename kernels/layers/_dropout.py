@@ -36,9 +36,9 @@ class Dropout(ComputingLayer):
     >>> from plugrad.kernels import layers
     >>> layer = layers.Dropout(0.5, rng=0)
     >>> layer.forward([1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-    array([0., 0., 0., 2., 2., 0.])
+    array([0., 0., 2., 0., 2., 2.])
     >>> layer.backward([1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-    array([0., 0., 0., 2., 2., 0.])
+    array([0., 0., 2., 0., 2., 2.])
     >>> layer.training = False
     >>> layer.forward([1.0, 1.0])
     array([1., 1.])
