@@ -1,5 +1,7 @@
 """The polynomials behind the activations, and numbers that are known."""
 
+from typing import Any
+
 import mpmath
 import numpy as np
 import pytest
@@ -27,3 +29,22 @@ def test_gelu_far_below_zero() -> None:
         np.testing.assert_array_equal(K.gelu(np.array([-np.inf, -1e300, np.inf, np.nan])), [0, 0, np.inf, np.nan])
         np.testing.assert_array_equal(K.silu(np.array([-np.inf, -1e300, np.inf, np.nan])), [0, 0, np.inf, np.nan])
         assert K.silu(np.float32(-100)) == np.float32(-3.7200760e-42)
+
+
+def test_what_a_product_loses_where_multiplications_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    from plugrad.backends.numba import compiling, vector
+
+    monkeypatch.setattr(vector, "FUSES", False)
+    product_error = vector._product_error(vector.SINGLE)
+
+    @compiling.compiled()
+    def errors(x: Any, y: Any, out: Any) -> None:
+        for j in range(x.size):
+            out[j] = product_error(x[j], y[j], x[j] * y[j])
+
+    x, y = np.random.default_rng(0).normal(size=(2, 100)).astype(np.float32)
+    out = np.empty_like(x)
+    errors(x, y, out)
+    np.testing.assert_allclose(out, x.astype(np.float64) * y - (x * y), rtol=0.02, atol=1e-11)
+    assert out.any()

@@ -17,6 +17,7 @@ from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import destination, is_direct, scratch, store
 from plugrad.backends.numba.team import share_work
 from plugrad.backends.numba.vector import (
+    SMALL_TANH,
     exp,
     exp_scaling,
     gauss,
@@ -24,6 +25,7 @@ from plugrad.backends.numba.vector import (
     normal_tail,
     product_error,
     scaled_exp,
+    small_tanh,
     tail_end,
     widen,
 )
@@ -194,12 +196,6 @@ def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
         _finish(b, direct, result)
 
 
-# tanh(x) = x + x^3 P(x^2) / Q(x^2) for |x| < SMALL_TANH, to 1e-17: Moshier, Cephes Mathematical Library, tanh.c.
-SMALL_TANH = 0.625
-P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
-Q = (1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
-
-
 def tanh(x: Array, out: Array) -> None:
     """``out = tanh(x)``."""
     _of_one(_tanh, 1, x, out)
@@ -216,11 +212,9 @@ def _tanh(start: int, stop: int, x: Any, y: Any) -> None:
         b = destination(result, values, direct)
         for j in range(b.size):
             number = widen(a[j])
-            size, square = abs(number), number * number
+            size = abs(number)
             e = exp(real(-2) * size)
-            p = (real(P[0]) * square + real(P[1])) * square + real(P[2])
-            q = ((square + real(Q[0])) * square + real(Q[1])) * square + real(Q[2])
-            b[j] = math.copysign(size + size * (square * (p / q)) if size < small else (one - e) / (one + e), number)
+            b[j] = math.copysign(small_tanh(size) if size < small else (one - e) / (one + e), number)
         _finish(b, direct, result)
 
 

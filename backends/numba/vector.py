@@ -121,13 +121,14 @@ def muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, y, z), generate
 
 
-def _converts_halves() -> bool:
-    """Whether the processor has instructions that convert float16: without, LLVM calls a library that numba has not."""
+def _has(feature: str) -> bool:
+    """Whether the processor has instructions that not every one of the x86 family has, and all others have."""
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return not triple.startswith(("x86", "i686")) or "+f16c" in features.split(",")
+    return not triple.startswith(("x86", "i686")) or f"+{feature}" in features.split(",")
 
 
-CONVERTS_HALVES = _converts_halves()
+CONVERTS_HALVES = _has("f16c")  # float16; without, LLVM calls a library that numba has not
+FUSES = _has("fma")  # the multiplication and the addition of `muladd`
 
 
 @inlined()
@@ -355,8 +356,57 @@ def _log1p(of: Format) -> Any:
     return log1p
 
 
+# tanh(x) = x + x^3 P(x^2) for |x| < SMALL_TANH, or in float64 x + x^3 P(x^2) / Q(x^2) with another P, to 1e-17: S. L.
+# Moshier, Cephes Mathematical Library, tanhf.c and tanh.c.
+SMALL_TANH = 0.625
+P_SINGLE = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+Q = (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
+
+
+def _small_tanh(of: Format) -> Any:
+    """``tanh(x)`` for ``|x| < SMALL_TANH``, to 1 ulp; in float32 without a division."""
+    if of is SINGLE:
+        polynomial = _polynomial(of, P_SINGLE)
+
+        @inlined()
+        def of_single(x: Any) -> Any:
+            square = x * x
+            return muladd(x, square * polynomial(square), x)
+
+        return of_single
+    p, q = _polynomial(of, P), _polynomial(of, Q)
+
+    @inlined()
+    def of_double(x: Any) -> Any:
+        square = x * x
+        return muladd(x, square * (p(square) / q(square)), x)
+
+    return of_double
+
+
+def _polynomial(of: Format, coefficients: tuple[float, ...]) -> Any:
+    first, rest = of.float(coefficients[0]), tuple(map(of.float, coefficients[1:]))
+
+    @inlined()
+    def polynomial(x: Any) -> Any:
+        p = first
+        for coefficient in rest:
+            p = muladd(p, x, coefficient)
+        return p
+
+    return polynomial
+
+
 def _product_error(of: Format) -> Any:
-    """``x y - p`` for the rounded product `p`, by Dekker's splitting: it needs no fused multiplication."""
+    """``x y - p`` for the rounded product `p`; by Dekker's splitting, to a percent, where they are not fused."""
+    if FUSES:
+
+        @inlined()
+        def fused(x: Any, y: Any, p: Any) -> Any:
+            return muladd(x, y, -p)
+
+        return fused
     integer = of.integer
     upper = integer(-(1 << (of.mantissa + 2) // 2))  # keeps the upper half of the digits
 
@@ -450,6 +500,7 @@ scaled_exp = _for_each_format("scaled_exp", _scaled_exp)
 exp = _for_each_format("exp", _exp)
 log = _for_each_format("log", _log)
 log1p = _for_each_format("log1p", _log1p)
+small_tanh = _for_each_format("small_tanh", _small_tanh)
 product_error = _for_each_format("product_error", _product_error)
 gauss = _for_each_format("gauss", _gauss)
 normal_tail = _for_each_format("normal_tail", _normal_tail)

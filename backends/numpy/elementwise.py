@@ -23,6 +23,7 @@ from plugrad.backends.options import (
 
 # The work on one element, to that of softmax: to share so little of it among threads pays later.
 LIGHT = 0.5
+DROPOUT = 4
 HEAVY = 32  # blocks so small that some dozens of arrays for each stay in the second-level cache
 
 # bytes of a floating dtype -> the integers of that size, to move floating numbers as the bits they are
@@ -324,7 +325,7 @@ def _halves(x: Array) -> tuple[Array, Array]:
 def dropout(x: Array, options: DropoutOptions, out: Array) -> None:
     """``out = factor x`` where the random word is at least the threshold, else 0."""
     key = int(options.seed)
-    run_blocks(functools.partial(_drop, options, key), (x, out), out.shape, HEAVY, with_position=True)
+    run_blocks(functools.partial(_drop, options, key), (x, out), out.shape, DROPOUT, with_position=True)
 
 
 def dropout_backward(dy: Array, options: DropoutOptions, out: Array) -> None:
