@@ -41,6 +41,7 @@ def test_a_word_decides_that_is_as_large_as_the_threshold(backend: str) -> None:
         for p, is_kept in ((first / 2**32, True), ((first + 0.5) / 2**32, False), ((first - 0.5) / 2**32, True)):
             assert bool(K.dropout([1.0], p=p, seed=0)[0]) is is_kept
         assert K.dropout([np.nan, np.inf], p=1.0, seed=0).tolist() == [0, 0]
+        assert K.dropout(np.float32(3), seed=3) == 6 * (words(3, 1)[0] >= 2**31)
         x = np.array([np.nan, -0.0, np.inf, 5e-324])
         assert K.dropout(x, p=0.0, seed=0).tobytes() == x.tobytes()
 

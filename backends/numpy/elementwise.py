@@ -338,8 +338,7 @@ def _drop(options: DropoutOptions, key: int, scratch: Scratch, x: Array, out: Ar
     keep = (_words(key, position, x.size) >= options.threshold).reshape(x.shape)
     compute = COMPUTE[x.dtype]
     scaled = np.multiply(x, compute.type(options.factor), dtype=compute)
-    np.copyto(scaled, 0, where=~keep)
-    np.copyto(out, scaled, casting="same_kind")
+    np.copyto(out, np.where(keep, scaled, compute.type(0)), casting="same_kind")
 
 
 def _words(key: int, position: int, count: int) -> Array:
