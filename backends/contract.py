@@ -64,6 +64,26 @@ class ElementwiseBackward(Protocol):
     def __call__(self, dy: Array, y: Array, out: Array, /) -> object: ...
 
 
+class ElementwiseWithOptions(Protocol):
+    """A function of each element with options, such as `leaky_relu`.
+
+    `x` and `out` are as in `Elementwise`. `options` is the named tuple of `plugrad.backends.options` that belongs to
+    the kernel, such as `LeakyReluOptions`. The options have been checked.
+    """
+
+    def __call__(self, x: Array, options: Any, out: Array, /) -> object: ...
+
+
+class ElementwiseBackwardWithOptions(Protocol):
+    """The gradient of an elementwise kernel with options, such as `leaky_relu_backward`.
+
+    `dy`, `x` and `out` have the same shape and dtype; `x` is the argument of the forward kernel. `out` may be `dy` or
+    `x`. `options` are as in `ElementwiseWithOptions`.
+    """
+
+    def __call__(self, dy: Array, x: Array, options: Any, out: Array, /) -> object: ...
+
+
 class Rowwise(Protocol):
     """A function of each row along an axis, such as `softmax`.
 
@@ -380,6 +400,8 @@ class Hooks(Protocol):
 FORMS: tuple[type, ...] = (
     Elementwise,
     ElementwiseBackward,
+    ElementwiseWithOptions,
+    ElementwiseBackwardWithOptions,
     Rowwise,
     RowwiseBackward,
     Affine,

@@ -1,6 +1,7 @@
 """The interface between kernels and backends apart from arrays: the dtypes, and the options of a loss."""
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,76 @@ class LossOptions(NamedTuple):
     def with_weight(self, weight: Any) -> "LossOptions":
         """These options, with `weight` in place of an array of the same weights."""
         return self if weight is self.weight else self._replace(weight=weight)
+
+
+class LeakyReluOptions(NamedTuple):
+    """The options of `leaky_relu` and its gradient, checked.
+
+    Attributes
+    ----------
+    negative_slope : float
+        The slope where the argument is not positive.
+    """
+
+    negative_slope: float = 0.01
+
+
+class GeluOptions(NamedTuple):
+    """The options of `gelu` and its gradient, checked.
+
+    Attributes
+    ----------
+    approximate : {"none", "tanh"}
+        The formula: that by the error function, or that by the hyperbolic tangent.
+    """
+
+    approximate: Literal["none", "tanh"] = "none"
+
+
+# The formula by the hyperbolic tangent, y = x (1 + tanh(u)) / 2, is x / (1 + exp(-v)) with v = 2u = x (A + B x^2).
+GELU_A = 2 * math.sqrt(2 / math.pi)
+GELU_B = 0.044715 * GELU_A
+
+
+class DropoutOptions(NamedTuple):
+    """The options of `dropout` and its gradient, checked.
+
+    The word ``i mod 4`` of the block of Philox4x32-10 (see `PHILOX`) whose counter is ``i // 4``, in two words of 32
+    bits, the low one first, then two zeros, and whose key is the seed, in two words likewise, belongs to the element at
+    position `i` in C order. The element is kept if the word is at least `threshold`, and multiplied with `factor`.
+
+    Attributes
+    ----------
+    p : float
+        The probability in [0, 1] that an element is dropped.
+    seed : int or array
+        An integer in [0, 2**64), or an array of the backend, uint64 without dimensions, to be read at each run.
+    """
+
+    p: float = 0.5
+    seed: Any = 0
+
+    @property
+    def threshold(self) -> int:
+        """The smallest word of an element that is kept, in [0, 2**32]."""
+        return math.ceil(self.p * 2**32)
+
+    @property
+    def factor(self) -> float:
+        """By what elements that are kept are multiplied."""
+        return 1 / (1 - self.p) if self.p < 1 else 0.0
+
+
+class Philox(NamedTuple):
+    """The constants of a generator of random words."""
+
+    rounds: int
+    multipliers: tuple[int, int]
+    increments: tuple[int, int]  # of the key, from round to round
+
+
+# Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+PHILOX = Philox(10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85))
 
 
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:

@@ -89,7 +89,8 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """The options of the kernel's call."""
-        return {"axis": self.axis} if "axis" in RECORDS[self.name].options else {}
+        axis = {"axis": self.axis} if "axis" in RECORDS[self.name].options else {}
+        return {**RECORDS[self.name].given, **axis}
 
     def arguments(self) -> list[Any]:
         """Return the arguments of the kernel: random numbers with outliers among them."""
@@ -138,6 +139,11 @@ class Case:
     def products(self) -> int:
         """The number of matrix products, where these take most of the time."""
         return 5 if self.name == STEP else sum(self.wanted_products)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether each side draws numbers of its own, so that results differ."""
+        return self.name != STEP and "seed" in RECORDS[self.name].options
 
     @property
     def has_exact_elements(self) -> bool:

@@ -15,7 +15,10 @@ from plugrad.kernels._cross_entropy import (
     cross_entropy as cross_entropy,
     cross_entropy_backward as cross_entropy_backward,
 )
+from plugrad.kernels._dropout import dropout as dropout, dropout_backward as dropout_backward
+from plugrad.kernels._gelu import gelu as gelu, gelu_backward as gelu_backward
 from plugrad.kernels._kernel import KERNELS as KERNELS, Kernel as Kernel
+from plugrad.kernels._leaky_relu import leaky_relu as leaky_relu, leaky_relu_backward as leaky_relu_backward
 from plugrad.kernels._linear_cross_entropy import (
     linear_cross_entropy as linear_cross_entropy,
     linear_cross_entropy_value_and_grad as linear_cross_entropy_value_and_grad,
@@ -23,6 +26,7 @@ from plugrad.kernels._linear_cross_entropy import (
 from plugrad.kernels._log_softmax import log_softmax as log_softmax, log_softmax_backward as log_softmax_backward
 from plugrad.kernels._relu import relu as relu, relu_backward as relu_backward
 from plugrad.kernels._sigmoid import sigmoid as sigmoid, sigmoid_backward as sigmoid_backward
+from plugrad.kernels._silu import silu as silu, silu_backward as silu_backward
 from plugrad.kernels._softmax import softmax as softmax, softmax_backward as softmax_backward
 from plugrad.kernels._softmax_cross_entropy import (
     softmax_cross_entropy as softmax_cross_entropy,

@@ -7,6 +7,7 @@ arrays the checks are most of the cost of a call.
 """
 
 import functools
+import math
 import operator
 from numbers import Real
 from typing import Any, TypeAlias
@@ -118,6 +119,19 @@ def integer(kernel: str, name: str, value: Any, expected: str) -> int:
         except TypeError:
             pass
     raise TypeError(f"{kernel}: {name}: expected {expected}, got {value!r}")
+
+
+def number(kernel: str, name: str, value: Any, least: float, most: float, expected: str) -> float:
+    """`value` as a Python float in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{kernel}: {name}: expected {expected}, got {value!r}")
+    try:
+        converted = float(value)
+    except OverflowError:
+        converted = math.inf
+    if not least <= converted <= most:
+        raise ValueError(f"{kernel}: {name}: expected {expected}, got {value}")
+    return converted
 
 
 def same_shape(kernel: str, name: str, x: Any, other: str, shape: tuple[int, ...]) -> None:
@@ -358,15 +372,7 @@ def _checked_options(kernel: str, axis: int, ignore_index: Any, label_smoothing:
     if ignore_index is not None:
         ignore_index = integer(kernel, "ignore_index", ignore_index, "an integer or None")
     if type(label_smoothing) is not float or label_smoothing != 0.0:
-        if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
-            raise TypeError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
-        try:
-            share = float(label_smoothing)
-        except OverflowError:
-            share = np.inf
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"{kernel}: label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-        label_smoothing = share
+        label_smoothing = number(kernel, "label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
     if not isinstance(reduction, str):
         raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction not in REDUCTIONS:

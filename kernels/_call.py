@@ -24,21 +24,35 @@ from plugrad.kernels._arguments import (
 ELEMENTWISE = object()  # for kernels without an axis
 
 
-def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
-    """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it."""
+def forward(
+    kernel: str,
+    x: Any,
+    out: Any,
+    axis: Any = ELEMENTWISE,
+    options: Any = None,
+    reads: tuple[Any, ...] = (),
+    name: str = "x",
+) -> Array:
+    """Compute ``y = kernel(x)``, element by element or, if there is an `axis`, along it.
+
+    `options` are those of the form `ElementwiseWithOptions`, and `reads` the arrays among them. `name` is that of the
+    argument `x`.
+    """
     backend = backend_for(x, kernel)
     if type(x) is not backend.native or x.dtype not in COMPUTE:
-        x = floating(kernel, "x", x, backend)
+        x = floating(kernel, name, x, backend)
     if axis is not ELEMENTWISE:
         axis = axis_index(kernel, axis, x.ndim)
     if out is None:
         y: Any = backend.empty(x.shape, x.dtype)
-    elif out is x and type(x) is np.ndarray and x.flags.carray:  # in place
+    elif out is x and type(x) is np.ndarray and x.flags.carray and not reads:  # in place
         y = x
     else:
-        y, (x,) = result(kernel, "out", out, x.shape, x.dtype, backend, (x,))
+        y, (x, *_) = result(kernel, "out", out, x.shape, x.dtype, backend, (x, *reads))
     if y.size:
-        if axis is ELEMENTWISE:
+        if options is not None:
+            backend.functions[kernel](x, options, y)
+        elif axis is ELEMENTWISE:
             backend.functions[kernel](x, y)
         else:
             backend.functions[kernel](x, axis, y)
@@ -47,18 +61,23 @@ def forward(kernel: str, x: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
     return y if y.ndim else given_back(y, out, backend)
 
 
-def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) -> Array:
-    """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it."""
+def backward(
+    kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE, options: Any = None, name: str = "y"
+) -> Array:
+    """Compute the gradient ``dx = kernel(dy, y)``, element by element or, if there is an `axis`, along it.
+
+    `name` is that of the argument `y`, and `options` are those of the form `ElementwiseBackwardWithOptions`.
+    """
     backend = backend_for(dy, kernel)
     is_ready = type(dy) is type(y) is backend.native and dy.dtype is y.dtype and y.dtype in COMPUTE
     if not is_ready:
-        dy, y = real(kernel, "dy", dy, backend), real(kernel, "y", y, backend)
+        dy, y = real(kernel, "dy", dy, backend), real(kernel, name, y, backend)
     if dy.shape != y.shape:
-        same_shape(kernel, "y", y, "dy", dy.shape)
+        same_shape(kernel, name, y, "dy", dy.shape)
     if axis is not ELEMENTWISE:
         axis = axis_index(kernel, axis, y.ndim)
     if not is_ready:
-        dy, y = promoted(kernel, backend, dy=dy, y=y)
+        dy, y = promoted(kernel, backend, **{"dy": dy, name: y})
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)
     elif out is dy and is_plain(out, y.shape, y.dtype) and y.base is None:  # in place
@@ -66,7 +85,9 @@ def backward(kernel: str, dy: Any, y: Any, out: Any, axis: Any = ELEMENTWISE) ->
     else:
         dx, (dy, y) = result(kernel, "out", out, y.shape, y.dtype, backend, (dy, y))
     if dx.size:
-        if axis is ELEMENTWISE:
+        if options is not None:
+            backend.functions[kernel](dy, y, options, dx)
+        elif axis is ELEMENTWISE:
             backend.functions[kernel](dy, y, dx)
         else:
             backend.functions[kernel](dy, y, axis, dx)

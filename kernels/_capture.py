@@ -13,7 +13,6 @@ import numpy as np
 
 from plugrad.backends import selection
 from plugrad.backends.choice import Choice
-from plugrad.backends.options import LossOptions
 from plugrad.backends.recording import Call, Recorder, recording
 from plugrad.kernels._kernel import KERNELS
 
@@ -195,10 +194,10 @@ def arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
         _, *names = inspect.signature(kernel.form.__call__).parameters
         first_result = len(names) - len(kernel.results)
         for position, (name, argument) in enumerate(zip(names, call.arguments, strict=True)):
-            if isinstance(argument, LossOptions):
-                name, argument = "weight", argument.weight
-            if is_array(argument):
-                yield name, argument, position >= first_result
+            named = argument._asdict() if hasattr(argument, "_asdict") else {name: argument}  # options are named tuples
+            for name, value in named.items():
+                if is_array(value):
+                    yield name, value, position >= first_result
         return
     for array in call.writes:
         yield "result", array, True

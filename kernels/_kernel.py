@@ -42,8 +42,9 @@ class Kernel:
         self.form = form
         self.formula = formula
         self.results = results
-        self.arguments = code.co_varnames[: code.co_argcount]
-        self.options = tuple(name for name in function.__kwdefaults__ or () if name != "out")
+        positional, named = code.co_argcount, code.co_kwonlyargcount
+        self.arguments = code.co_varnames[:positional]
+        self.options = tuple(name for name in code.co_varnames[positional : positional + named] if name != "out")
         if not function.__doc__ and sys.flags.optimize < 2:  # python -OO removes docstrings
             raise ValueError(f"kernel {self.name}: expected its function to have a docstring")
 

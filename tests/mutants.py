@@ -5,6 +5,7 @@ table lists the check that must catch each mutant, and the kernel.
 """
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -18,9 +19,10 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import host, threads
-from plugrad.backends.options import LossOptions
+from plugrad.backends.options import DropoutOptions, GeluOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
+from plugrad.tests.records.dropout import words
 
 BackendModule: TypeAlias = Any
 Array: TypeAlias = Any
@@ -117,6 +119,44 @@ def diagonal_of_the_jacobian_only(module: BackendModule) -> None:
         out[...] = dy * y * (1 - y)
 
     module.softmax_backward = broken
+
+
+@mutant("leaky_relu_backward", "shapes")
+def option_of_an_elementwise_kernel_ignored(module: BackendModule) -> None:
+    sound = module.leaky_relu_backward
+    module.leaky_relu_backward = lambda dy, x, options, out: sound(dy, x, type(options)(), out)
+
+
+@mutant("dropout", "shapes")
+def stream_shifted_by_a_word(module: BackendModule) -> None:
+    def broken(x: Array, options: DropoutOptions, out: Array) -> None:
+        is_kept = words(int(options.seed), x.size + 1)[1:].reshape(x.shape) >= options.threshold
+        out[...] = np.where(is_kept, x.astype(np.float64) * options.factor, 0)
+
+    module.dropout = broken
+
+
+@mutant("dropout_backward", "layouts_of_arguments")
+def mask_by_place_in_memory(module: BackendModule) -> None:
+    sound = module.dropout_backward
+
+    def broken(dy: Array, options: DropoutOptions, out: Array) -> None:
+        is_turned = dy.flags.f_contiguous and not dy.flags.c_contiguous
+        sound(*((dy.T, options, out.T) if is_turned else (dy, options, out)))
+
+    module.dropout_backward = broken
+
+
+@mutant("dropout", "seeds_that_change")
+def seed_read_once(module: BackendModule) -> None:
+    sound, kept = module.dropout, dict[int, int]()
+
+    def broken(x: Array, options: DropoutOptions, out: Array) -> None:
+        if isinstance(options.seed, np.ndarray):
+            options = options._replace(seed=kept.setdefault(id(options.seed), int(options.seed)))
+        sound(x, options, out)
+
+    module.dropout = broken
 
 
 @mutant("softmax_cross_entropy_value_and_grad", "shapes")
@@ -842,6 +882,23 @@ def weights_divided_by_their_float32_sum(module: BackendModule) -> None:
                 loss *= np.float32(1) / options.weight.sum(dtype=np.float32) * options.weight.sum(dtype=np.float32)
 
     afterwards(module, "softmax_cross_entropy_value_and_grad", change)
+
+
+@mutant("gelu", "errors_within_the_budget")
+def tail_by_a_difference_from_one(module: BackendModule) -> None:
+    def broken(x: Array, options: GeluOptions, out: Array) -> None:
+        wide = x.astype(np.float64)
+        out[...] = wide * (1 + np.vectorize(math.erf, otypes=[np.float64])(wide / math.sqrt(2))) / 2
+
+    module.gelu = broken
+
+
+@mutant("silu_backward", "errors_within_the_budget")
+def slope_of_the_sigmoid_alone(module: BackendModule) -> None:
+    def broken(dy: Array, x: Array, out: Array) -> None:
+        np.divide(dy, 1 + np.exp(-np.clip(x, -80, 80)), out=out, casting="same_kind")
+
+    module.silu_backward = broken
 
 
 @mutant("sigmoid", "errors_within_the_budget")

@@ -56,6 +56,11 @@ LAYERS = {
     "affine without biases": lambda: layers.Affine(RNG.normal(size=(4, 3))),
     "matmul": lambda: layers.MatMul.init(4, 3, rng=0, dtype=np.float64),
     "relu": layers.Relu,
+    "leaky relu": lambda: layers.LeakyRelu(negative_slope=0.3),
+    "gelu": layers.Gelu,
+    "gelu by tanh": lambda: layers.Gelu(approximate="tanh"),
+    "silu": layers.Silu,
+    "tanh": layers.Tanh,
     "sigmoid": layers.Sigmoid,
     "softmax": layers.Softmax,
     "softmax along axis 0": lambda: layers.Softmax(axis=0),
@@ -207,6 +212,15 @@ def test_results_that_a_layer_still_needs_are_read_only(kind: Any) -> None:
         y[...] = 7
     with pytest.raises(ValueError, match="read-only"):
         K.relu(y, out=y)
+    assert (layer.backward(SOFT) == dx).all()
+
+
+@pytest.mark.parametrize("kind", [layers.LeakyRelu, layers.Gelu, layers.Silu, lambda: layers.Dropout(0.5, rng=0)])
+def test_results_that_a_layer_does_not_need_may_be_written_to(kind: Any) -> None:
+    layer = kind()
+    y = layer.forward(LOGITS)
+    dx = layer.backward(SOFT).copy()
+    y[...] = 7
     assert (layer.backward(SOFT) == dx).all()
 
 

@@ -49,6 +49,15 @@ def with_errors(**modes: Any) -> Callable[[Function], Function]:
 quietly = with_errors(all="ignore")  # for functions in which NaN and infinities are results like any other
 
 
+def position(index: Index, lead: tuple[int, ...]) -> int:
+    """The position in C order of the first entry that an index of `cut` takes out of an array of shape `lead`."""
+    place = 0
+    for axis, length in enumerate(lead):
+        entry = index[axis] if index is not ... and axis < len(index) else 0
+        place = place * length + (entry.start if isinstance(entry, slice) else entry)
+    return place
+
+
 def cut(lead: tuple[int, ...], width: float) -> list[Index]:
     """Indices that cut arrays into blocks along their leading axes `lead`, each entry of which has `width` elements."""
     most = max(1, int(BLOCK / width))  # entries in a block

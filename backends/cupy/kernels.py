@@ -180,7 +180,7 @@ def instances(name: str, dtype: np.dtype[Any]) -> Instances:
         dtype = COMPUTE[dtype]  # the dtype of the logits
     for operation in OPERATIONS.get(name, ()):
         yield from rows.instances(operation, dtype)
-    if name in elementwise.NAMES:
+    if hasattr(elementwise, name):
         yield from elementwise.instances(dtype)
     if name.startswith("affine"):
         yield from products.instances(dtype)

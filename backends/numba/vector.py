@@ -21,6 +21,7 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
+from plugrad.backends import normal
 from plugrad.backends.numba.compiling import inlined
 
 
@@ -38,6 +39,7 @@ class Format:
     scale: int  # by which power of 2 `exp` scales
     exp: tuple[float, ...]  # coefficients of the polynomial for exp, that of the highest power first
     log: tuple[float, ...]  # the same for the series of log in s**2
+    tail: normal.Tail  # of the normal distribution
 
 
 # The polynomial of degree 6 that differs least from exp on [-log(2)/2, log(2)/2], relative to it: by 3.1e-9, which is a
@@ -56,6 +58,7 @@ SINGLE = Format(
     scale=64,
     exp=EXP6,
     log=tuple(2 / (2 * k + 1) for k in range(5, 0, -1)),  # the next term is 3e-9 of the sum
+    tail=normal.SINGLE,
 )
 DOUBLE = Format(
     float=np.float64,
@@ -68,6 +71,7 @@ DOUBLE = Format(
     scale=512,
     exp=tuple(1 / math.factorial(k) for k in range(13, -1, -1)),  # Taylor's: the next term is 4e-18
     log=tuple(2 / (2 * k + 1) for k in range(11, 0, -1)),
+    tail=normal.DOUBLE,
 )
 FORMATS = {types.float32: SINGLE, types.float64: DOUBLE}
 
@@ -117,13 +121,14 @@ def muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, y, z), generate
 
 
-def _converts_halves() -> bool:
-    """Whether the processor has instructions that convert float16: without, LLVM calls a library that numba has not."""
+def _has(feature: str) -> bool:
+    """Whether the processor has instructions that not every one of the x86 family has, and all others have."""
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return not triple.startswith(("x86", "i686")) or "+f16c" in features.split(",")
+    return not triple.startswith(("x86", "i686")) or f"+{feature}" in features.split(",")
 
 
-CONVERTS_HALVES = _converts_halves()
+CONVERTS_HALVES = _has("f16c")  # float16; without, LLVM calls a library that numba has not
+FUSES = _has("fma")  # the multiplication and the addition of `muladd`
 
 
 @inlined()
@@ -233,17 +238,17 @@ def _exp_scaling(of: Format) -> Any:
 
 
 def _parts_of_exp(of: Format) -> Any:
-    """Of ``exp(z) = 2**k exp(r)``: ``k`` in the lowest bits of a number, and ``exp(r)`` (see `_scaled_exp`)."""
+    """Of ``exp(z + rest) = 2**k exp(r)``: ``k`` in the lowest bits of a number, and ``exp(r)``; see `_scaled_exp`."""
     log2e, high, low = of.float(1 / math.log(2)), of.float(of.ln2[0]), of.float(of.ln2[1])
-    first, rest = of.float(of.exp[0]), tuple(map(of.float, of.exp[1:]))
+    first, others = of.float(of.exp[0]), tuple(map(of.float, of.exp[1:]))
 
     @inlined()
-    def parts_of_exp(z: Any, magic: Any) -> Any:
+    def parts_of_exp(z: Any, rest: Any, magic: Any) -> Any:
         shifted = muladd(z, log2e, magic)
         k = shifted - magic
-        r = muladd(k, -low, muladd(k, -high, z))
+        r = muladd(k, -low, muladd(k, -high, z)) + rest
         p = first
-        for coefficient in rest:
+        for coefficient in others:
             p = muladd(p, r, coefficient)
         return shifted, p
 
@@ -260,11 +265,12 @@ def _scaled_exp(of: Format) -> Any:
     nothing: it cancels where sums of exponentials are divided by.
     """
     parts_of_exp, integer, shift_, zero = _parts_of_exp(of), of.integer, of.integer(of.mantissa), of.float(0)
+    nothing = of.float(-0.0)  # which the compiler leaves out of a sum
 
     @inlined()
     def scaled_exp(x: Any, shift: Any, lowest: Any, magic: Any) -> Any:
         z = x - shift
-        shifted, p = parts_of_exp(z, magic)
+        shifted, p = parts_of_exp(z, nothing, magic)
         e = p * number(integer(bits(shifted) << shift_))
         return zero if z < lowest else e  # not a number next to 0, with which processors take a hundred times as long
 
@@ -272,24 +278,35 @@ def _scaled_exp(of: Format) -> Any:
 
 
 def _exp(of: Format) -> Any:
-    """``exp(z)`` for every ``z``, to 1.1 ulp: as `scaled_exp`, but ``2**k`` is multiplied with in two steps."""
+    """``exp(z)`` for every ``z``, to 1.1 ulp."""
+    exp_of_sum, nothing = _exp_of_sum(of), of.float(-0.0)  # which the compiler leaves out of a sum
+
+    @inlined()
+    def exp(z: Any) -> Any:
+        return exp_of_sum(z, nothing)
+
+    return exp
+
+
+def _exp_of_sum(of: Format) -> Any:
+    """``exp(z + rest)`` for every ``z``: as `scaled_exp`, but ``2**k`` is multiplied with in two steps."""
     parts_of_exp, float_, integer, shift = _parts_of_exp(of), of.float, of.integer, of.integer(of.mantissa)
     lowest, highest, magic = float_(of.lowest), float_(of.highest), float_(1.5 * 2.0**of.mantissa)
     bias, one, zero = integer(of.bias), integer(1), float_(0)
 
     @inlined()
-    def exp(z: Any) -> Any:
+    def exp_of_sum(z: Any, rest: Any) -> Any:
         vanishes = z < lowest
         z = zero if vanishes else z
         z = highest if z > highest else z
-        shifted, p = parts_of_exp(z, magic)
+        shifted, p = parts_of_exp(z, rest, magic)
         power = integer(bits(shifted) - bits(magic))
         half = integer(power >> one)
         p = p * number(integer(integer(half + bias) << shift))
         p = p * number(integer(integer(integer(power - half) + bias) << shift))
         return zero if vanishes else p
 
-    return exp
+    return exp_of_sum
 
 
 def _log(of: Format) -> Any:
@@ -339,6 +356,122 @@ def _log1p(of: Format) -> Any:
     return log1p
 
 
+# tanh(x) = x + x^3 P(x^2) for |x| < SMALL_TANH, or in float64 x + x^3 P(x^2) / Q(x^2) with another P, to 1e-17: S. L.
+# Moshier, Cephes Mathematical Library, tanhf.c and tanh.c.
+SMALL_TANH = 0.625
+P_SINGLE = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+Q = (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
+
+
+def _small_tanh(of: Format) -> Any:
+    """``tanh(x)`` for ``|x| < SMALL_TANH``, to 1 ulp; in float32 without a division."""
+    if of is SINGLE:
+        polynomial = _polynomial(of, P_SINGLE)
+
+        @inlined()
+        def of_single(x: Any) -> Any:
+            square = x * x
+            return muladd(x, square * polynomial(square), x)
+
+        return of_single
+    p, q = _polynomial(of, P), _polynomial(of, Q)
+
+    @inlined()
+    def of_double(x: Any) -> Any:
+        square = x * x
+        return muladd(x, square * (p(square) / q(square)), x)
+
+    return of_double
+
+
+def _polynomial(of: Format, coefficients: tuple[float, ...]) -> Any:
+    first, rest = of.float(coefficients[0]), tuple(map(of.float, coefficients[1:]))
+
+    @inlined()
+    def polynomial(x: Any) -> Any:
+        p = first
+        for coefficient in rest:
+            p = muladd(p, x, coefficient)
+        return p
+
+    return polynomial
+
+
+def _product_error(of: Format) -> Any:
+    """``x y - p`` for the rounded product `p`; by Dekker's splitting, to a percent, where they are not fused."""
+    if FUSES:
+
+        @inlined()
+        def fused(x: Any, y: Any, p: Any) -> Any:
+            return muladd(x, y, -p)
+
+        return fused
+    integer = of.integer
+    upper = integer(-(1 << (of.mantissa + 2) // 2))  # keeps the upper half of the digits
+
+    @inlined()
+    def product_error(x: Any, y: Any, p: Any) -> Any:
+        x_high, y_high = number(integer(bits(x) & upper)), number(integer(bits(y) & upper))
+        x_low, y_low = x - x_high, y - y_high
+        return ((x_high * y_high - p) + (x_high * y_low + x_low * y_high)) + x_low * y_low
+
+    return product_error
+
+
+def _gauss(of: Format) -> Any:
+    """``exp(-a**2 / 2)``, to 1.1 ulp, with what the square loses, which would cost 50 ulp."""
+    exp_of_sum, product_error, minus_half = _exp_of_sum(of), _product_error(of), of.float(-0.5)
+
+    @inlined()
+    def gauss(a: Any) -> Any:
+        square = a * a
+        return exp_of_sum(minus_half * square, minus_half * product_error(a, a, square))
+
+    return gauss
+
+
+def _normal_tail(of: Format) -> Any:
+    """``G(a)`` for ``0 <= a <= end``, where the tail of the normal distribution is ``exp(-a**2 / 2) G(a)``.
+
+    See `plugrad.backends.normal`. It comes in two parts: ``a + K``, its reciprocal, the last step of the polynomial and
+    the product are each kept with what their rounding loses, as far as multiplications are fused. Then the first part
+    is off by half a unit in the last place, and both together by a quarter.
+    """
+    shift, minus_twice, one = of.float(normal.SHIFT), of.float(-2 * normal.SHIFT), of.float(1)
+    first, *middle = map(of.float, of.tail.coefficients[:-1])
+    rest, last = tuple(middle), of.float(of.tail.coefficients[-1])
+
+    @inlined()
+    def normal_tail(a: Any) -> Any:
+        total = a + shift
+        back = total - a
+        lost = (a - (total - back)) + (shift - back)
+        r = one / total
+        r_low = r * (muladd(-total, r, one) - lost * r)
+        u = muladd(minus_twice, r, one) + minus_twice * r_low
+        p = first
+        for coefficient in rest:
+            p = muladd(p, u, coefficient)
+        top = muladd(p, u, last)
+        top_low = muladd(p, u, last - top)
+        g = top * r
+        return g, muladd(top, r, -g) + (top * r_low + top_low * r)
+
+    return normal_tail
+
+
+def _tail_end(of: Format) -> Any:
+    """The end of what `normal_tail` is made for, in the format of a number."""
+    end = of.float(of.tail.end)
+
+    @inlined()
+    def tail_end(like: Any) -> Any:
+        return end
+
+    return tail_end
+
+
 def _largest(of: Format) -> Any:
     """The largest of an array; any number where there is a NaN, which then shows in what is computed with it.
 
@@ -367,4 +500,9 @@ scaled_exp = _for_each_format("scaled_exp", _scaled_exp)
 exp = _for_each_format("exp", _exp)
 log = _for_each_format("log", _log)
 log1p = _for_each_format("log1p", _log1p)
+small_tanh = _for_each_format("small_tanh", _small_tanh)
+product_error = _for_each_format("product_error", _product_error)
+gauss = _for_each_format("gauss", _gauss)
+normal_tail = _for_each_format("normal_tail", _normal_tail)
+tail_end = _for_each_format("tail_end", _tail_end)
 largest = _for_each_format("largest", _largest)

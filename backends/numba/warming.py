@@ -1,12 +1,14 @@
 """Compiling ahead: calls of a function that compile all its loops, on arrays as small as can be.
 
-The calls follow from the names of the function's parameters: `options` stands for a loss, `w` for a layer, `axis` for
-rows along an axis. Of each pair of loops, over rows and over tiles, one is for few classes and one for many.
+The calls follow from the names of the function's parameters: `options` stands for a loss, or by its annotation for the
+options of an elementwise kernel, `w` for a layer, `axis` for rows along an axis. Of each pair of loops, over rows and
+over tiles, one is for few classes and one for many.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -31,13 +33,23 @@ def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
 def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> Iterator[dict[str, Any]]:
     """Arguments for each compiled form of a function."""
     names = inspect.signature(function).parameters
-    if "options" in names:
+    kind = names["options"].annotation if "options" in names else None
+    if kind is LossOptions:
         for t, options in _labels(function.__name__, classes, COMPUTE[dtype]):
             arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options, "workspace": Workspace(2**20)}
             yield {name: arguments[name] for name in names}
     else:
         arguments = _arrays(classes, column_sums.COLUMNS if "w" in names else classes, dtype)
-        yield {name: arguments[name] for name in names}
+        for arguments["options"] in _forms(kind) if kind else (None,):
+            yield {name: arguments[name] for name in names}
+
+
+def _forms(kind: Any) -> Iterator[Any]:
+    """The options of an elementwise kernel: those by default, with each value that a name in them may have."""
+    hints = get_type_hints(kind)
+    names = [name for name, hint in hints.items() if get_origin(hint) is Literal]
+    for values in itertools.product(*(get_args(hints[name]) for name in names)):
+        yield kind(**dict(zip(names, values, strict=True)))
 
 
 def _arrays(inputs: int, outputs: int, dtype: np.dtype[Any]) -> dict[str, Any]:

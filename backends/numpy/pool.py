@@ -70,7 +70,13 @@ def may_hold_work(out: Array) -> bool:
     return out.itemsize > 2 and out.flags.c_contiguous
 
 
-def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tuple[int, ...], width: float) -> list[T]:
+def run_blocks(
+    task: Callable[..., T],
+    arrays: Sequence[Array | None],
+    lead: tuple[int, ...],
+    width: float,
+    with_position: bool = False,
+) -> list[T]:
     """Call ``task(scratch, *parts)`` for each block of `arrays`, on several threads if there are several blocks.
 
     Parameters
@@ -83,6 +89,8 @@ def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tup
         The axes to cut.
     width : float
         The work on one entry along these axes, in elements of softmax.
+    with_position : bool
+        Whether the task gets the position of the block in C order too, behind the parts.
 
     Returns
     -------
@@ -90,7 +98,7 @@ def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tup
         What the tasks returned, in the order of the blocks.
     """
     if math.prod(lead) * width <= blocks.BLOCK:
-        return [task(FRESH, *arrays)]
+        return [task(FRESH, *arrays, *((0,) if with_position else ()))]
     if all(array is not None and array.shape == lead and array.flags.c_contiguous for array in arrays):
         arrays = [array.reshape(-1) for array in arrays if array is not None]
         lead = (math.prod(lead),)
@@ -112,7 +120,9 @@ def run_blocks(task: Callable[..., T], arrays: Sequence[Array | None], lead: tup
                 except IndexError:
                     break
                 index = indices[turn]
-                results[turn] = task(scratch, *(None if array is None else array[index] for array in arrays))
+                parts = [None if array is None else array[index] for array in arrays]
+                place = (blocks.position(index, lead),) if with_position else ()
+                results[turn] = task(scratch, *parts, *place)
         finally:
             turns.clear()  # after an error or an interrupt nobody starts another block
         _idle.append(scratch)

@@ -12,8 +12,9 @@ Errors begin with the name of the layer: ``Affine: affine: x: expected ...``, an
 counted from 0: ``Sequential: layer 2 (Affine): affine: x: expected ...``.
 """
 
-from plugrad.kernels.layers._activations import Relu, Sigmoid, Softmax
+from plugrad.kernels.layers._activations import Gelu, LeakyRelu, Relu, Sigmoid, Silu, Softmax, Tanh
 from plugrad.kernels.layers._affine import Affine, MatMul
+from plugrad.kernels.layers._dropout import Dropout
 from plugrad.kernels.layers._layer import Layer
 from plugrad.kernels.layers._losses import CrossEntropy, Loss, SoftmaxWithLoss
 from plugrad.kernels.layers._sequential import Sequential
@@ -22,14 +23,19 @@ from plugrad.kernels.layers._training import TrainingStep
 __all__ = [
     "Affine",
     "CrossEntropy",
+    "Dropout",
+    "Gelu",
     "Layer",
+    "LeakyRelu",
     "Loss",
     "MatMul",
     "Relu",
     "Sequential",
     "Sigmoid",
+    "Silu",
     "Softmax",
     "SoftmaxWithLoss",
+    "Tanh",
     "TrainingStep",
 ]
 

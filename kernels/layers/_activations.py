@@ -1,7 +1,7 @@
-"""Activations: layers without parameters whose backward pass needs the result of the forward pass."""
+"""Activations: layers without parameters whose backward pass needs the result or the inputs of the forward pass."""
 
 import operator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -9,6 +9,8 @@ from plugrad.backends.recording import Recorder
 from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
 from plugrad.kernels import KERNELS
 from plugrad.kernels._arguments import Array, ArrayLike, floating, integer, real
+from plugrad.kernels._gelu import gelu_options
+from plugrad.kernels._leaky_relu import leaky_relu_options
 from plugrad.kernels.jacobians import diagonal, relu_jacobian, sigmoid_jacobian, softmax_jacobian
 from plugrad.kernels.layers._errors import errors_name_layer
 from plugrad.kernels.layers._explicit import gradient_along
@@ -16,7 +18,7 @@ from plugrad.kernels.layers._layer import ComputingLayer
 
 
 class Activation(ComputingLayer):
-    """A layer of the kernel named `kernel`, whose gradient is ``{kernel}_backward(dy, y)``.
+    """A layer of the kernel named `kernel`, whose gradient is ``{kernel}_backward(dy, y)``, or of `x` in place of `y`.
 
     The layer of another elementwise kernel is a class with a docstring and the name of its kernel; list it in
     ``layers/__init__.py``.
@@ -30,6 +32,7 @@ class Activation(ComputingLayer):
     """
 
     kernel: ClassVar[str]
+    _keeps_inputs: ClassVar[bool] = False  # for the backward pass, rather than the result
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -41,17 +44,17 @@ class Activation(ComputingLayer):
     @errors_name_layer
     def forward(self, x: ArrayLike) -> Array:
         """Compute the result for inputs `x`."""
-        return _protected(self.forward_unprotected(x), recorder())
+        y = self.forward_unprotected(x)
+        return y if self._keeps_inputs else _protected(y, recorder())
 
     def forward_unprotected(self, x: Any) -> Any:
         """Return the result itself, for callers that do not write to it."""
         self._saved = None  # first, so that its memory can be reused
         backend = backend_for(x)
         x = floating(self.kernel, "x", x, backend)
-        self._saved = KERNELS[self.kernel].function(
-            x, out=self._results.take(backend, x.shape, x.dtype), **self.options
-        )
-        return self._saved
+        y = KERNELS[self.kernel].function(x, out=self._results.take(backend, x.shape, x.dtype), **self.options)
+        self._saved = x if self._keeps_inputs else y
+        return y
 
     def forward_in_place(self, x: Any) -> Any:
         """Overwrite the inputs, an array of the backend, with the result."""
@@ -103,6 +106,89 @@ class Relu(Activation):
 
     def _jacobian(self, y: Any) -> Array:
         return relu_jacobian(y)
+
+
+class LeakyRelu(Activation):
+    """Leaky rectified linear unit, ``y = x`` where ``x > 0``, else ``negative_slope * x``.
+
+    Parameters
+    ----------
+    negative_slope : float
+        The slope where `x` is not positive.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.LeakyRelu(negative_slope=0.5)
+    >>> layer.forward([-1.0, 2.0])
+    array([-0.5,  2. ])
+    >>> layer.backward([4.0, 4.0])
+    array([2., 4.])
+    """
+
+    kernel = "leaky_relu"
+    _keeps_inputs = True
+
+    def __init__(self, *, negative_slope: float = 0.01) -> None:
+        super().__init__(**leaky_relu_options("LeakyRelu", negative_slope)._asdict())
+
+
+class Gelu(Activation):
+    """Gaussian error linear unit, ``y = x (1 + erf(x / sqrt(2))) / 2``.
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        ``"tanh"`` computes the approximation by the hyperbolic tangent (see `plugrad.kernels.gelu`).
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Gelu()
+    >>> layer.forward([0.0, 1.0]).round(6)
+    array([0.      , 0.841345])
+    >>> layer.backward([2.0, 2.0]).round(6)
+    array([1.      , 2.166631])
+    """
+
+    kernel = "gelu"
+    _keeps_inputs = True
+
+    def __init__(self, *, approximate: Literal["none", "tanh"] = "none") -> None:
+        super().__init__(**gelu_options("Gelu", approximate)._asdict())
+
+
+class Silu(Activation):
+    """Sigmoid linear unit, ``y = x / (1 + exp(-x))``.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Silu()
+    >>> layer.forward([0.0, 50.0])
+    array([ 0., 50.])
+    >>> layer.backward([2.0, 2.0])
+    array([1., 2.])
+    """
+
+    kernel = "silu"
+    _keeps_inputs = True
+
+
+class Tanh(Activation):
+    """Hyperbolic tangent; ``dx = dy (1 - y^2)``.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.Tanh()
+    >>> layer.forward([0.0])
+    array([0.])
+    >>> layer.backward([4.0])
+    array([4.])
+    """
+
+    kernel = "tanh"
 
 
 class Sigmoid(Activation):

@@ -32,6 +32,9 @@ class Layer(ABC):
         The attributes that hold the parameters.
     buffers : tuple of str
         The attributes that hold other arrays or numbers to be stored with the parameters, such as running means.
+    training : bool
+        Whether the network is being trained, or used: layers such as `Dropout` compute differently. True at first;
+        `Sequential` passes it on to its layers.
 
     Examples
     --------
@@ -49,6 +52,7 @@ class Layer(ABC):
 
     names: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    training: bool = True
     _saved: Any = None
 
     def __init_subclass__(cls, **options: Any) -> None:

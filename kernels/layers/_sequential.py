@@ -26,6 +26,8 @@ class Sequential(Layer):
     ----------
     layers : tuple of Layer
         The layers.
+    training : bool
+        Whether the layers are in training (see `Layer`); set it to False to use the network.
 
     Raises
     ------
@@ -93,6 +95,16 @@ class Sequential(Layer):
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
+
+    @property
+    def training(self) -> bool:
+        """Whether all layers are in training; to set it sets it for all of them."""
+        return all(layer.training for layer in self.layers)
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        for layer in self.layers:
+            layer.training = value
 
     @property
     def params(self) -> tuple[Array, ...]:

@@ -1,5 +1,6 @@
 """Training steps, captured at the first batch of each shape."""
 
+import contextlib
 import inspect
 import operator
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from plugrad.kernels._arguments import ArrayLike, Loss as LossValue, promoted, r
 from plugrad.kernels._capture import Graph, arrays_of, capture, is_array
 from plugrad.kernels.layers._layer import Layer
 from plugrad.kernels.layers._losses import Loss
+from plugrad.kernels.layers._sequential import Sequential
 from plugrad.kernels.optim import Optimizer
 
 INDICES_OR_NUMBERS = "iubfV"  # the kinds of dtypes of labels; V is that of bfloat16
@@ -33,8 +35,8 @@ class TrainingStep:
     """The steps of a training loop: forward, backward and update, captured once for each shape and dtype of a batch.
 
     A step copies the batch to arrays of its own, and replays the graph (see `plugrad.kernels.capture`). It computes the
-    bits that the same calls compute without a capture. An instance may be used by one thread at a time. It holds the
-    arrays of each shape of a batch, so pad batches of many different shapes.
+    bits that the same calls compute without a capture, in training, whatever `Layer.training` is. An instance may be
+    used by one thread at a time. It holds the arrays of each shape of a batch, so pad batches of many different shapes.
 
     Parameters
     ----------
@@ -113,7 +115,7 @@ class TrainingStep:
             t = _copied(t, _labels_dtype(t, x), backend)
         self.net.forget()
         known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
-        with capture() as graph:
+        with _in_training(self.net), capture() as graph:
             loss = self.loss.forward(self.net.forward(x), t)
             self.net.backward(self.loss.backward(), **self._needs_dx)
             _check_recorded(graph.calls, known, (loss, *self.net.grads), backend)
@@ -129,6 +131,31 @@ class TrainingStep:
             if dtype != w.dtype:
                 raise TypeError(f"TrainingStep: x: expected dtype {w.dtype}, that of the parameters, got {x.dtype}")
         return _copied(x, dtype if dtype in COMPUTE else FLOAT64, backend)
+
+
+@contextlib.contextmanager
+def _in_training(net: Layer) -> Iterator[None]:
+    """Put all layers of a network in training, and those that were not back afterwards."""
+    layers = [layer for layer in _layers_in(net) if not layer.training and not isinstance(layer, Sequential)]
+    try:
+        for layer in layers:
+            layer.training = True
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def _layers_in(value: Any) -> Iterator[Layer]:
+    """A layer, and those that it holds, in attributes and in containers."""
+    if isinstance(value, Layer):
+        yield value
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from _layers_in(entry)
 
 
 def _arrays_in(value: Any) -> Iterator[Any]:

@@ -5,7 +5,7 @@ Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,15 @@ class Sample:
     t: Any
     exact: list[Any]  # results as mpmath numbers, flat
     scale: list[float]  # per result: what an ulp of the budget is an ulp of
+    shares: list[float]  # per result: what its error is divided by
+    options: Mapping[str, Any]
 
     def case(self) -> Case:
         """The call that is judged."""
         if is_loss(self.kernel):
             return Case(self.kernel, {"x": self.x, "t": self.t}, {"reduction": "none"}, about=str(self))
-        return Case(self.kernel, {"x": self.x}, about=str(self))
+        inputs = {"x": self.x, "dy": np.ones_like(self.x)}
+        return Case(self.kernel, {n: inputs[n] for n in self.kernel.arguments}, self.options, about=str(self))
 
     @property
     def wanted(self) -> DType:
@@ -59,10 +62,10 @@ class Sample:
         with mpmath.workdps(DIGITS):
             return np.array(
                 [
-                    float(abs(mpmath.mpf(float(value)) - exact)) / ulp(scale, self.wanted)
+                    float(abs(mpmath.mpf(float(value)) - exact)) / (share * ulp(scale, self.wanted))
                     if np.isfinite(value)
                     else np.inf
-                    for value, exact, scale in zip(values, self.exact, self.scale, strict=True)
+                    for value, exact, scale, share in zip(values, self.exact, self.scale, self.shares, strict=True)
                 ]
             )
 
@@ -77,8 +80,15 @@ def ulp(value: float, dtype: DType) -> float:
     return float(np.ldexp(epsilon(dtype), int(exponent)))
 
 
-def sample(kernel: Record, dtype: DType, classes: int, span: float, elements: int = ELEMENTS) -> Sample:
-    """Random logits and the exact results of the kernel."""
+def sample(
+    kernel: Record,
+    dtype: DType,
+    classes: int,
+    span: float,
+    elements: int = ELEMENTS,
+    options: Mapping[str, Any] = {},
+) -> Sample:
+    """Random logits and the exact results of the kernel; a gradient is that of an upstream gradient of 1."""
     assert kernel.budget is not None
     assert kernel.exact is not None
     rng = np.random.default_rng(7)
@@ -89,22 +99,33 @@ def sample(kernel: Record, dtype: DType, classes: int, span: float, elements: in
         t[::2] = x[::2].astype(np.float64).argmax(axis=1)  # half of them are predicted rightly
     exact: list[Any] = []
     scale: list[float] = []
+    shares: list[float] = []
     with mpmath.workdps(DIGITS):
         for row, label in zip(x.astype(np.float64), t, strict=True):
             numbers = [mpmath.mpf(float(v)) for v in row]
-            results = kernel.exact(mpmath, numbers, int(label))
+            results = kernel.exact(mpmath, numbers, int(label), **options)
             exact += results
             scale += _scale(numbers, results, kernel.budget.of)
-    return Sample(kernel, dtype, classes, span, x, t, exact, scale)
+            shares += _shares(numbers, results, kernel.budget.of, dtype)
+    return Sample(kernel, dtype, classes, span, x, t, exact, scale, shares, options)
 
 
 def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
     """The numbers whose ulp the errors of the results are counted in."""
+    if of == "upstream":
+        return [max(1.0, float(abs(value))) for value in results]
     if of != "logits":
         return [float(value) for value in results]
     top = max(row)
     log = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in row))
     return [max(1.0, float(abs(log)), *(float(abs(v)) for v in row))] * len(results)
+
+
+def _shares(row: list[Any], results: list[Any], of: str, dtype: DType) -> list[float]:
+    """By what the error of each result is divided: how much the rounding of an exponential's argument is worth."""
+    if of != "exponent" or dtype != np.float64:
+        return [1.0] * len(results)
+    return [max(1.0, float(abs(mpmath.log(abs(y / x))))) for x, y in zip(row, results, strict=True)]
 
 
 def judged() -> list[Record]:

@@ -72,6 +72,13 @@ def samples(kernel: Record, rows: int, classes: int, dtype: np.dtype[Any]) -> It
     yield Case(kernel, {**plain.inputs, **each}, options, about=f"{plain.about}, a loss for each, weights")
 
 
+def variants(case: Case) -> Iterator[Case]:
+    """A call, and that with each of the other options that its kernel is checked with."""
+    yield case
+    for options in case.kernel.variants:
+        yield Case(case.kernel, case.inputs, {**case.options, **options}, f"{case.about}, {options}", case.seed)
+
+
 def squares(kernel: Record, dtype: np.dtype[Any]) -> list[Case]:
     """Arguments of a kernel that multiplies matrices, every one of them with the shape of every result."""
     rng = np.random.default_rng(0)

@@ -69,6 +69,8 @@ def random_call(dice: Dice, subject: Subject, kernel: Record) -> Call:
         options |= _options(dice, inputs, lead, classes, axis)
         if not cases.has_axis(kernel):
             del options["axis"]
+    if kernel.variants:
+        options |= dice.choice(({}, *kernel.variants))
     case = Case(kernel, inputs, options, seed=seed)
     layouts = [dice.choice((None, *cases.layouts(subject))) for _ in kernel.arguments]
     arrays = [

@@ -48,6 +48,9 @@ class Case:
     about: str = ""
     seed: int = 0  # the seed of the sample
 
+    def __post_init__(self) -> None:
+        self.options = {**self.kernel.given, **self.options}
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the result: that of the first array that is neither labels nor upstream gradient."""
@@ -64,10 +67,13 @@ class Case:
 
     def largest(self, expected: tuple[Any, ...]) -> list[float]:
         """The largest magnitude in each result, or in the terms that it is the sum of."""
+        return [_largest(size) for size in self.sizes(expected)]
+
+    def sizes(self, expected: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Each result, or the sums of the magnitudes of its terms."""
         terms = self.kernel.terms
         with np.errstate(all="ignore"):
-            sizes = terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
-        return [_largest(size) for size in sizes]
+            return terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
 
 
 def _largest(x: Any) -> float:
@@ -161,7 +167,7 @@ class Subject:
         held = tuple(np.array(self.numpy(x)) if self.backend.owns(type(x)) else x for x in out)
         self.last = Made(kernel, tuple(arrays), out, held, check)
         with backends.use(self.name, check=check), self._waiting_refused(check):
-            return as_tuple(kernel.function(*arrays, **options))
+            return as_tuple(kernel.function(*arrays, **{**kernel.given, **options}))
 
     @contextmanager
     def _waiting_refused(self, check: bool) -> Iterator[None]:

@@ -231,6 +231,8 @@ inline float exp(float x) { return __builtin_expf(x); }
 inline double exp(double x) { return __builtin_exp(x); }
 inline float fabs(float x) { return __builtin_fabsf(x); }
 inline double fabs(double x) { return __builtin_fabs(x); }
+inline float fma(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+inline double fma(double x, double y, double z) { return __builtin_fma(x, y, z); }
 inline float fmaxf(float x, float y) { return __builtin_fmaxf(x, y); }
 inline double fmax(double x, double y) { return __builtin_fmax(x, y); }
 inline float log(float x) { return __builtin_logf(x); }

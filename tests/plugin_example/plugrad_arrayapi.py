@@ -4,6 +4,7 @@ Every kernel computes its formula in float64 and rounds the results to the dtype
 to the memory of an argument, so a kernel computes all results before it writes the first.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -12,11 +13,23 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from plugrad.backends.chunks import Layer, Results, functions
-from plugrad.backends.options import LossOptions, bad_label
+from plugrad.backends.normal import INVERSE_ROOT
+from plugrad.backends.options import (
+    GELU_A,
+    GELU_B,
+    PHILOX,
+    DropoutOptions,
+    GeluOptions,
+    LeakyReluOptions,
+    LossOptions,
+    bad_label,
+)
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 
 Array: TypeAlias = Any
+
+FAR = -2000.0  # so far below 0 that x exp(x) is 0, which -inf * 0 is not
 
 # NaN and infinities are valid results. The standard has no warnings; NumPy does.
 silently = np.errstate(all="ignore")
@@ -39,6 +52,20 @@ def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy where y > 0, else 0``."""
     xp, dy, y = _in_float64(dy, y)
     _write(out, xp.where(y > 0, dy, 0.0))
+
+
+@silently
+def leaky_relu(x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = x where x > 0, else negative_slope x``."""
+    xp, x = _in_float64(x)
+    _write(out, xp.where(x > 0, x, options.negative_slope * x))
+
+
+@silently
+def leaky_relu_backward(dy: Array, x: Array, options: LeakyReluOptions, out: Array) -> None:
+    """``out = dy where x > 0, else negative_slope dy``."""
+    xp, dy, x = _in_float64(dy, x)
+    _write(out, xp.where(x > 0, dy, options.negative_slope * dy))
 
 
 @silently
@@ -68,6 +95,94 @@ def tanh_backward(dy: Array, y: Array, out: Array) -> None:
     """``out = dy (1 - y^2)``, without the square of a number that may be close to 1."""
     _, dy, y = _in_float64(dy, y)
     _write(out, dy * ((1 - y) * (1 + y)))
+
+
+@silently
+def silu(x: Array, out: Array) -> None:
+    """``out = x / (1 + exp(-x))``, with the root of an exponential, which is normal where the result is."""
+    xp, x = _in_float64(x)
+    x = xp.where(x < FAR, FAR, x)
+    root = xp.exp(-xp.abs(x) / 2)
+    _write(out, xp.where(x < 0, x * root * root, x) / (1 + root * root))
+
+
+@silently
+def silu_backward(dy: Array, x: Array, out: Array) -> None:
+    """``out = dy s (1 + x (1 - s))`` with ``s = 1 / (1 + exp(-x))``."""
+    xp, dy, x = _in_float64(dy, x)
+    size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
+    _write(out, dy * _slope(xp, x < 0, xp.exp(-size), size))
+
+
+@silently
+def dropout(x: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor x`` where the random word is at least the threshold, else 0."""
+    xp, x = _in_float64(x)
+    words = xp.reshape(_words(xp, int(options.seed), math.prod(x.shape)), x.shape)
+    _write(out, xp.where(words >= options.threshold, options.factor * x, 0.0))
+
+
+def dropout_backward(dy: Array, options: DropoutOptions, out: Array) -> None:
+    """``out = factor dy`` where `dropout` keeps the element, else 0."""
+    dropout(dy, options, out)
+
+
+def _words(xp: Any, key: int, count: int) -> Array:
+    """The first words of Philox4x32-10."""
+    block = xp.arange(-(-count // 4), dtype=xp.uint64)
+    low, half = xp.asarray(2**32 - 1, dtype=xp.uint64), xp.asarray(32, dtype=xp.uint64)
+    a, b, c, d = block & low, block >> half, xp.zeros_like(block), xp.zeros_like(block)
+    m0, m1 = (xp.asarray(multiplier, dtype=xp.uint64) for multiplier in PHILOX.multipliers)
+    for i in range(PHILOX.rounds):
+        k0, k1 = (
+            xp.asarray((part + i * increment) % 2**32, dtype=xp.uint64)
+            for part, increment in zip((key, key >> 32), PHILOX.increments, strict=True)
+        )
+        p, q = m0 * a, m1 * c
+        a, b, c, d = (q >> half) ^ b ^ k0, q & low, (p >> half) ^ d ^ k1, p & low
+    return xp.reshape(xp.stack([a, b, c, d], axis=1), (-1,))[:count]
+
+
+def _slope(xp: Any, negative: Array, e: Array, steep: Array) -> Array:
+    """``s (1 + steep (1 - s))`` with ``s = 1 / (1 + e)``; where negative, of ``s = e / (1 + e)`` and `-steep`."""
+    large, small = 1 / (1 + e), e / (1 + e)
+    return xp.where(negative, small * (1 - steep * large), large * (1 + steep * small))
+
+
+@silently
+def gelu(x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = x Phi(x)``, or the approximation by the hyperbolic tangent.
+
+    The standard has no error function. That of Python's library takes one number at a time.
+    """
+    xp, x = _in_float64(x)
+    if options.approximate == "none":
+        bounded = xp.where(x < FAR, FAR, x)
+        _write(out, xp.where(bounded == FAR, -0.0, bounded * _normal(xp, x)))
+        return
+    size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
+    root = xp.exp(-size * (GELU_A + GELU_B * size * size) / 2)
+    _write(out, xp.where(x < 0, -size * root * root, x) / (1 + root * root))
+
+
+@silently
+def gelu_backward(dy: Array, x: Array, options: GeluOptions, out: Array) -> None:
+    """``out = dy (Phi(x) + x phi(x))``, or the derivative of the approximation."""
+    xp, dy, x = _in_float64(dy, x)
+    size = xp.where(xp.abs(x) > -FAR, -FAR, xp.abs(x))
+    if options.approximate == "none":
+        bounded = xp.where(x < 0, -size, size)
+        _write(out, dy * (_normal(xp, x) + bounded * INVERSE_ROOT * xp.exp(-size * size / 2)))
+        return
+    e = xp.exp(-size * (GELU_A + GELU_B * size * size))
+    _write(out, dy * _slope(xp, x < 0, e, size * (GELU_A + 3 * GELU_B * size * size)))
+
+
+def _normal(xp: Any, x: Array) -> Array:
+    """The normal distribution, ``erfc(-x / sqrt(2)) / 2``, of each number."""
+    flat = xp.reshape(x, (-1,))
+    values = [math.erfc(-float(flat[i]) / math.sqrt(2)) / 2 for i in range(flat.shape[0])]
+    return xp.reshape(xp.asarray(values, dtype=xp.float64), x.shape)
 
 
 @silently

@@ -32,9 +32,11 @@ class Budget:
     ----------
     ulp : float
         In units in the last place of the number that `of` names.
-    of : {"result", "logits", "formula"}
-        The exact result itself; ``max(1, |logits|, |log of the sum of exponentials|)``; or the result again, added to
-        the largest error of the textbook formula in float32.
+    of : {"result", "exponent", "logits", "formula", "upstream"}
+        The exact result itself; in float64 the result times ``max(1, |log|y / x||)``, since the argument of an
+        exponential is rounded; ``max(1, |logits|, |log of the sum of exponentials|)``; the result again, added to
+        the largest error of the textbook formula in float32; or, for the gradient of an elementwise kernel, the larger
+        of the result and the upstream gradient.
     """
 
     ulp: float
@@ -68,13 +70,14 @@ class Record:
         Calls on 2 x 3 samples that must fail, and how.
     terms : callable or None
         For results that are sums: the sums of the magnitudes of their terms, with the signature of `oracle`. Where
-        terms cancel, their rounding errors stay.
+        terms cancel, their rounding errors stay. For the gradients of some elementwise kernels: the larger of result
+        and upstream gradient.
     budget : Budget or None
         The bound on errors against 50 digits, element by element.
     exact : callable or None
-        ``exact(mpmath, x, label)``: the results for a row of mpmath numbers. Kernels with a budget have it.
+        ``exact(mpmath, x, label, **options)``: the results for a row of mpmath numbers. Kernels with a budget have it.
     symbolic : callable or None
-        ``symbolic(sympy, **arguments)``: the results for a row of symbols, whose derivatives sympy takes.
+        ``symbolic(sympy, **arguments, **options)``: the results for a row of symbols, whose derivatives sympy takes.
     composed : callable or None
         For a fused kernel: the same arguments and options to the same results, by the kernels it consists of.
     domain : mapping
@@ -85,6 +88,11 @@ class Record:
         by name. `depth` is minus the logarithm of the smallest normal number, and 1.5.
     keeps_small_elements : bool
         Whether each element of the last result is accurate relative to itself, however small.
+    variants : tuple of mappings
+        Options other than the default ones with which an elementwise kernel is checked too. `oracle`, `exact`,
+        `symbolic` and `terms` take them.
+    given : mapping
+        The options of every call, for those without a default.
     """
 
     function: Callable[..., Any]
@@ -103,6 +111,8 @@ class Record:
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     subnormal: Callable[[float, float, float], Mapping[str, tuple[list[float], float]]] | None = None
     keeps_small_elements: bool = False
+    variants: tuple[Mapping[str, Any], ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.exact is None:

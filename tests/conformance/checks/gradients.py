@@ -1,6 +1,7 @@
 """Gradients: against derivatives that sympy takes, and against differences of the forward pass."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ def _cases(kernel: Record) -> list[Case]:
             found += [*cases.options_of_losses(kernel, FLOAT64, form)][::7]
     elif cases.has_axis(kernel):
         found += [reshaped(sample(kernel, 6, 5, FLOAT64), (2, 3), axis) for axis in (0, 1, 2)]
-    return found
+    return [variant for case in found for variant in cases.variants(case)]
 
 
 @check(gives_gradients, dtypes=(FLOAT64,))
@@ -104,12 +105,12 @@ BIASES = np.arange(2.0)
 
 
 @functools.cache
-def _jacobian(kernel: Record) -> Callable[..., Any]:
+def _jacobian(kernel: Record, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     """The Jacobian of a row, derived by sympy, as a function of three numbers."""
     assert kernel.symbolic is not None
     x = list(sympy.symbols("x:3", real=True))
     given = {"x": x, "w": WEIGHTS, "b": BIASES}
-    results = kernel.symbolic(sympy, **{name: given[name] for name in kernel.arguments})
+    results = kernel.symbolic(sympy, **{name: given[name] for name in kernel.arguments}, **dict(options))
     function: Callable[..., Any] = sympy.lambdify(x, sympy.Matrix(results).jacobian(x), "mpmath")
     return function
 
@@ -117,10 +118,11 @@ def _jacobian(kernel: Record) -> Callable[..., Any]:
 @check(lambda kernel: kernel.symbolic is not None, dtypes=(FLOAT64,))
 def jacobians_by_sympy(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Backward passes of unit vectors are the rows of the Jacobian that sympy derives."""
-    for x in ([0.3, -1.2, 2.0], [5.0, 5.0, -5.0], [-0.1, 0.2, 0.1], [12.0, -9.0, 0.5]):
-        jacobian = np.array(_jacobian(kernel)(*x).tolist(), dtype=np.float64)
+    rows = ([0.3, -1.2, 2.0], [5.0, 5.0, -5.0], [-0.1, 0.2, 0.1], [12.0, -9.0, 0.5])
+    for x, options in itertools.product(rows, ({}, *kernel.variants)):
+        jacobian = np.array(_jacobian(kernel, tuple(options.items()))(*x).tolist(), dtype=np.float64)
         inputs = {"x": np.array([x]), "w": WEIGHTS, "b": BIASES}
-        case = Case(kernel, {n: inputs[n] for n in kernel.arguments}, about=f"Jacobian at {x}")
+        case = Case(kernel, {n: inputs[n] for n in kernel.arguments}, options, about=f"Jacobian at {x}, {options}")
         for i, row in enumerate(jacobian):
             weight = np.zeros((1, len(jacobian)))
             weight[0, i] = 1.0

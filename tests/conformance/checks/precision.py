@@ -27,7 +27,11 @@ def samples(kernel: Record, dtype: DType, span: float) -> list[Sample]:
     """Logits of several numbers of classes; fewer of the 16-bit dtypes, which are computed in float32 too."""
     elements = ELEMENTS if dtype.itemsize > 2 else ELEMENTS // 3
     counts = accuracy.CLASSES if cases.has_axis(kernel) else (1,)
-    return [accuracy.sample(kernel, dtype, classes, span, elements) for classes in counts]
+    return [
+        accuracy.sample(kernel, dtype, classes, span, elements, options)
+        for classes in counts
+        for options in ({}, *kernel.variants)
+    ]
 
 
 def errors(sample: Sample, results: Any) -> Any:
@@ -43,7 +47,7 @@ def errors(sample: Sample, results: Any) -> Any:
     return np.array(found)
 
 
-@check(held_to("result", "logits"))
+@check(held_to("result", "exponent", "logits", "upstream"))
 def errors_within_the_budget(subject: Subject, kernel: Record, dtype: DType) -> None:
     """No element is further off than the record allows, for any number of classes and span of logits."""
     assert kernel.budget is not None

@@ -19,8 +19,8 @@ DType = np.dtype[Any]
 def shapes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Sizes near those at which a backend may switch its algorithm."""
     for rows, classes in cases.SHAPES:
-        case = sample(kernel, rows, classes, dtype)
-        subject.compare(case, subject.call(case))
+        for case in cases.variants(sample(kernel, rows, classes, dtype)):
+            subject.compare(case, subject.call(case))
 
 
 @check()
@@ -68,6 +68,18 @@ def leading_axes(subject: Subject, kernel: Record, dtype: DType) -> None:
     for lead in ((), (1,), (2, 3), (2, 1, 3), (2, 0)):
         case = reshaped(sample(kernel, int(np.prod(lead)), 5, dtype), lead)
         subject.compare(case, subject.call(case))
+
+
+@check(lambda kernel: "seed" in kernel.options)
+def seeds_that_change(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """A seed in an array is read at each call, and one as a number drops the same elements."""
+    case = sample(kernel, 40, 7, dtype)
+    seed = subject.array(np.array(3, np.uint64))
+    for value in (3, 2**63 + 5):
+        seed[...] = np.uint64(value)
+        changed = Case(kernel, case.inputs, {"seed": value}, about=f"{case.about}, seed {value} in an array")
+        arrays = [subject.array(case.inputs[name]) for name in kernel.arguments]
+        subject.compare(changed, subject.call_on(kernel, arrays, {"seed": seed}))
 
 
 @check(lambda kernel: "b" in kernel.arguments)
@@ -249,7 +261,7 @@ def _ulps_between(dtype: DType) -> float:
     return 0.5 * epsilon(dtype) / epsilon(loss_dtype(dtype))
 
 
-@check()
+@check(lambda kernel: "seed" not in kernel.options)
 def rows_are_independent(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A row computed alone gives what it gives in a batch."""
     rows = 70

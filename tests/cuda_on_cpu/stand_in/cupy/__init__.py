@@ -75,10 +75,6 @@ class ndarray:  # noqa: N801  (CuPy's name)
     def __abs__(self) -> "ndarray":
         return _new(abs(self._host), self)
 
-    def max(self) -> "ndarray":
-        """The largest element."""
-        return _new(self._host.max(), self)
-
     def __neg__(self) -> "ndarray":
         return _new(-self._host, self)
 
