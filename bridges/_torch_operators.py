@@ -6,7 +6,6 @@ kernel, by which PyTorch finds shapes without computing, and the operators of fo
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from plugrad.backends.workspace import bytes_of
 from plugrad.bridges._choices import computes_by_choice
 
 GRADIENTS = ("dx", "dw", "db")
+PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def _tensor(array: Any) -> Any:
     """The memory of a result as a tensor."""
     if isinstance(array, np.generic):  # a loss
         array = np.asarray(array)
-    is_bfloat16 = array.dtype.name == "bfloat16"
+    is_bfloat16 = array.dtype.kind == "V"  # as ml_dtypes defines it
     if is_bfloat16:
         array = array.view(np.int16)
     tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
@@ -61,14 +61,20 @@ def _bfloat16() -> Any:
     return ml_dtypes.bfloat16
 
 
-def _stream(tensor: Any) -> AbstractContextManager[Any]:
-    """CuPy's kernels in the order of PyTorch's: on its current stream."""
-    if not tensor.is_cuda:
-        return nullcontext()
-    import cupy
+def _on_stream(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`compute`, on a GPU in the order of PyTorch's kernels: on its current stream."""
 
-    stream = torch.cuda.current_stream(tensor.device)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, tensor.device.index)  # type: ignore[no-any-return]
+    @functools.wraps(compute)
+    def call(first: Any, *others: Any) -> Any:
+        if not first.is_cuda:
+            return compute(first, *others)
+        import cupy
+
+        stream = torch.cuda.current_stream(first.device)
+        with cupy.cuda.ExternalStream(stream.cuda_stream, first.device.index):
+            return compute(first, *others)
+
+    return call
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,23 +82,84 @@ def _stream(tensor: Any) -> AbstractContextManager[Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _operator(schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define the operator of a schema ``name(arguments) -> results``."""
-    name, _, rest = schema.partition("(")
+class Operator:
+    """A custom operator of PyTorch with the schema ``name(arguments) -> results``.
 
-    @functools.wraps(compute)
-    def on_arrays(*arguments: Any) -> Any:
-        with _stream(arguments[0]):
-            return compute(*arguments)
+    A call with plain tensors goes past PyTorch's dispatcher to the same functions: at 256 rows of 10 classes, the
+    dispatcher takes longer than PyTorch's own loss with its gradient.
+    """
 
-    operator: Any = torch.library.custom_op(
-        f"plugrad::{name}",
-        computes_by_choice(f"plugrad.bridges.torch.{name.removesuffix('_backward')}", on_arrays),
-        mutates_args=(),
-        schema=f"({rest}",
+    def __init__(self, schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        self.name, _, rest = schema.partition("(")
+        what = f"plugrad.bridges.torch.{self.name.removesuffix('_backward')}"
+        self.compute = computes_by_choice(what, _on_stream(compute))
+        self.custom: Any = torch.library.custom_op(
+            f"plugrad::{self.name}", self.compute, mutates_args=(), schema=f"({rest}"
+        )
+        self.custom.register_fake(fake)
+        self._differentiated: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        if not is_plain(*tensors):
+            return self.custom(*arguments)
+        if torch.is_grad_enabled() and True in [x.requires_grad for x in tensors]:
+            return self._differentiated.apply(*arguments)
+        return self.compute(*arguments)
+
+    def set_gradient(self, save: Callable[..., None], backward: Callable[..., tuple[Any, ...]]) -> None:
+        """Make it differentiable: `save` keeps tensors in ``ctx`` for `backward`.
+
+        `backward` takes ``ctx`` and the gradient of the first result, and returns those of the first arguments.
+        """
+
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            # Zeros for results that nothing depends on would cost more than the kernel.
+            ctx.set_materialize_grads(False)
+            ctx.count = len(inputs)
+            ctx.backend = inputs[-1]
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[1:])
+            save(ctx, inputs, output)
+
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = self.compute(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+        def gradients(ctx: Any, dy: Any, *others: Any) -> tuple[Any, ...]:
+            nothing: tuple[Any, ...] = (None,) * ctx.count
+            if dy is None:
+                return nothing
+            with torch.no_grad():
+                found = backward(ctx, dy)
+            found = tuple([x if needed else None for x, needed in zip(found, ctx.needs_input_grad, strict=False)])
+            if torch.is_grad_enabled():
+                found = _refuse_second_derivative(self.name, found, (dy, *ctx.saved_tensors))
+            return *found, *nothing[len(found) :]
+
+        self.custom.register_autograd(gradients, setup_context=setup_context)
+        members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        self._differentiated = type(self.name, (torch.autograd.Function,), members)
+
+
+def is_plain(*tensors: Any) -> bool:
+    """Whether nothing but autograd looks at what is done with the tensors: no compiler, transform or mode."""
+    return (
+        PLAIN.issuperset(map(type, tensors))
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
     )
-    operator.register_fake(fake)
-    return operator
+
+
+def _refuse_second_derivative(name: str, gradients: tuple[Any, ...], of: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The gradients, whose derivative with respect to the tensors `of` which they depend on is an error."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    depends_on = [x for x in of if x is not None and x.requires_grad]
+    passed_on = iter(_NoSecondDerivative.apply(name, len(present), *present, *depends_on))
+    return tuple([None if gradient is None else next(passed_on) for gradient in gradients])
 
 
 class _NoSecondDerivative(torch.autograd.Function):  # type: ignore[misc]
@@ -111,40 +178,6 @@ class _NoSecondDerivative(torch.autograd.Function):  # type: ignore[misc]
         raise NotImplementedError(
             f"{ctx.name}: has a first derivative only; call torch.nn.functional.{ctx.name} where a second one is needed"
         )
-
-
-def _differentiable(operator: Any, save: Callable[..., None], backward: Callable[..., tuple[Any, ...]]) -> None:
-    """Give an operator its gradient: what `save` keeps in ``ctx``, and the gradients of the first arguments.
-
-    `backward` takes ``ctx`` and the gradient of the first result.
-    """
-    name = operator._name.removeprefix("plugrad::")
-
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.set_materialize_grads(False)  # zeros for results that nothing depends on would cost more than the kernel
-        ctx.count = len(inputs)
-        ctx.backend = inputs[-1]
-        if isinstance(output, tuple):
-            ctx.mark_non_differentiable(*output[1:])
-        save(ctx, inputs, output)
-
-    def gradients(ctx: Any, dy: Any, *others: Any) -> tuple[Any, ...]:
-        nothing: tuple[Any, ...] = (None,) * ctx.count
-        if dy is None:
-            return nothing
-        with torch.no_grad():
-            found = backward(ctx, dy)
-        found = tuple(
-            gradient if needed else None for gradient, needed in zip(found, ctx.needs_input_grad, strict=False)
-        )
-        if torch.is_grad_enabled():
-            present = [gradient for gradient in found if gradient is not None]
-            depends_on = [x for x in (dy, *ctx.saved_tensors) if x is not None and x.requires_grad]
-            passed_on = iter(_NoSecondDerivative.apply(name, len(present), *present, *depends_on))
-            found = tuple(None if gradient is None else next(passed_on) for gradient in found)
-        return *found, *nothing[len(found) :]
-
-    operator.register_autograd(gradients, setup_context=setup_context)
 
 
 def _like(x: Any) -> Any:
@@ -170,8 +203,8 @@ def _of_y(name: str, axis: str) -> Any:
     def compute_backward(dy: Any, y: Any, *given: Any) -> Any:
         return _tensor(backward(_array(dy), _array(y), **options(given)))
 
-    operator = _operator(f"{name}(Tensor x, {axis}str backend) -> Tensor", compute, lambda x, *given: _like(x))
-    operator_backward = _operator(
+    operator = Operator(f"{name}(Tensor x, {axis}str backend) -> Tensor", compute, lambda x, *given: _like(x))
+    operator_backward = Operator(
         f"{name}_backward(Tensor dy, Tensor y, {axis}str backend) -> Tensor",
         compute_backward,
         lambda dy, y, *given: _like(y),
@@ -181,9 +214,9 @@ def _of_y(name: str, axis: str) -> Any:
         ctx.save_for_backward(output)
         ctx.given = inputs[1:]
 
-    _differentiable(operator, save, lambda ctx, dy: (operator_backward(dy, *ctx.saved_tensors, *ctx.given),))
+    operator.set_gradient(save, lambda ctx, dy: (operator_backward(dy, *ctx.saved_tensors, *ctx.given),))
     for batched, arrays in ((operator, 1), (operator_backward, 2)):
-        batched.register_vmap(functools.partial(_over_batch, batched, arrays, bool(axis)))
+        batched.custom.register_vmap(functools.partial(_over_batch, batched, arrays, bool(axis)))
     return operator
 
 
@@ -234,12 +267,12 @@ def _linear_backward(dy: Any, x: Any, w: Any, needs: str, backend: str) -> Any:
     return gradients
 
 
-linear = _operator(
+linear = Operator(
     "linear(Tensor x, Tensor w, Tensor? b, str backend) -> Tensor",
     _linear,
     lambda x, w, b, backend: x.new_empty((*x.shape[:-1], w.shape[0])),
 )
-linear_backward = _operator(
+linear_backward = Operator(
     "linear_backward(Tensor dy, Tensor x, Tensor w, str needs, str backend) -> (Tensor, Tensor, Tensor)",
     _linear_backward,
     lambda dy, x, w, needs, backend: _wanted(x, w, needs),
@@ -261,8 +294,7 @@ def needs_of(*tensors: Any) -> str:
     return _needs([x is not None and x.requires_grad for x in tensors])
 
 
-_differentiable(
-    linear,
+linear.set_gradient(
     _save_linear,
     lambda ctx, dy: linear_backward(dy, *ctx.saved_tensors, _needs(ctx.needs_input_grad), ctx.backend),
 )
@@ -275,13 +307,7 @@ _differentiable(
 
 def _scaled(gradients: tuple[Any, ...], dloss: Any) -> tuple[Any, ...]:
     """Gradients of a scalar loss times its own, which is nearly always 1: then no pass over them is needed."""
-    is_plain = (
-        type(dloss) is torch.Tensor
-        and dloss.device.type == "cpu"
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(dloss)
-    )
-    if is_plain and dloss.item() == 1.0:
+    if dloss.device.type == "cpu" and is_plain(dloss) and dloss.item() == 1.0:
         return gradients
     return tuple(gradient * dloss for gradient in gradients)
 
@@ -362,7 +388,7 @@ def _fake_loss(x: Any, shape: tuple[Any, ...], reduction: str) -> Any:
 
 _OPTIONS = "Tensor? weight, int? ignore_index, float label_smoothing, str reduction"
 
-cross_entropy = _operator(
+cross_entropy = Operator(
     f"cross_entropy(Tensor x, Tensor t, {_OPTIONS}, str backend) -> (Tensor, Tensor)",
     _cross_entropy,
     lambda x, t, weight, ignore_index, label_smoothing, reduction, backend: (
@@ -370,7 +396,7 @@ cross_entropy = _operator(
         _like(x),
     ),
 )
-cross_entropy_backward = _operator(
+cross_entropy_backward = Operator(
     f"cross_entropy_backward(Tensor dloss, Tensor y, Tensor t, {_OPTIONS}, str backend) -> Tensor",
     _cross_entropy_backward,
     lambda dloss, y, *given: _like(y),
@@ -402,7 +428,7 @@ def _backward_of_loss(ctx: Any, dloss: Any) -> tuple[Any, ...]:
     return ((dx * dloss.unsqueeze(ctx.axis)).to(dx.dtype),)
 
 
-_differentiable(cross_entropy, _save_loss, _backward_of_loss)
+cross_entropy.set_gradient(_save_loss, _backward_of_loss)
 
 
 def _linear_cross_entropy(
@@ -483,7 +509,7 @@ def _linear_cross_entropy_backward(
     return gradients
 
 
-linear_cross_entropy = _operator(
+linear_cross_entropy = Operator(
     f"linear_cross_entropy(Tensor x, Tensor w, Tensor? b, Tensor t, {_OPTIONS}, int max_workspace, str needs, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _linear_cross_entropy,
@@ -492,7 +518,7 @@ linear_cross_entropy = _operator(
         *_wanted(x, w, needs),
     ),
 )
-linear_cross_entropy_backward = _operator(
+linear_cross_entropy_backward = Operator(
     "linear_cross_entropy_backward(Tensor dloss, Tensor x, Tensor w, Tensor? b, Tensor t, Tensor? weight, "
     "int? ignore_index, float label_smoothing, int max_workspace, str needs, str backend) -> (Tensor, Tensor, Tensor)",
     _linear_cross_entropy_backward,
@@ -520,7 +546,7 @@ def _backward_of_linear_loss(ctx: Any, dloss: Any) -> tuple[Any, ...]:
     return found
 
 
-_differentiable(linear_cross_entropy, _save_linear_loss, _backward_of_linear_loss)
+linear_cross_entropy.set_gradient(_save_linear_loss, _backward_of_linear_loss)
 
 
 def workspace_of(size: Any) -> int:

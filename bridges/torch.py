@@ -144,7 +144,8 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
 
 def _as_input(loss: Any, x: Any) -> Any:
     """The loss in the dtype of `x`, as in PyTorch; under autocast in float32."""
-    return loss if torch.is_autocast_enabled(x.device.type) else loss.to(x.dtype)
+    is_given = loss.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+    return loss if is_given else loss.to(x.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
