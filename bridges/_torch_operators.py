@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from plugrad import kernels as K
+from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import bytes_of
 from plugrad.bridges._choices import computes_by_choice
 
@@ -250,21 +251,26 @@ def _linear(x: Any, w: Any, b: Any, backend: str) -> Any:
 
 
 def _wanted(x: Any, w: Any, needs: str) -> tuple[Any, ...]:
-    """New tensors for the gradients of input, weight and bias; without elements where not needed."""
+    """Tensors of the shapes of the gradients of input, weight and bias; without elements where not needed."""
     shapes = {"dx": x.shape, "dw": w.shape, "db": w.shape[:1]}
     return tuple(x.new_empty(shape if name in needs else (0,)) for name, shape in shapes.items())
 
 
-def _arrays_to_fill(gradients: tuple[Any, ...], needs: str) -> tuple[Any, ...]:
-    dx, dw, db = (_array(g) if name in needs else None for g, name in zip(gradients, GRADIENTS, strict=True))
-    return dx, None if dw is None else dw.T, db
+def _out(w: Any, needs: str) -> tuple[Any, ...]:
+    """Where to write ``dx, dw, db``: the weights' gradient in the layout of PyTorch's, the others to new arrays."""
+    return None, backend_for(w).empty(w.shape, w.dtype).T if "dw" in needs else None, None
+
+
+def _as_tensors(x: Any, dx: Any, dw: Any, db: Any) -> tuple[Any, ...]:
+    """The gradients as tensors; without elements where not needed."""
+    found = dx, None if dw is None else dw.T, db
+    return tuple(x.new_empty(0) if gradient is None else _tensor(gradient) for gradient in found)
 
 
 def _linear_backward(dy: Any, x: Any, w: Any, needs: str, backend: str) -> Any:
-    gradients = _wanted(x, w, needs)
-    wanted = tuple(needs.split())
-    K.affine_backward(_array(dy), _array(x), _array(w).T, needs=wanted, out=_arrays_to_fill(gradients, needs))
-    return gradients
+    weights = _array(w)
+    arrays = _array(dy), _array(x), weights.T
+    return _as_tensors(x, *K.affine_backward(*arrays, needs=tuple(needs.split()), out=_out(weights, needs)))
 
 
 linear = Operator(
@@ -444,7 +450,8 @@ def _linear_cross_entropy(
     needs: str,
     backend: str,
 ) -> Any:
-    arguments = _array(x), _array(w).T, _array(b), _array(t)
+    weights = _array(w)
+    arguments = _array(x), weights.T, _array(b), _array(t)
     options: dict[str, Any] = {
         "weight": _array(weight),
         "ignore_index": ignore_index,
@@ -452,18 +459,17 @@ def _linear_cross_entropy(
         "reduction": reduction,
         "max_workspace": max_workspace,
     }
-    gradients = _wanted(x, w, needs)
+    gradients: Any = (None, None, None)
     try:
         if needs:
-            out: Any = (None, *_arrays_to_fill(gradients, needs))
-            wanted = tuple(needs.split())
-            loss = K.linear_cross_entropy_value_and_grad(*arguments, **options, needs=wanted, out=out)[0]
+            options |= {"needs": tuple(needs.split()), "out": (None, *_out(weights, needs))}
+            loss, *gradients = K.linear_cross_entropy_value_and_grad(*arguments, **options)
         else:
             loss = K.linear_cross_entropy(*arguments, **options)
     except ValueError as error:
         _refuse_labels(error, t, w.shape[0], ignore_index)
         raise
-    return _tensor(loss), *gradients
+    return _tensor(loss), *_as_tensors(x, *gradients)
 
 
 def _linear_cross_entropy_backward(
