@@ -1,6 +1,7 @@
 """The bridge to PyTorch: its functions beside those of `torch.nn.functional`, as custom operators, and bad calls."""
 
 import copy
+import doctest
 import functools
 import io
 import sys
@@ -25,6 +26,7 @@ with warnings.catch_warnings():
 from torch.nn import functional  # noqa: E402
 
 from plugrad.bridges import torch as bridge  # noqa: E402
+from plugrad.tests.test_docs import ROOT, blocks  # noqa: E402
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How far from PyTorch's own results in float64.
@@ -564,3 +566,23 @@ def test_bad_calls(name: str) -> None:
         warnings.simplefilter("ignore")  # of PyTorch, that quantised tensors are deprecated
         with pytest.raises(error, match=message):
             call()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Documents
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", *bridge.__all__])
+def test_docstrings(name: str) -> None:
+    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(bridge, name) if name else bridge, name or "bridge")
+    assert test.examples, f"{name} has no example"
+    assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+
+
+def test_the_snippets_of_the_document() -> None:
+    assert (ROOT / "docs" / "pytorch.md").exists()
+    known: dict[str, Any] = {}
+    for snippet in blocks("docs/pytorch.md", "python"):
+        exec(compile(snippet, "docs/pytorch.md", "exec"), known)
+    assert known["loss"].item() > 0
