@@ -15,7 +15,7 @@ PEERS = ("textbook", "torch", "jax", "scipy")
 
 # The sides that --bridges adds for a peer: its own version of what a bridge replaces, where it is another than that of
 # the peer's side, and the bridge.
-BRIDGES = {"torch": ("torch_chunked", "torch_bridge")}
+BRIDGES = {"torch": ("torch_chunked", "torch_bridge"), "jax": ("jax_bridge",)}
 
 
 class Side(Protocol):
