@@ -8,7 +8,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"  # the build takes it from here
 
-_SUBPACKAGES = ("backends", "bench", "distributed", "kernels", "tests")
+_SUBPACKAGES = ("backends", "bench", "bridges", "distributed", "kernels", "tests")
 
 
 def __getattr__(name: str) -> ModuleType:

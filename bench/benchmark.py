@@ -31,6 +31,7 @@ class Options(outputs.Outputs, comparison.Comparison):
     kernel: list[str]
     backend: list[str]
     peers: list[str]
+    bridges: bool
     sizes: list[str]
     dtypes: list[str]
     new: bool
@@ -72,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"peers to compare with, out of {', '.join(sides.PEERS)}",
     )
     parser.add_argument(
+        "--bridges",
+        action="store_true",
+        help=f"beside each peer also plugrad's bridge to it; one of {', '.join(sides.BRIDGES)}",
+    )
+    parser.add_argument(
         "--sizes",
         type=comma_separated(str),
         default="",
@@ -104,6 +110,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, Results | None]:
     """Parse the arguments, and check those that depend on each other; return them with the earlier results."""
     parser = _parser()
     options = parser.parse_args(arguments, Options())
+    if options.bridges and not any(peer in sides.BRIDGES for peer in options.peers):
+        parser.error(f"--bridges: expected --peers with one of {', '.join(sides.BRIDGES)}")
     options.backend = options.backend or [next(name for name in AUTO_ORDER["numpy"] if available()[name])]
     if options.quick:
         options.rounds, options.seconds = QUICK_ROUNDS, QUICK_SECONDS
@@ -112,6 +120,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, Results | None]:
     for peer in options.peers:
         if options.backend[0] == "cupy" and peer != "torch":
             parser.error(f"--peers: expected torch beside cupy, since {peer} is measured on the CPU")
+    if options.bridges:
+        options.peers = [side for peer in options.peers for side in (peer, *sides.BRIDGES.get(peer, ()))]
     try:
         options.cases = _cases(options)
         outputs.check(options)

@@ -54,12 +54,17 @@ def docstrings() -> str:
     return "\n".join(found)
 
 
-def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """For each word of a text the numbers of the words before it and its own, and the words by number."""
+def numbered(text: str) -> tuple[np.ndarray, list[str]]:
+    """The words of a text as numbers, the most frequent first, and the words by number."""
     words = re.findall(r"[A-Za-z_]\w*|\d+|[^\w\s]", text)
     vocabulary = [word for word, _ in Counter(words).most_common()]
     number = {word: i for i, word in enumerate(vocabulary)}
-    numbers = np.array([number[word] for word in words], np.int32)
+    return np.array([number[word] for word in words], np.int32), vocabulary
+
+
+def contexts(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """For each word of a text the numbers of the words before it and its own, and the words by number."""
+    numbers, vocabulary = numbered(text)
     windows = np.lib.stride_tricks.sliding_window_view(numbers, CONTEXT + 1)
     return windows[:, :CONTEXT], windows[:, CONTEXT], vocabulary
 

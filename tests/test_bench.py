@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from plugrad.bench.__main__ import COMMANDS, main
 from plugrad.bench.cases import DTYPES, Case, as_dtype
 from plugrad.bench.errors import TOLERANCE, as_tuple, difference, error
 from plugrad.bench.measurements import Measurement, Results, Row
-from plugrad.bench.sides import PEERS, Side, copy, ours, products, textbook
+from plugrad.bench.sides import BRIDGES, PEERS, Side, copy, ours, products, textbook
 from plugrad.bench.sizes import NAMES, STEP, sizes_of
 from plugrad.bench.table import Table
 from plugrad.kernels import KERNELS
@@ -30,7 +31,7 @@ def kernels_of_peers() -> list[Any]:
     """Return each installed peer with each of its kernels; the quick tests have the textbook's formulas only."""
     return [
         pytest.param(peer, name, id=f"{peer}-{name}", marks=[] if peer == "textbook" else [pytest.mark.slow])
-        for peer in PEERS
+        for peer in (*PEERS, *(side for found in BRIDGES.values() for side in found))
         if sides.is_installed(peer)
         for name in sides.load(peer).NAMES
     ]
@@ -628,6 +629,22 @@ def test_memory_beside_arguments_and_results() -> None:
     ours, logits = float(row.split()[-2]), 3000 * 5000 * 4 / 1e6
     assert float(row.split()[-1]) > 2 * logits
     assert 0 < ours < 1.5 * 64 < 2 * logits
+
+
+@pytest.mark.slow
+def test_bridges_stand_beside_their_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    small = "relu --sizes 8x5 --backend numpy --peers torch,textbook --bridges --rounds 1 --seconds 0.01"
+    assert main(small.split()) == 0
+    heading, row = capsys.readouterr().out.splitlines()[2:]
+    assert re.search("x torch +x torch_chunked +x torch_bridge +x textbook", heading)
+    assert re.search(r"% +[\d.]+ +- +[\d.]+ +[\d.]+ ", row)
+
+
+def test_bridges_need_a_peer_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["relu", "--peers", "textbook", "--bridges"])
+    assert "--bridges: expected --peers with one of torch" in capsys.readouterr().err
 
 
 def test_a_peer_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,3 +142,14 @@ def test_words_tells_what_is_wrong(tmp_path: Path) -> None:
         done = example("words.py", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert output in done.stderr.splitlines()[-1]
+
+
+def test_the_language_model_is_the_same_with_one_import_changed(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: python -m pip install 'plugrad[torch]'")
+    done = example("language_model_bridged.py", "--steps", "3", "--batch", "4", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
+    assert done.returncode == 0, done.stderr
+    assert "from plugrad.bridges import torch as F" in done.stdout
+    apart = re.search(r"^the losses differ by ([\d.]+) at most$", done.stdout, re.MULTILINE)
+    assert apart
+    assert float(apart[1]) <= 1e-3
+    assert re.search(r"^saved: -?\d+% of the time, -?\d+ MB of \d+ MB$", done.stdout, re.MULTILINE)

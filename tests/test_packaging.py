@@ -18,7 +18,7 @@ import plugrad
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("kernels", "backends", "tests", "bench", "distributed")
+FOLDERS = ("kernels", "backends", "bridges", "tests", "bench", "distributed")
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ import sys
 before = set(sys.modules)
 import plugrad
 print(sorted(set(sys.modules) - before))
-assert set(dir(plugrad)) >= {"__version__", "backends", "bench", "distributed", "kernels", "tests"}
+assert set(dir(plugrad)) >= {"__version__", "backends", "bench", "bridges", "distributed", "kernels", "tests"}
 print("numpy" in sys.modules, plugrad.kernels.relu(1.0), plugrad.backends.current.__name__)
-print(plugrad.bench.__name__, plugrad.tests.__name__)
+print(plugrad.bench.__name__, plugrad.bridges.__name__, plugrad.tests.__name__)
 try:
     plugrad.nothing
 except AttributeError as error:
@@ -87,7 +87,7 @@ except AttributeError as error:
     assert python(code, tmp_path).splitlines() == [
         "['plugrad']",
         "False 1.0 current",
-        "plugrad.bench plugrad.tests",
+        "plugrad.bench plugrad.bridges plugrad.tests",
         "module 'plugrad' has no attribute 'nothing'",
     ]
 
@@ -140,7 +140,7 @@ def test_it_works_installed_in_a_fresh_environment(distributions: dict[str, Path
     python = environment / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", distributions["wheel"]], check=True, capture_output=True)
     code = (
-        "import sys, plugrad.kernels as K, plugrad.backends, plugrad.bench, plugrad.tests;"
+        "import sys, plugrad.kernels as K, plugrad.backends, plugrad.bench, plugrad.bridges, plugrad.tests;"
         "assert 'site-packages' in K.__file__, K.__file__;"
         "print(K.softmax([[0.0, 0.0]]).tolist())"
     )

@@ -13,6 +13,10 @@ from plugrad.bench.cases import Case
 
 PEERS = ("textbook", "torch", "torch_compile", "jax", "scipy")
 
+# The sides that --bridges adds for a peer: its own version of what a bridge replaces, where it is another than that of
+# the peer's side, and the bridge.
+BRIDGES = {"torch": ("torch_chunked", "torch_bridge"), "jax": ("jax_bridge",)}
+
 
 class Side(Protocol):
     """The contract of a module in this folder."""
@@ -35,5 +39,5 @@ def load(name: str) -> Side:
 
 
 def is_installed(peer: str) -> bool:
-    """Whether the library of a peer is installed; the textbook formulas need NumPy only."""
-    return peer == "textbook" or find_spec(peer.removesuffix("_compile")) is not None
+    """Whether the library of a side is installed, such as torch for `torch_bridge`; the textbook needs NumPy only."""
+    return peer == "textbook" or find_spec(peer.partition("_")[0]) is not None

@@ -16,10 +16,15 @@ to_numpy = np.asarray
 
 def prepare(case: Case) -> Callable[[], Any]:
     """Return the case computed by JAX."""
-    jax.config.update("jax_enable_x64", case.dtype == "float64")
     if case.name == STEP:
         return _step(case)
-    call, arguments = jax.jit(partial(FUNCTIONS[case.name], case.axis)), [jnp.asarray(x) for x in case.arguments()]
+    return compiled(FUNCTIONS[case.name], case)
+
+
+def compiled(function: Callable[..., Any], case: Case) -> Callable[[], Any]:
+    """Return the case computed by a function of the axis and of arrays."""
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    call, arguments = jax.jit(partial(function, case.axis)), [jnp.asarray(x) for x in case.arguments()]
     return lambda: jax.block_until_ready(call(*arguments))
 
 
@@ -81,6 +86,7 @@ NAMES: Collection[str] = (*FUNCTIONS, STEP)
 
 
 def _step(case: Case) -> Callable[[], Any]:
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
     given = network(case)
     x, t = jnp.asarray(given.x), jnp.asarray(given.t)
     parameters = [jnp.asarray(parameter) for parameter in given.parameters]

@@ -20,7 +20,7 @@ def prepare(case: Case) -> Callable[[], Any]:
     """Return the case computed by PyTorch."""
     if case.name == STEP:
         return _step(case)
-    call = partial(FUNCTIONS[case.name], case.axis, *_arguments(case))
+    call = partial(FUNCTIONS[case.name], case.axis, *tensors(case))
     if case.new or case.name not in WITH_OUT:
         return call
     return partial(WITH_OUT[case.name], *call.args, out=call())
@@ -31,13 +31,13 @@ def to_numpy(x: Any) -> Any:
     return x.detach().double().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
-def _arguments(case: Case) -> list[Any]:
+def tensors(case: Case) -> list[Any]:
     """Return the arguments as tensors; `functional.linear` takes weights as (outputs, inputs)."""
-    tensors = [as_tensor(x) for x in case.arguments()]
+    found = [as_tensor(x) for x in case.arguments()]
     if "max_workspace" in KERNELS[case.name].options:
         at = KERNELS[case.name].arguments.index("w")
-        tensors[at] = tensors[at].T.contiguous()
-    return tensors
+        found[at] = found[at].T.contiguous()
+    return found
 
 
 def as_tensor(x: Any) -> Any:
