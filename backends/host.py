@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from plugrad.backends import tensors
+
 if TYPE_CHECKING:
     from plugrad.backends.contract import Overlap
 
@@ -36,6 +38,8 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
     kind = type(x)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{what}: expected an array without a mask, got a masked array; call its .filled(value) first")
+    if kind is not np.ndarray and tensors.is_tensor(x):
+        return tensors.seen_by_numpy(what, x)
     if on_device(x):
         raise TypeError(
             f"{what}: expected an array in host memory, got a {kind.__module__}.{kind.__qualname__} on a device; "
