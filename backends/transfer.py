@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends import host, registry
+from plugrad.backends import host, registry, tensors
 from plugrad.backends.backend import is_array_of
 from plugrad.backends.choice import AUTO_ORDER
 from plugrad.backends.selection import current
@@ -69,7 +69,7 @@ def to_numpy(x: Any) -> Any:
     for package, names in AUTO_ORDER.items():
         if package != "numpy" and is_array_of(kind, package):
             return registry.get(names[-1]).to_numpy(x)
-    if host.on_device(x):
+    if not tensors.is_tensor(x) and host.on_device(x):
         raise TypeError(
             f"to_numpy: x: expected an array of a known backend or in host memory, got a {kind.__module__}."
             f"{kind.__qualname__} on a device; select the backend that computes on it, or copy it to the host first"

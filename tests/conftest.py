@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ PROGRAMS = {
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "apt-get install chromium"),
 }
 
+# Libraries that tests of the bridges need, and the command that installs them.
+LIBRARIES = {"torch": "python -m pip install 'plugrad[torch]'", "jax": "python -m pip install 'plugrad[jax]'"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that choose what the conformance suite is run on, and whether tests may be skipped."""
@@ -42,12 +46,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--dtype", action="append", choices=[str(d) for d in DTYPES], help="and, of checks of several dtypes, this one"
     )
     group.addoption("--no-skips", action="store_true", help="a test that would be skipped fails")
+    group.addoption(
+        "--without", action="append", choices=list(LIBRARIES), help="with --no-skips: but those may be that need this"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse names that no backend has; what was measured on this machine changes nothing."""
     config.addinivalue_line("markers", "slow: left out unless asked for, by -m slow or -m ''")
-    config.addinivalue_line("markers", "needs(program): skipped where the program is not installed")
+    config.addinivalue_line("markers", "needs(name): skipped where the program or library is not installed")
     config.addinivalue_line("markers", "long: begins first, so that no worker is left alone with it at the end")
     config.addinivalue_line("markers", "xdist_group(name): these share a worker under --dist loadgroup")
     os.environ[profile.VARIABLE] = profile.OFF
@@ -155,18 +162,20 @@ def _shared_by(item: pytest.Item) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose program is not installed, and say how to get it."""
-    for mark in item.iter_markers("needs"):
-        names, command = PROGRAMS[mark.args[0]]
-        if not any(map(shutil.which, names)):
-            pytest.skip(f"needs {mark.args[0]}: {command}")
+    """Skip a test whose program or library is not installed, and say how to get it."""
+    for (name,) in (mark.args for mark in item.iter_markers("needs")):
+        names, command = PROGRAMS.get(name) or ((), LIBRARIES[name])
+        if not any(map(shutil.which, names)) and (name in PROGRAMS or find_spec(name) is None):
+            pytest.skip(f"needs {name}: {command}")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Make a skip a failure where none is allowed."""
     report = yield
-    if report.skipped and item.config.getoption("no_skips"):
+    missing = item.config.getoption("without") or ()
+    is_expected = any(mark.args[0] in missing for mark in item.iter_markers("needs"))
+    if report.skipped and item.config.getoption("no_skips") and not is_expected:
         report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
     return report
 

@@ -632,8 +632,8 @@ def test_memory_beside_arguments_and_results() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs("torch")
 def test_bridges_stand_beside_their_peers(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
     small = "relu --sizes 8x5 --backend numpy --peers torch,textbook --bridges --rounds 1 --seconds 0.01"
     assert main(small.split()) == 0
     heading, row = capsys.readouterr().out.splitlines()[2:]

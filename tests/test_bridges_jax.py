@@ -13,7 +13,7 @@ import pytest
 from plugrad import backends, kernels as K
 from plugrad.tests.processes import python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("jax")]
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: python -m pip install 'plugrad[jax]'")
 

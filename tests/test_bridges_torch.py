@@ -17,7 +17,7 @@ import pytest
 
 from plugrad import backends, kernels as K
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -144,8 +144,8 @@ def test_words_tells_what_is_wrong(tmp_path: Path) -> None:
         assert output in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.needs("torch")
 def test_the_language_model_is_the_same_with_one_import_changed(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed: python -m pip install 'plugrad[torch]'")
     done = example("language_model_bridged.py", "--steps", "3", "--batch", "4", cwd=tmp_path, PLUGRAD_BACKEND="numpy")
     assert done.returncode == 0, done.stderr
     assert "from plugrad.bridges import torch as F" in done.stdout

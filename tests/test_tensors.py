@@ -1,5 +1,6 @@
 """Tensors of PyTorch and arrays of JAX as arguments: read where they are, without a copy."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "int64")
 
 @pytest.fixture
 def torch() -> Any:
-    return pytest.importorskip("torch", reason="needs PyTorch: python -m pip install 'plugrad[torch]'")
+    return importlib.import_module("torch")
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tensor_is_read_where_it_is(torch: Any, dtype: str) -> None:
     tensor = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype)).T
@@ -30,6 +32,7 @@ def test_a_tensor_is_read_where_it_is(torch: Any, dtype: str) -> None:
     assert backends.to_numpy(tensor).ctypes.data == tensor.data_ptr()
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("dtype", DTYPES[:-1])
 def test_kernels_take_tensors(torch: Any, dtype: str) -> None:
     x = torch.linspace(-2, 2, 12).reshape(3, 4).to(getattr(torch, dtype))
@@ -43,6 +46,7 @@ def test_kernels_take_tensors(torch: Any, dtype: str) -> None:
     assert dx.tobytes() == expected_dx.tobytes()
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -59,16 +63,20 @@ def test_kernels_take_tensors(torch: Any, dtype: str) -> None:
 def test_other_tensors_are_refused(torch: Any, make: Callable[[Any], Any], message: str) -> None:
     with backends.use("numpy"), pytest.raises(TypeError, match=f"relu: x: expected a plain tensor.*{message}"):
         K.relu(make(torch.ones(2, 3)))
+    with pytest.raises(TypeError, match=f"to_numpy: x: expected a plain tensor.*{message}"):
+        backends.to_numpy(make(torch.ones(2, 3)))
 
 
+@pytest.mark.needs("torch")
 def test_a_parameter_without_grad_is_taken(torch: Any) -> None:
     x = torch.nn.Parameter(torch.ones(2), requires_grad=False)
     assert host.take("x", x).ctypes.data == x.data_ptr()
 
 
+@pytest.mark.needs("jax")
 @pytest.mark.parametrize("dtype", DTYPES[:-1])
 def test_an_array_of_jax_is_read_where_it_is(dtype: str) -> None:
-    jax = pytest.importorskip("jax", reason="needs JAX: python -m pip install 'plugrad[jax]'")
+    jax = importlib.import_module("jax")
     jnp = jax.numpy
     with jax.enable_x64(True):
         array = jnp.linspace(-2, 2, 12, dtype=dtype).reshape(3, 4)
