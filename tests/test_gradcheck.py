@@ -125,7 +125,7 @@ def test_every_kernel_that_has_a_gradient(name: str, dtype: Any) -> None:
     inputs = sample(kernel, 3, 4, np.dtype(dtype)).inputs
     first = next(iter(inputs))
     inputs[first] = (inputs[first].astype(float) / 8 if first == "x" else inputs[first]).astype(dtype)  # no outliers
-    report = check(kernel.function, *inputs.values())
+    report = check(kernel.function, *inputs.values(), **kernel.given)
     assert report, report
     wanted = [f"d{argument}" for argument in kernel.arguments if argument != "t"]
     assert [found.name for found in report.gradients] == wanted
