@@ -344,6 +344,21 @@ def test_a_network_that_has_learnt(dtype: Any) -> None:
     assert report, report
 
 
+def test_dropout_drops_the_same_elements_in_each_call() -> None:
+    x, t = RNG.normal(size=(4, 3)), [0, 1, 1, 0]
+    net = layers.Sequential(
+        layers.Affine.init(3, 6, rng=0), layers.Dropout(0.5, rng=1), layers.Affine.init(6, 2, rng=2)
+    )
+    seed = net.state_dict()["1.seed"]
+    assert check(net, x, t, loss=layers.SoftmaxWithLoss())
+    assert check(net, x)
+    assert net.state_dict()["1.seed"] == seed
+    net.training = False
+    assert check(net, x)
+    for seed in (0, 2**64 - 1):
+        assert check(K.dropout, x, p=0.3, seed=seed)
+
+
 def test_layers_that_write_to_what_they_are_given_are_not_taken_in() -> None:
     class Nothing(layers.Sigmoid):
         def backward(self, dy: Any, *, use_jacobian: bool = False) -> Any:

@@ -57,7 +57,7 @@ def check(
     entries : int
         The number of entries that are drawn from a larger gradient.
     seed : int
-        The seed for everything drawn at random.
+        The seed for everything drawn at random, by a kernel such as `dropout` too.
     **options
         Options of a kernel, passed to it and to its backward kernel.
 
@@ -101,7 +101,9 @@ def check(
     if isinstance(target, Layer):
         about, problems = repr(target), problems_of_layer(target, inputs, loss, rng)
     elif is_kernel:
-        about, problems = target.__name__, problems_of_kernel(KERNELS[target.__name__], inputs, options, rng)
+        kernel = KERNELS[target.__name__]
+        given = {**options, "seed": seed} if "seed" in kernel.options else options
+        about, problems = kernel.name, problems_of_kernel(kernel, inputs, given, rng)
         options = {}
     else:
         about, problems = getattr(target, "__name__", "function"), problems_of_function(target, inputs, gradients)

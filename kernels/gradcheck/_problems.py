@@ -93,10 +93,12 @@ def problems_of_layer(
         f = partial(_forward_at, x, lambda v: double.forward(v, *labels))
         yield Problem("dx", x, layer.backward(), f, _scale(1.0, x))
         return
+    buffers = [(owner, name, copy.deepcopy(getattr(owner, name))) for _, owner, name in double._places_of_buffers()]
+    forward = partial(_forward_from, double, buffers)
     y = layer.forward(copy.deepcopy(x))
     dy, end, scale = _drawn_end(y, rng) if loss is None else _loss_as_end(y, loss, labels, x)
     dx = layer.backward(dy)
-    f = partial(_forward_at, x, lambda v: end(double.forward(v)))
+    f = partial(_forward_at, x, lambda v: end(forward(v)))
     yield Problem("dx", x, dx, f, scale)
     inputs_as_float64 = as_float64("x", x)
     for (name, parameter), analytic, twin in zip(layer.named_params(), layer.grads, double.params, strict=True):
@@ -107,6 +109,13 @@ def problems_of_layer(
 
         yield Problem(f"d{name}", parameter, analytic, with_parameter, scale)
         twin[...] = to_device_of(as_float64(name, parameter), twin)
+
+
+def _forward_from(layer: Layer, buffers: list[tuple[Layer, str, Any]], x: Any) -> Any:
+    """Compute the result of a layer whose buffers, such as the seed of a dropout, have the values that are given."""
+    for owner, name, value in buffers:
+        setattr(owner, name, copy.deepcopy(value))
+    return layer.forward(x)
 
 
 def _forward_at(like: Any, f: Callable[[Any], Any], x: Float64Array) -> Any:
