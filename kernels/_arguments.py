@@ -171,7 +171,7 @@ def result(
         out = out[0]
     if out is None:
         return backend.empty(shape, dtype), reads
-    owns_memory = backend.native is np.ndarray and is_plain(out, shape, dtype)
+    owns_memory = backend.native is np.ndarray and can_take(out, shape, dtype)
     if not owns_memory and (
         type(out) is not backend.native
         or (out.dtype is not dtype and out.dtype != dtype)
@@ -187,7 +187,7 @@ def result(
     for read in reads:
         if read is None or read is out:
             continue
-        if owns_memory and ((base := read.base) is None or lies_elsewhere(base, out)):
+        if owns_memory and (read.base is None or not views(read, out)):
             continue
         overlap = backend.overlap(out, read)
         if overlap == "partial":
@@ -199,16 +199,26 @@ def result(
     return out, reads
 
 
-def is_plain(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Whether `out` is an array of NumPy's that takes a result as it is and owns its memory."""
-    return (
+def can_take(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *reads: Any) -> bool:
+    """Whether `out` is an array of NumPy's that takes a result as it is, and arrays that are read do not overlap it.
+
+    `result` finds out the same of any arrays, and takes longer. `out` owns its memory; an array that is read does so
+    too, or is a view, such as a batch of all the data, of one that does, or it is `out` itself.
+    """
+    if not (
         type(out) is np.ndarray and out.base is None and out.dtype is dtype and out.shape == shape and out.flags.carray
-    )
+    ):
+        return False
+    for read in reads:
+        if read is not None and (type(read) is not np.ndarray or (read.base is not None and views(read, out))):
+            return False
+    return True
 
 
-def lies_elsewhere(base: Any, *outs: Any) -> bool:
-    """Whether `base`, the array that a view refers to, owns its memory and is none of `outs`."""
-    return type(base) is np.ndarray and base.base is None and not any(base is out for out in outs)
+def views(read: Any, out: Any) -> bool:
+    """Whether a view may share memory with `out`, which owns its own: it is a view of it, or of no array of NumPy's."""
+    base = read.base
+    return type(base) is not np.ndarray or base.base is not None or base is out
 
 
 def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import numpy as np
-
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
     axis_index,
+    can_take,
     fill,
     floating,
     given_back,
-    is_plain,
     loss_arguments,
     promoted,
     real,
@@ -45,8 +43,8 @@ def forward(
         axis = axis_index(kernel, axis, x.ndim)
     if out is None:
         y: Any = backend.empty(x.shape, x.dtype)
-    elif out is x and type(x) is np.ndarray and x.flags.carray and not reads:  # in place
-        y = x
+    elif not reads and can_take(out, x.shape, x.dtype, x):
+        y = out
     else:
         y, (x, *_) = result(kernel, "out", out, x.shape, x.dtype, backend, (x, *reads))
     if y.size:
@@ -80,8 +78,8 @@ def backward(
         dy, y = promoted(kernel, backend, **{"dy": dy, name: y})
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)
-    elif out is dy and is_plain(out, y.shape, y.dtype) and y.base is None:  # in place
-        dx = dy
+    elif can_take(out, y.shape, y.dtype, dy, y):
+        dx = out
     else:
         dx, (dy, y) = result(kernel, "out", out, y.shape, y.dtype, backend, (dy, y))
     if dx.size:
