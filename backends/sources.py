@@ -1,6 +1,5 @@
 """The files of this package, which may lie in a folder, in a zip archive, or in a frozen program."""
 
-import functools
 import hashlib
 import sys
 from importlib.resources import files
@@ -13,7 +12,6 @@ def named(folder: Traversable, suffix: str) -> list[Traversable]:
     return sorted((file for file in folder.iterdir() if file.name.endswith(suffix)), key=lambda file: file.name)
 
 
-@functools.cache
 def place() -> Path:
     """The file in which this source lies: itself, or the archive or program that it is part of."""
     if getattr(sys, "frozen", False):
