@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels as K
-from plugrad.backends import trust
+from plugrad.backends import sources, trust
 from plugrad.backends.numba import (
     compiling,
     elementwise,
@@ -797,7 +797,7 @@ def test_the_message_names_what_another_user_owns(tmp_path: Path, monkeypatch: p
         os.chown(path, 65534, 65534)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 1)
-    monkeypatch.setattr(trust, "__file__", "/")  # owned by root
+    monkeypatch.setattr(sources, "place", lambda: Path("/"))  # owned by root
     assert trust.untrusted(path) == f"{path} belongs to another user"
 
 
@@ -814,14 +814,17 @@ def test_the_message_names_what_a_group_can_write_to(tmp_path: Path) -> None:
 
 
 def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = tmp_path / "compiling.py"
-    source.write_text("one")
-    monkeypatch.setattr(compiling, "__file__", str(source))
-    stamp = compiling._stamp.__wrapped__
-    before = stamp()
-    assert stamp() == before
-    (tmp_path / "losses.py").write_text("what others call")
-    assert stamp() != before
+    folder = tmp_path / "stamped"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    before = sources.stamp("stamped")
+    assert sources.stamp("stamped") == before
+    (folder / "losses.py").write_text("what others call")
+    assert sources.stamp("stamped") != before
+    assert compiling._stamp() == sources.stamp("plugrad.backends.numba") != before
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # no sources: the program tells
+    assert sources.stamp("stamped") == sources.stamp("plugrad.backends.numba") != before
 
 
 def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:
