@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.options import LossOptions
+from plugrad.backends.options import BinaryLossOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 
 Array: TypeAlias = Any
@@ -200,6 +200,35 @@ class LinearLossAndGradients(Protocol):
     ) -> object: ...
 
 
+class BinaryLossAnd(Protocol):
+    """A loss of each element by itself, and an array of the shape of its logits, as in `sigmoid_cross_entropy`.
+
+    `x` has any shape, which may be ``()``, and `t` the same; `t` holds labels of any integer, boolean or floating dtype
+    in native byte order. `loss` has the shape of `x` if ``options.reduction == "none"``, else no dimensions, and the
+    dtype that `x` is computed in. `out` has the shape and dtype of `x`. Each result may be any argument of its shape
+    and dtype, the weights included.
+
+    The function raises ``options.bad_label`` for the first label that is outside [0, 1], or NaN, and is not equal to
+    ``options.ignored_label(t.dtype)``, before it writes anything. A backend that cannot read labels without
+    synchronising a device makes the results of that element NaN, and raises only if the option ``check`` is set.
+    """
+
+    def __call__(self, x: Array, t: Array, options: BinaryLossOptions, loss: Array, out: Array, /) -> object: ...
+
+
+class BinaryLossBackward(Protocol):
+    """The gradient of such a loss with respect to the logits, as in `sigmoid_cross_entropy_backward`.
+
+    `y` is the sigmoid of the logits, and `dx` has its shape and dtype. `t` and `options` are as in `BinaryLossAnd`,
+    with the labels unchecked. `dloss` is a Python float, or an array of the shape of the loss and of any floating
+    dtype. `dx` may be any argument of its shape and dtype.
+    """
+
+    def __call__(
+        self, dloss: float | Array, y: Array, t: Array, options: BinaryLossOptions, dx: Array, /
+    ) -> object: ...
+
+
 class SGD(Protocol):
     """The step `sgd` of the optimizer ``SGD``, which updates parameters and their velocities in place.
 
@@ -341,6 +370,8 @@ FORMS: tuple[type, ...] = (
     LossAnd,
     LinearLoss,
     LinearLossAndGradients,
+    BinaryLossAnd,
+    BinaryLossBackward,
     SGD,
     Adam,
 )

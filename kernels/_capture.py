@@ -13,7 +13,7 @@ import numpy as np
 
 from plugrad.backends import selection
 from plugrad.backends.choice import Choice
-from plugrad.backends.options import LossOptions
+from plugrad.backends.options import BinaryLossOptions, LossOptions
 from plugrad.backends.recording import Call, Recorder, recording
 from plugrad.kernels._kernel import KERNELS
 
@@ -195,10 +195,10 @@ def arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
         _, *names = inspect.signature(kernel.form.__call__).parameters
         first_result = len(names) - len(kernel.results)
         for position, (name, argument) in enumerate(zip(names, call.arguments, strict=True)):
-            if isinstance(argument, LossOptions):
-                name, argument = "weight", argument.weight
-            if is_array(argument):
-                yield name, argument, position >= first_result
+            is_options = isinstance(argument, LossOptions | BinaryLossOptions)
+            for of, value in argument._asdict().items() if is_options else ((name, argument),):
+                if is_array(value):
+                    yield of, value, position >= first_result
         return
     for array in call.writes:
         yield "result", array, True

@@ -121,6 +121,8 @@ PARTS: tuple[tuple[list[str], tuple[str, str]], ...] = (
     (["cross_entropy", "cross_entropy_backward", "relu", "sigmoid_backward", "tanh"], ("float16", "float32")),
     (["softmax", "log_softmax_backward", "relu_backward", "sigmoid"], ("bfloat16", "float32")),
     (["log_softmax", "softmax_backward", "softmax_cross_entropy_backward", "tanh_backward"], ("float16", "float64")),
+    (["sigmoid_cross_entropy", "sigmoid_cross_entropy_backward"], ("bfloat16", "float64")),
+    (["sigmoid_cross_entropy_value_and_grad"], ("float16", "float32")),
 )
 
 

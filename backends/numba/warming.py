@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba import column_sums, kernels, targets, team, tiling
-from plugrad.backends.options import COMPUTE, LossOptions
+from plugrad.backends.options import COMPUTE, BinaryLossOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 
 
@@ -32,7 +32,9 @@ def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> 
     """Arguments for each compiled form of a function."""
     names = inspect.signature(function).parameters
     if "options" in names:
-        for t, options in _labels(function.__name__, classes, COMPUTE[dtype]):
+        is_of_elements = function.__name__.startswith("sigmoid_cross_entropy")
+        labels = _labels_of_elements(function.__name__, classes, dtype) if is_of_elements else None
+        for t, options in labels or _labels(function.__name__, classes, COMPUTE[dtype]):
             arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options, "workspace": Workspace(2**20)}
             yield {name: arguments[name] for name in names}
     else:
@@ -55,3 +57,10 @@ def _labels(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple
     yield np.zeros(2, np.int64), plain
     yield np.zeros(2, np.int64), plain._replace(label_smoothing=0.1, ignore_index=-1)
     yield np.ones((2, classes), compute), plain
+
+
+def _labels_of_elements(kernel: str, classes: int, dtype: np.dtype[Any]) -> Iterator[tuple[Any, BinaryLossOptions]]:
+    """Labels of each element: integers, and numbers of the dtypes of the logits and of what is computed in."""
+    options = BinaryLossOptions(kernel, None, None, None, 0.0, "mean")
+    for kind in dict.fromkeys((np.dtype(np.int64), dtype, COMPUTE[dtype])):
+        yield np.ones((2, classes), kind), options

@@ -18,6 +18,7 @@ from plugrad.backends.numpy import (
     cross_entropy,
     elementwise,
     linear_cross_entropy,
+    sigmoid_cross_entropy,
     softmax,
     softmax_cross_entropy,
     updates,
@@ -25,7 +26,7 @@ from plugrad.backends.numpy import (
 from plugrad.backends.numpy.softmax_cross_entropy import PREPARED
 
 _KERNELS = kernel_functions(
-    affine, cross_entropy, elementwise, linear_cross_entropy, softmax, softmax_cross_entropy
+    affine, cross_entropy, elementwise, linear_cross_entropy, sigmoid_cross_entropy, softmax, softmax_cross_entropy
 )  # a new kernel in one of these modules needs nothing here
 
 __all__ = list(_KERNELS)

@@ -15,7 +15,7 @@ counted from 0: ``Sequential: layer 2 (Affine): affine: x: expected ...``.
 from plugrad.kernels.layers._activations import Relu, Sigmoid, Softmax
 from plugrad.kernels.layers._affine import Affine, MatMul
 from plugrad.kernels.layers._layer import Layer
-from plugrad.kernels.layers._losses import CrossEntropy, Loss, SoftmaxWithLoss
+from plugrad.kernels.layers._losses import CrossEntropy, Loss, SigmoidWithLoss, SoftmaxWithLoss
 from plugrad.kernels.layers._sequential import Sequential
 from plugrad.kernels.layers._training import TrainingStep
 
@@ -28,6 +28,7 @@ __all__ = [
     "Relu",
     "Sequential",
     "Sigmoid",
+    "SigmoidWithLoss",
     "Softmax",
     "SoftmaxWithLoss",
     "TrainingStep",

@@ -113,8 +113,9 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
     values = [np.asarray(x, np.float64) for x in canonical.values() if x is not None]
     if is_odd and not all(np.isfinite(x).all() for x in values):
         return
-    if options.get("weight") is not None:
-        options["weight"] = np.asarray(_plain(subject, options["weight"]))
+    for name in ("weight", "pos_weight"):
+        if options.get(name) is not None:
+            options[name] = np.asarray(_plain(subject, options[name]))
     case = Case(kernel, canonical, options, about=call.case.about)
     exact = tuple(
         None if true is None else cases.overflowed(true, cases.result_dtype(name, dtype))

@@ -64,10 +64,13 @@ class Case:
 
     def largest(self, expected: tuple[Any, ...]) -> list[float]:
         """The largest magnitude in each result, or in the terms that it is the sum of."""
+        return [_largest(size) for size in self.sizes(expected)]
+
+    def sizes(self, expected: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The sums of the magnitudes of the terms of each result; the results themselves if they are no sums."""
         terms = self.kernel.terms
         with np.errstate(all="ignore"):
-            sizes = terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
-        return [_largest(size) for size in sizes]
+            return terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
 
 
 def _largest(x: Any) -> float:
