@@ -200,6 +200,17 @@ class LinearLossAndGradients(Protocol):
     ) -> object: ...
 
 
+class Accuracy(Protocol):
+    """The share of rows whose label is among the `k` largest of the row, as in `top_k_accuracy`.
+
+    `t` holds class indices, and `options` the axis of the classes and the ignored label. Of equal numbers the one with
+    the lower class comes first; a row with a NaN is wrong. `accuracy` has no dimensions, and is float64; it is 0 where
+    no row counts. Labels are checked as in `Loss`; a backend that cannot raise the error makes `accuracy` NaN.
+    """
+
+    def __call__(self, x: Array, t: Array, k: int, options: LossOptions, accuracy: Array, /) -> object: ...
+
+
 class BinaryLossAnd(Protocol):
     """A loss of each element by itself, and an array of the shape of its logits, as in `sigmoid_cross_entropy`.
 
@@ -370,6 +381,7 @@ FORMS: tuple[type, ...] = (
     LossAnd,
     LinearLoss,
     LinearLossAndGradients,
+    Accuracy,
     BinaryLossAnd,
     BinaryLossBackward,
     SGD,

@@ -35,6 +35,7 @@ from plugrad.kernels._softmax_cross_entropy import (
     softmax_cross_entropy_value_and_grad as softmax_cross_entropy_value_and_grad,
 )
 from plugrad.kernels._tanh import tanh as tanh, tanh_backward as tanh_backward
+from plugrad.kernels._top_k_accuracy import top_k_accuracy as top_k_accuracy
 
 MODULES = ("gradcheck", "jacobians", "layers", "optim")
 

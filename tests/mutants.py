@@ -1095,6 +1095,51 @@ def infinite_logits_of_the_right_sign_give_nan(module: BackendModule) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Accuracies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("top_k_accuracy", "the_order_of_logits")
+def equal_logits_all_among_the_largest(module: BackendModule) -> None:
+    def broken(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        rows = np.moveaxis(x, options.axis, -1).reshape(-1, x.shape[options.axis]).astype(np.float64)
+        label = np.take_along_axis(rows, t.reshape(-1, 1).astype(np.int64), 1)
+        accuracy[...] = (((rows > label).sum(axis=1) < k) & ~np.isnan(rows).any(axis=1)).mean()
+
+    module.top_k_accuracy = broken
+
+
+@mutant("top_k_accuracy", "the_order_of_logits")
+def nan_smaller_than_all_numbers(module: BackendModule) -> None:
+    sound = module.top_k_accuracy
+
+    def broken(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        sound(np.where(np.isnan(x), x.dtype.type(-np.inf), x), t, k, options, accuracy)
+
+    module.top_k_accuracy = broken
+
+
+@mutant("top_k_accuracy", "rows_that_count")
+def ignored_rows_counted_as_wrong(module: BackendModule) -> None:
+    def change(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        if options.ignore_index is not None:
+            accuracy *= np.count_nonzero(t != options.ignore_index) / t.size
+
+    afterwards(module, "top_k_accuracy", change)
+
+
+@mutant("top_k_accuracy", "labels_of_accuracies_that_name_no_class")
+def labels_of_accuracies_wrapped(module: BackendModule) -> None:
+    sound = module.top_k_accuracy
+
+    def broken(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        wrapped = t if options.ignore_index is not None else t.astype(np.int64) % x.shape[options.axis]
+        sound(x, wrapped, k, options, accuracy)
+
+    module.top_k_accuracy = broken
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Errors, and who does the work
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ PARTS: tuple[tuple[list[str], tuple[str, str]], ...] = (
     (["softmax", "log_softmax_backward", "relu_backward", "sigmoid"], ("bfloat16", "float32")),
     (["log_softmax", "softmax_backward", "softmax_cross_entropy_backward", "tanh_backward"], ("float16", "float64")),
     (["sigmoid_cross_entropy", "sigmoid_cross_entropy_backward"], ("bfloat16", "float64")),
-    (["sigmoid_cross_entropy_value_and_grad"], ("float16", "float32")),
+    (["sigmoid_cross_entropy_value_and_grad", "top_k_accuracy"], ("float16", "float32")),
 )
 
 

@@ -48,7 +48,8 @@ def _arrays(inputs: int, outputs: int, dtype: np.dtype[Any]) -> dict[str, Any]:
     shapes |= {"x": (2, inputs), "dx": (2, inputs), "w": (inputs, outputs), "dw": (inputs, outputs)}
     shapes |= {"b": (outputs,), "db": (outputs,)}
     arrays: dict[str, Any] = {name: np.ones(shape, dtype) for name, shape in shapes.items()}
-    return arrays | {"axis": 1, "dloss": 1.0, "loss": np.empty((), COMPUTE[dtype])}
+    arrays |= {"loss": np.empty((), COMPUTE[dtype]), "accuracy": np.empty(())}
+    return arrays | {"axis": 1, "dloss": 1.0, "k": 1}
 
 
 def _labels(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.tests.conformance.subject import Case, Subject, loss_dtype
+from plugrad.tests.conformance.subject import Case, Subject, loss_dtype, result_dtype as result_dtype
 from plugrad.tests.records import RECORDS, Record
 
 FLOAT32 = np.dtype(np.float32)
@@ -37,6 +37,11 @@ def is_binary(kernel: Record) -> bool:
 def is_loss(kernel: Record) -> bool:
     """Whether the kernel is a loss of rows of classes, or the gradient of one."""
     return is_any_loss(kernel) and not is_binary(kernel)
+
+
+def is_accuracy(kernel: Record) -> bool:
+    """Whether the kernel compares class indices with the largest logits."""
+    return kernel.results == ("accuracy",)
 
 
 def has_axis(kernel: Record) -> bool:
@@ -219,11 +224,6 @@ def options_of_large_losses(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Ca
                     inputs["dloss"] = (0.1 * rng.normal(size=rows)).astype(np.float32)  # what float16 can hold
                 about = f"{plain.about}, {SOFT if t is soft else INDICES}, {[*options]}, {reduction}"
                 yield Case(kernel, inputs, {**options, "reduction": reduction}, about)
-
-
-def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a result of a kernel of arrays of `dtype`."""
-    return loss_dtype(dtype) if result == "loss" else dtype
 
 
 def overflowed(x: Any, dtype: np.dtype[Any]) -> Any:

@@ -62,13 +62,15 @@ def random_call(dice: Dice, subject: Subject, kernel: Record) -> Call:
     case = cases.reshaped(plain, lead, axis)
     inputs = dict(case.inputs)
     for name in kernel.arguments:
-        if name not in ("t", "dloss", "w", "b", "p") and not (name == "y" and not is_elementwise(kernel)):
+        if name not in ("t", "k", "dloss", "w", "b", "p") and not (name == "y" and not is_elementwise(kernel)):
             _put_special_values(dice, inputs, name)
     options = dict(case.options)
     if cases.is_loss(kernel):
         options |= _options(dice, inputs, lead, classes, axis)
         if not cases.has_axis(kernel):
             del options["axis"]
+    elif cases.is_accuracy(kernel):
+        options["ignore_index"] = dice.choice((None, 0, classes - 1, -1))
     elif cases.is_binary(kernel):
         options |= _options_of_elements(dice, inputs)
     case = Case(kernel, inputs, options, seed=seed)

@@ -188,6 +188,21 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
 
 
 @silently
+def top_k_accuracy(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+    """``accuracy``: the share of the rows whose label has fewer than `k` logits before it."""
+    xp, x = _in_float64(x)
+    axis, numbers = options.axis, _class_numbers(x, options.axis)
+    counts = _check(t, x.shape[axis], options)
+    number = xp.expand_dims(xp.where(counts, xp.astype(t, xp.int64), 0), axis=axis)
+    label = xp.sum(xp.where(numbers == number, x, 0.0), axis=axis, keepdims=True)
+    is_before = (x > label) | ((x == label) & (numbers < number))
+    rank = xp.sum(xp.astype(is_before, xp.int64), axis=axis)
+    right = counts & (rank < k) & ~xp.any(xp.isnan(x), axis=axis)
+    counted = float(xp.sum(xp.astype(counts, xp.float64)))
+    accuracy[...] = xp.sum(xp.astype(right, xp.float64)) / (counted or 1.0)
+
+
+@silently
 def sigmoid_cross_entropy(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
     """``y = sigmoid(x)`` and ``loss = -t log(y) - (1 - t) log(1 - y)``."""
     losses, _, probabilities = _of_elements(x, t, options)

@@ -1,6 +1,7 @@
 """The requirements on a backend. Each module enters its functions into the table `CHECKS`."""
 
 from plugrad.tests.conformance.checks import (
+    accuracies,
     elements,
     errors,
     gradients,
@@ -16,6 +17,7 @@ from plugrad.tests.conformance.checks._check import CHECKS, Check
 __all__ = [
     "CHECKS",
     "Check",
+    "accuracies",
     "elements",
     "errors",
     "gradients",

@@ -76,7 +76,8 @@ def _moved(subject: Subject, kernel: Record, name: str, value: Any) -> Any:
     if isinstance(value, tuple) and name == "out":
         return tuple(_moved(subject, kernel, name, item) for item in value)
     if subject.backend.arrays != "numpy" and name in (*kernel.arguments, *WEIGHTS) and _is_numeric(value):
-        return value if isinstance(value, float) and name == "dloss" else subject.array(np.asarray(value))
+        is_number = name == "k" or (isinstance(value, float) and name == "dloss")
+        return value if is_number else subject.array(np.asarray(value))
     return subject.array(value) if _is_numeric(value) else value
 
 
@@ -136,7 +137,7 @@ def arrays_that_are_elsewhere(subject: Subject, kernel: Record, dtype: DType) ->
     elsewhere: Any = OnDevice() if subject.backend.arrays == "numpy" else np.ones((3, 4), dtype)
     hint = "to_numpy" if subject.backend.arrays == "numpy" else "asarray"
     for name in kernel.arguments:
-        if name == "dloss":
+        if name in ("dloss", "k"):
             continue
         arrays = {n: subject.array(x) for n, x in case.inputs.items()}
         error = raised(subject, case, {**arrays, name: elsewhere}, {})

@@ -20,7 +20,7 @@ NAN, INF = np.nan, np.inf
 
 def takes_logits(kernel: Record) -> bool:
     """Whether the kernel takes a softmax of its first argument."""
-    return kernel.arguments[0] == "x" and cases.has_axis(kernel)
+    return kernel.arguments[0] == "x" and cases.has_axis(kernel) and not cases.is_accuracy(kernel)
 
 
 def is_elementwise(kernel: Record) -> bool:
