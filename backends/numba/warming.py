@@ -32,9 +32,7 @@ def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> 
     """Arguments for each compiled form of a function."""
     names = inspect.signature(function).parameters
     if "options" in names:
-        is_of_elements = function.__name__.startswith("sigmoid_cross_entropy")
-        labels = _labels_of_elements(function.__name__, classes, dtype) if is_of_elements else None
-        for t, options in labels or _labels(function.__name__, classes, COMPUTE[dtype]):
+        for t, options in _labels(function.__name__, classes, dtype):
             arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options, "workspace": Workspace(2**20)}
             yield {name: arguments[name] for name in names}
     else:
@@ -52,7 +50,17 @@ def _arrays(inputs: int, outputs: int, dtype: np.dtype[Any]) -> dict[str, Any]:
     return arrays | {"axis": 1, "dloss": 1.0, "k": 1}
 
 
-def _labels(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions]]:
+def _labels(kernel: str, classes: int, dtype: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions | BinaryLossOptions]]:
+    """Labels and options for each compiled form of a kernel."""
+    if kernel.startswith("sigmoid_cross_entropy"):
+        yield from _labels_of_elements(kernel, classes, dtype)
+    elif kernel == "top_k_accuracy":
+        yield np.zeros(2, np.int64), LossOptions(kernel, 1, None, None, 0.0, "mean")
+    else:
+        yield from _labels_of_rows(kernel, classes, COMPUTE[dtype])
+
+
+def _labels_of_rows(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions]]:
     """Class indices, without and with smoothing, and labels for each class."""
     plain = LossOptions(kernel, 1, None, None, 0.0, "mean")
     yield np.zeros(2, np.int64), plain
