@@ -55,16 +55,21 @@ def _weights(options: BinaryLossOptions, shape: tuple[int, ...]) -> tuple[Array 
 
 
 def _factors(
-    options: BinaryLossOptions, compute: Any, t: Array, weight: Array | None, pos_weight: Array | None
+    options: BinaryLossOptions, scratch: Scratch, compute: Any, t: Array, weight: Array | None, pos_weight: Array | None
 ) -> tuple[Array, Array, Array | None]:
     """What ``log(1 + exp(-x))`` and ``log(1 + exp(x))`` are multiplied by, and which elements are ignored."""
     keep, spread = compute.type(1 - options.label_smoothing), compute.type(options.label_smoothing / 2)
-    labels = t.astype(compute)
-    positive, negative = keep * labels + spread, keep * (1 - labels) + spread
+    positive, negative = scratch.array("positive", t.shape, compute), scratch.array("negative", t.shape, compute)
+    np.copyto(positive, t, casting="unsafe")
+    np.subtract(1, positive, out=negative)
+    for factor in (positive, negative) if options.label_smoothing else ():
+        factor *= keep
+        factor += spread
     if pos_weight is not None:
-        positive = positive * pos_weight
+        positive *= pos_weight
     if weight is not None:
-        positive, negative = positive * weight, negative * weight
+        positive *= weight
+        negative *= weight
     label = options.ignored_label(t.dtype)
     return positive, negative, None if label is None else np.asarray(t == label)
 
@@ -83,23 +88,40 @@ def _forward(
     out: Array,
 ) -> float:
     compute = COMPUTE[x.dtype]
-    logits = x.astype(compute, copy=False)
-    positive, negative, ignored = _factors(options, compute, t, weight, pos_weight)
-    size = np.abs(logits)
-    e = np.exp(-size)
-    factor = np.where(logits < 0, positive, negative)
-    losses = (positive + negative) * np.log1p(e) + np.where(factor == 0, 0, factor * size)
-    larger, smaller = 1 / (1 + e), e / (1 + e)
-    is_negative = logits < 0
-    result = y = np.where(is_negative, smaller, larger)
+    positive, negative, ignored = _factors(options, scratch, compute, t, weight, pos_weight)
+    # Without masks, with which NumPy takes ten times as long: of exp(min(x, 0)) and exp(min(-x, 0)) one is 1.
+    low, high, y, rest, larger, losses = (
+        scratch.array(name, x.shape, compute) for name in ("low", "high", "y", "rest", "larger", "losses")
+    )
+    np.copyto(low, x, casting="unsafe")
+    np.minimum(np.negative(low, out=high), 0, out=high)
+    np.minimum(low, 0, out=low)
+    np.exp(low, out=y)
+    np.exp(high, out=rest)
+    np.multiply(y, rest, out=losses)
+    np.reciprocal(np.add(losses, 1, out=larger), out=larger)
+    np.log1p(losses, out=losses)
+    y *= larger
+    rest *= larger
+    if weight is not None or pos_weight is not None:  # else the factors sum to 1
+        losses *= np.add(positive, negative, out=larger)
+    for factor, part in ((positive, low), (negative, high)):
+        if not part.min(initial=0) > -np.inf:
+            part[factor == 0] = 0  # 0 times infinity
+        losses -= np.multiply(factor, part, out=part)
+    result = y
     if is_gradient:
-        result = (negative * y - positive * np.where(is_negative, larger, smaller)) / compute.type(divisor or 1)
+        y *= negative
+        rest *= positive
+        y -= rest
+        y /= compute.type(divisor or 1)
+        if ignored is not None:
+            y[ignored] = 0
     if ignored is not None:
-        losses = np.where(ignored, 0, losses)
-        result = np.where(ignored, 0, result) if is_gradient else result
+        losses[ignored] = 0
     if each is not None:
-        each[...] = losses
-    out[...] = result
+        np.copyto(each, losses)
+    np.copyto(out, result, casting="unsafe")
     return 0.0 if each is not None else float(np.add.reduce(losses, axis=None, dtype=np.float64))
 
 
@@ -117,8 +139,13 @@ def _backward(
     dx: Array,
 ) -> None:
     compute = COMPUTE[y.dtype]
-    positive, negative, ignored = _factors(options, compute, t, weight, pos_weight)
-    y = y.astype(compute, copy=False)
-    upstream = np.asarray(dloss if each is None else each).astype(compute) / compute.type(divisor or 1)
-    slope = (negative * y - positive * (1 - y)) * upstream
-    dx[...] = slope if ignored is None else np.where(ignored, 0, slope)
+    positive, negative, ignored = _factors(options, scratch, compute, t, weight, pos_weight)
+    slope = scratch.array("y", y.shape, compute)
+    np.copyto(slope, y, casting="unsafe")
+    negative *= slope
+    positive *= np.subtract(1, slope, out=slope)
+    np.subtract(negative, positive, out=slope)
+    slope *= np.asarray(dloss if each is None else each).astype(compute) / compute.type(divisor or 1)
+    if ignored is not None:
+        slope[ignored] = 0
+    np.copyto(dx, slope, casting="unsafe")
