@@ -221,7 +221,8 @@ class BinaryLossAnd(Protocol):
 
     The function raises ``options.bad_label`` for the first label that is outside [0, 1], or NaN, and is not equal to
     ``options.ignored_label(t.dtype)``, before it writes anything. A backend that cannot read labels without
-    synchronising a device makes the results of that element NaN, and raises only if the option ``check`` is set.
+    synchronising a device makes the loss and the gradient of that element NaN, and raises only if the option ``check``
+    is set.
     """
 
     def __call__(self, x: Array, t: Array, options: BinaryLossOptions, loss: Array, out: Array, /) -> object: ...

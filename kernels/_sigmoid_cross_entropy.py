@@ -78,8 +78,8 @@ def sigmoid_cross_entropy(
         If an array is complex, text or objects, lies on another device than the backend computes on, or an option or
         `out` has a wrong type.
     ValueError
-        If a label lies outside [0, 1] and is not `ignore_index` (on a GPU the results of that element are NaN instead,
-        unless ``check=True``), a shape does not fit, or an option is out of range.
+        If a label lies outside [0, 1] and is not `ignore_index` (on a GPU the loss and the gradient of that element are
+        NaN instead, unless ``check=True``), a shape does not fit, or an option is out of range.
 
     Notes
     -----

@@ -74,6 +74,17 @@ def labels_outside_of_zero_and_one(subject: Subject, kernel: Record, dtype: DTyp
                     assert isinstance(error, ValueError), f"expected ValueError, got {error!r}"
                     assert re.search(expected, str(error)), f"expected a message like {expected!r}, got {error}"
                     assert_untouched(subject, sevens)
+                if subject.backend.arrays != "numpy":
+                    _are_nan_there(subject, cases.with_a_loss_for_each(spoiled))
+
+
+def _are_nan_there(subject: Subject, case: Case) -> None:
+    """Assert that the loss and the gradient are NaN where the labels are wrong, and nowhere else."""
+    bad = np.zeros(case.inputs["t"].shape, bool)
+    bad[[7, len(bad) - 1], [3, 0]] = True
+    for name, value in zip(case.kernel.results, subject.call(case), strict=True):
+        found = np.isnan(np.asarray(subject.numpy(value)).astype(np.float64))
+        assert name == "y" or np.array_equal(found, bad), f"{name}: NaN at {np.argwhere(found).tolist()}"
 
 
 @check(cases.is_binary)
