@@ -697,6 +697,25 @@ print(before, before == [len(function.signatures) for function in found])
     assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
 
 
+def test_warming_up_leaves_nothing_to_compile_for_labels_of_elements() -> None:
+    code = """
+from plugrad.backends.numba import accuracies, binary_losses
+kernels = [K.sigmoid_cross_entropy, K.sigmoid_cross_entropy_backward, K.top_k_accuracy]
+backends.warmup(kernels, dtypes=["float32"])
+found = binary_losses._forward, binary_losses._backward, accuracies._count
+before = [len(function.signatures) for function in found]
+x = x[:40, :30].copy()
+for t in (x * 0, x > 0, (x > 0).astype(np.uint8), np.zeros(x.shape), np.zeros(x.shape, np.float16)):
+    for reduction in ("mean", "none"):
+        _, y = K.sigmoid_cross_entropy(x, t, reduction=reduction, weight=np.ones(30), ignore_index=-1)
+        K.sigmoid_cross_entropy_value_and_grad(x, t, reduction=reduction)
+        K.sigmoid_cross_entropy_backward(x if reduction == "none" else 1.0, y, t, reduction=reduction)
+K.top_k_accuracy(x, np.zeros(30, np.int8), 2, axis=0)
+print(before, before == [len(function.signatures) for function in found])
+"""
+    assert python(code).splitlines()[0] == "[2, 2, 1] True"
+
+
 def test_every_kernel_can_be_compiled_ahead() -> None:
     with backends.use("numba"):
         backends.warmup(dtypes=[np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
