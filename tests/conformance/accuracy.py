@@ -5,6 +5,7 @@ Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,17 +95,17 @@ def sample(kernel: Record, dtype: DType, classes: int, span: float, elements: in
             numbers = [mpmath.mpf(float(v)) for v in row]
             results = kernel.exact(mpmath, numbers, int(label))
             exact += results
-            scale += _scale(numbers, results, kernel.budget.of)
+            scale += _scale([float(v) for v in row], results, kernel.budget.of)
     return Sample(kernel, dtype, classes, span, x, t, exact, scale)
 
 
-def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
-    """The numbers whose ulp the errors of the results are counted in."""
+def _scale(row: list[float], results: list[Any], of: str) -> list[float]:
+    """The numbers whose ulp the errors of the results are counted in; as an ulp is a power of 2, float64 suffices."""
     if of != "logits":
         return [float(value) for value in results]
     top = max(row)
-    log = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in row))
-    return [max(1.0, float(abs(log)), *(float(abs(v)) for v in row))] * len(results)
+    log = top + math.log(math.fsum(math.exp(v - top) for v in row))
+    return [max(1.0, abs(log), *map(abs, row))] * len(results)
 
 
 def judged() -> list[Record]:
