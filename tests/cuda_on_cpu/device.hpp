@@ -27,8 +27,8 @@ namespace device {
 // Waits for all threads of the block.
 void barrier();
 
-// Replaces a value of at most 8 bytes by that of the lane whose number differs by the bits in `lanes`.
-void shuffle(void* value, size_t size, int lanes);
+// The value that is given by the lane whose number differs by the bits in `lanes`.
+unsigned long long shuffle(unsigned long long value, int lanes);
 
 // Runs `body(given)` in each thread of a grid. `sizes` has the bytes of each argument of the kernel, as the caller passes
 // it, and must equal `expected`. Returns an error message, or null.
@@ -63,8 +63,11 @@ const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* b
 inline void __syncthreads() { device::barrier(); }
 
 template <class T> inline T __shfl_xor_sync(unsigned, T value, int lanes) {
-    static_assert(sizeof(T) <= 8);
-    device::shuffle(&value, sizeof(T), lanes);
+    unsigned long long bits = 0;
+    static_assert(sizeof(T) <= sizeof(bits));
+    std::memcpy(&bits, &value, sizeof(T));
+    bits = device::shuffle(bits, lanes);
+    std::memcpy(&value, &bits, sizeof(T));
     return value;
 }
 
