@@ -64,8 +64,8 @@ def _share_processors(config: pytest.Config) -> None:
     three times as much time as the products need. The quick tests keep all threads, and so do the processes that tests
     start, unless they run the conformance suite.
     """
-    workers, blas = os.environ.get("PYTEST_XDIST_WORKER_COUNT"), threads._blas()
-    if workers and blas and config.option.markexpr != "not slow":
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers and config.option.markexpr != "not slow" and (blas := threads._blas()):
         set_number, number = blas
         set_number(max(1, number() // int(workers)))
 
