@@ -5,6 +5,7 @@ Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,20 +110,20 @@ def sample(
             of_row = [mpmath.mpf(float(v)) for v in label] if is_binary(kernel) else int(label)
             results = kernel.exact(mpmath, numbers, of_row, **options)
             exact += results
-            scale += _scale(numbers, results, kernel.budget.of)
+            scale += _scale([float(v) for v in row], results, kernel.budget.of)
             shares += _shares(numbers, results, kernel.budget.of, dtype)
     return Sample(kernel, dtype, classes, span, x, t, exact, scale, shares, options)
 
 
-def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
-    """The numbers whose ulp the errors of the results are counted in."""
+def _scale(row: list[float], results: list[Any], of: str) -> list[float]:
+    """The numbers whose ulp the errors of the results are counted in; as an ulp is a power of 2, float64 suffices."""
     if of == "upstream":
         return [max(1.0, float(abs(value))) for value in results]
     if of != "logits":
         return [float(value) for value in results]
     top = max(row)
-    log = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in row))
-    return [max(1.0, float(abs(log)), *(float(abs(v)) for v in row))] * len(results)
+    log = top + math.log(math.fsum(math.exp(v - top) for v in row))
+    return [max(1.0, abs(log), *map(abs, row))] * len(results)
 
 
 def _shares(row: list[Any], results: list[Any], of: str, dtype: DType) -> list[float]:
