@@ -24,11 +24,14 @@ from plugrad.backends.numba.targets import (
     clear_ignored,
     fill_row,
     fill_tile,
+    has_no_weight,
     is_ignored,
     sum_of_losses,
     targets_for,
     total_of_blocks,
     weighted,
+    weights_of_rows,
+    z_factor,
 )
 from plugrad.backends.numba.tiles import (
     add,
@@ -85,35 +88,45 @@ def rows_of_class_indices(
             return wrong
         divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
+    z, of_rows = z_factor(weight, x.shape[1]), weights_of_rows(weight, x.shape[1])
     e = scratch(x, x.shape[1])
-    below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
+    # Of the rows of a block.
+    below, others, scale, added = scratch(x, block), scratch(x, block), scratch(x, block), scratch(x, block)
     zero, one, slope_factor = e.dtype.type(0), e.dtype.type(1), real(x, factor)
     for b in range(start, stop):
         rows = min(block, len(x) - b * block)
         for r in range(rows):
             i = b * block + r
             label = t[i]
-            below[r], others[r], scale[r] = zero, zero, zero
-            counts = label != ignore
+            below[r], others[r], scale[r], added[r] = zero, zero, zero, zero
+            counts = label != ignore and not has_no_weight(of_rows, i)
             if counts or not gradient:
                 row = x[i]
                 top = largest(row)
                 total = exponentials(row, top, e)
                 norm = one / total
+            slope_of_z = zero
             if counts:
                 scale[r] = weight[label] if weight.size else one
                 below[r] = top - widen(row[label])
                 others[r] = sum_of_others(row, top, e, total)
                 slope = -others[r] / (one + others[r]) if below[r] == zero else e[label] * norm - one
+                if of_rows.size:
+                    scale[r] *= of_rows[i]
+                if z != zero:
+                    log_of_sum = top + log1p(others[r])
+                    added[r] = z * of_rows[i] * log_of_sum * log_of_sum
+                    slope_of_z = slope_factor * z * of_rows[i] * log_of_sum * (one + one)
             if not gradient:
                 store(e, norm, y[i])
             elif counts:
-                _store_gradient(e, norm, slope_factor * scale[r], y[i])
-                y[i, label] = narrow(slope_factor * scale[r] * slope, y[i, label])
+                at_label = slope_factor * scale[r] * slope + slope_of_z * (e[label] * norm)
+                _store_gradient(e, norm, slope_factor * scale[r] + slope_of_z, y[i])
+                y[i, label] = narrow(at_label, y[i, label])
             else:
                 fill(y[i], zero)
         for r in range(rows):  # in a loop of their own, so that the logarithms are taken in vector registers
-            others[r] = weighted(below[r] + log1p(others[r]), scale[r])
+            others[r] = weighted(below[r] + log1p(others[r]), scale[r]) + added[r]
         total_loss = 0.0
         for r in range(rows):
             total_loss += np.float64(others[r])
@@ -153,6 +166,7 @@ def rows_of_labels(
 ) -> None:
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     targets, gradient = targets_for(x, x.shape[1], t, weight, ignore, smoothing), mode & GRADIENT != 0
+    z = z_factor(weight, x.shape[1])
     e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
@@ -167,10 +181,15 @@ def rows_of_labels(
                 norm = one / total
             if counts:
                 fill_row(targets, i, q)
-                others = sum_of_others(row, top, e, total)
+                others, slope_of_z = sum_of_others(row, top, e, total), zero
                 loss = _inner_with_logs(q, row, top, log1p(others))
+                if z != zero:
+                    log_of_sum = top + log1p(others)
+                    slope_of_z = z * targets.of_rows[i] * log_of_sum
+                    loss += slope_of_z * log_of_sum
+                    slope_of_z += slope_of_z
             if counts and gradient:
-                _gradient_of_row(row, top, others, norm, q, e)
+                _gradient_of_row(row, top, others, norm, q, slope_of_z, e)
                 store(e, real(x, factor), y[i])
             elif gradient:
                 fill(y[i], zero)
@@ -183,17 +202,17 @@ def rows_of_labels(
 
 
 @inlined()
-def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, e: Any) -> None:
-    """``e = y sum(q) - q``, where `e` holds the exponentials and ``y = e * norm``."""
+def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, more: Any, e: Any) -> None:
+    """``e = y (sum(q) + more) - q``, where `e` holds the exponentials and ``y = e * norm``."""
     target_sum, one = total_of(q), e.dtype.type(1)
     place = 0
     if others < CONFIDENT:
         while widen(row[place]) != top:
             place += 1
     # The same, but no difference of like numbers where y is near 1.
-    at_top = (target_sum - q[place]) - target_sum * (others / (one + others))
+    at_top = (target_sum - q[place]) - target_sum * (others / (one + others)) + more * (e[place] * norm)
     for j in range(q.size):
-        e[j] = e[j] * norm * target_sum - q[j]
+        e[j] = e[j] * norm * (target_sum + more) - q[j]
     if others < CONFIDENT:
         e[place] = at_top
 
@@ -224,6 +243,7 @@ def tiles_of_class_indices(
             return wrong
         divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
+    z, of_rows = z_factor(weight, classes), weights_of_rows(weight, classes)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 12)
     tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
     top, others, log_of_sum, norm = vectors[5], vectors[6], vectors[7], vectors[8]
@@ -241,25 +261,33 @@ def tiles_of_class_indices(
         for lane in range(place.rows):
             label = t[place.first + lane]
             loss_of[lane] = zero
-            if label == ignore:
+            if label == ignore or has_no_weight(of_rows, place.first + lane):
                 share[lane] = one
                 if gradient:
                     e[:, lane] = zero
                     norm[lane] = zero
+                    slope[lane] = zero
             else:
-                scale = weight[label] if weight.size else one
+                scale, more = weight[label] if weight.size else one, zero
+                if of_rows.size:
+                    scale *= of_rows[place.first + lane]
                 is_top = tile[label, lane] == top[lane]
                 y_less_1 = -others[lane] / (one + others[lane]) if is_top else e[label, lane] * norm[lane] - one
                 loss_of[lane] = weighted((top[lane] - tile[label, lane]) + log_of_sum[lane], scale)
-                slope[lane] = slope_factor * scale * y_less_1
-                share[lane] = slope_factor * scale if gradient else one
+                if z != zero:
+                    log_of_row = top[lane] + log_of_sum[lane]
+                    more = z * of_rows[place.first + lane] * log_of_row
+                    loss_of[lane] += more * log_of_row
+                    more *= slope_factor + slope_factor
+                slope[lane] = slope_factor * scale * y_less_1 + more * (e[label, lane] * norm[lane])
+                share[lane] = slope_factor * scale + more if gradient else one
         for k in range(classes):
             row = e[k]
             for lane in range(lanes):
                 row[lane] = row[lane] * norm[lane] * share[lane]
         if gradient:
             for lane in range(place.rows):
-                if t[place.first + lane] != ignore:
+                if t[place.first + lane] != ignore:  # a row without weight has the slope 0
                     e[t[place.first + lane], lane] = slope[lane]
         sums[unit] = sum_of_losses(loss_of, place.rows)
         if mode & EACH:
@@ -290,14 +318,16 @@ def tiles_of_labels(
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
     targets, gradient = targets_for(x, classes, t, weight, ignore, smoothing), mode & GRADIENT != 0
-    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 13)
+    z = z_factor(weight, classes)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 14)
     tile, e, q = tile_of(memory, 0, classes), tile_of(memory, 1, classes), tile_of(memory, 2, classes)
     vectors = memory[3 * padded(classes) :]
     top, others, total, norm = vectors[5], vectors[6], vectors[7], vectors[8]
-    target_sum, loss_of, part_sum, part_loss = vectors[9], vectors[10], vectors[11], vectors[12]
+    target_sum, loss_of, part_sum, part_loss, more = vectors[9], vectors[10], vectors[11], vectors[12], vectors[13]
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
     part_sum[:] = zero
     part_loss[:] = zero
+    more[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
@@ -315,6 +345,12 @@ def tiles_of_labels(
                 part_loss[lane] += weighted((top[lane] - row[lane]) + total[lane], target[lane])
             add(target_sum, part_sum, k, len(tile))
             add(loss_of, part_loss, k, len(tile))
+        if z != zero:
+            for lane in range(place.rows):
+                log_of_sum = top[lane] + total[lane]
+                more[lane] = z * targets.of_rows[place.first + lane] * log_of_sum
+                loss_of[lane] += more[lane] * log_of_sum
+                more[lane] += more[lane]
         for lane in range(lanes):
             total[lane] = one / (one + others[lane])
             norm[lane] = total[lane] / norm[lane]  # makes a scaled exponential the softmax
@@ -322,9 +358,11 @@ def tiles_of_labels(
             row, target, values = tile[k], q[k], e[k]
             if gradient:
                 for lane in range(lanes):
-                    slope = values[lane] * norm[lane] * target_sum[lane] - target[lane]
+                    y_of_class = values[lane] * norm[lane]
+                    slope = y_of_class * (target_sum[lane] + more[lane]) - target[lane]
                     # The same, but no difference of like numbers where the softmax is near 1.
                     at_top = (target_sum[lane] - target[lane]) - target_sum[lane] * (others[lane] * total[lane])
+                    at_top += more[lane] * y_of_class
                     is_top = row[lane] == top[lane] and others[lane] < one
                     values[lane] = slope_factor * (at_top if is_top else slope)
             else:

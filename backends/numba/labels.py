@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.cpu.class_indices import check
+from plugrad.backends.cpu.class_indices import check, divided
 from plugrad.backends.numba.arrays import contiguous
 from plugrad.backends.numba.targets import IGNORES, checked, total_of_blocks
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, bad_label
@@ -20,6 +20,19 @@ def ignored_label(options: LossOptions) -> int | None:
     return ignore if ignore is not None and -(2**63) <= ignore < 2**63 else None
 
 
+def _packed(
+    of_classes: Array | None, z_loss: float, of_rows: Array | None, classes: int, rows: int, compute: np.dtype[Any]
+) -> Array:
+    """All weights in one array, in the form of `targets`."""
+    packed = np.ones(classes + 1 + rows, compute)
+    if of_classes is not None:
+        packed[:classes] = of_classes
+    packed[classes] = z_loss
+    if of_rows is not None:
+        packed[classes + 1 :] = of_rows.reshape(-1)
+    return packed
+
+
 class LabelArrays:
     """The labels and options of a loss, as compiled functions take them.
 
@@ -32,7 +45,8 @@ class LabelArrays:
     compute : dtype
         The dtype that the loss is computed in.
     weight : array
-        The weight of each class, empty without weights; divided by the divisor of a mean.
+        The weight of each class, empty without weights; divided by the divisor of a mean. Where rows have weights, or
+        there is a z loss, more follows (see `targets`).
     ignore : int
         The class index of ignored rows; -1, which no label is then, if no row is ignored.
     divisor : float
@@ -58,6 +72,10 @@ class LabelArrays:
         else:
             t = contiguous(t)
         self.t = t if t.ndim == 1 else t.reshape(-1)
+        if options.are_per_row:
+            self.divisor, of_classes, z_loss = divided(t, is_index, self.rows, options)
+            self.weight = _packed(of_classes, z_loss, options.sample_weight, classes, self.rows, self.compute)
+            return
         if options.reduction != "mean":
             self.divisor = 1.0
         elif options.divisor is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.cpu.probabilities import check_probabilities
 from plugrad.backends.numba import fused_losses, loss_gradients, probability_losses
 from plugrad.backends.numba.arrays import are_plain, contiguous, copy_result, result_array
 from plugrad.backends.numba.labels import INT64, NO_WEIGHT, LabelArrays, ignored_label
@@ -60,6 +61,7 @@ def _small_call(x: Array, t: Array, options: LossOptions, loss: Array, out: Arra
     """The one call of a compiled loop that computes the loss, if that takes the arrays as they are."""
     is_plain = (
         options.weight is None
+        and options.sample_weight is None
         and t.flags.carray
         and loss.flags.carray
         and are_plain((x, out))
@@ -111,6 +113,8 @@ def _one_call(shape: tuple[int, ...], labels_ndim: int, options: LossOptions, gr
     found = cut(shape, options.axis)
     if found is None or labels_ndim == len(shape) or options.label_smoothing or options.divisor is not None:
         return None
+    if options.z_loss:
+        return None
     place, units, work = found.in_blocks(found.size)
     if units * work >= WORTH_SHARING:
         return None
@@ -137,6 +141,7 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     """``loss = -sum(t log(p))``."""
     p, t, options, _, found = _cut(p, t, options, p)
     labels = LabelArrays(t, p, options)
+    check_probabilities(p, t, options)
     scalars: tuple[Any, ...] = (labels.ignore,)
     if labels.one_class:
         # One number of each row is read, wherever the row lies: blocks of rows, not tiles.
@@ -170,6 +175,8 @@ def _gradient(
     """Run a loop of `loss_gradients` on `x`, the softmax or probabilities."""
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
+    if row_loop is loss_gradients.rows_of_probabilities:
+        check_probabilities(x, t, options)
     if not labels.divisor:
         out[...] = 0
         return

@@ -57,11 +57,34 @@ def total_of_blocks(sums: Any) -> float:
     return total + lost if lost == lost else total  # infinities
 
 
+# All weights come in one array, because each array takes time to pass: it is empty; or it has the weight of each class;
+# or behind these, which may be 1, the factor of the z loss and the weight of each row.
+
+
+@inlined()
+def weights_of_classes(weight: Any, classes: int) -> Any:
+    """The weights of classes; empty: 1."""
+    return weight[:classes]
+
+
+@inlined()
+def weights_of_rows(weight: Any, classes: int) -> Any:
+    """The weights of rows; empty: 1."""
+    return weight[classes + 1 :]
+
+
+@inlined()
+def z_factor(weight: Any, classes: int) -> Any:
+    """The factor of the z loss."""
+    return weight[classes] if weight.size > classes else weight.dtype.type(0)
+
+
 class Targets(NamedTuple):
     """The labels of all rows, and how they become targets."""
 
     t: Any
     weight: Any  # of each class; empty: 1
+    of_rows: Any  # the weight of each row; empty: 1
     ignore: int  # the class index of ignored rows; -1: no row is ignored
     keep: Any
     spread: Any
@@ -70,11 +93,18 @@ class Targets(NamedTuple):
 @inlined()
 def targets_for(x: Any, classes: int, t: Any, weight: Any, ignore: int, smoothing: float) -> Any:
     """The targets for an array of so many classes."""
-    return Targets(t, weight, ignore, real(x, 1 - smoothing), real(x, smoothing / classes))
+    of_classes, of_rows = weights_of_classes(weight, classes), weights_of_rows(weight, classes)
+    return Targets(t, of_classes, of_rows, ignore, real(x, 1 - smoothing), real(x, smoothing / classes))
 
 
 def _are_indices(targets: Any) -> bool:
     return isinstance(targets.types[0].dtype, types.Integer)
+
+
+@inlined()
+def has_no_weight(of_rows: Any, i: int) -> bool:
+    """Whether row `i` has weight 0."""
+    return of_rows.size and of_rows[i] == of_rows.dtype.type(0)
 
 
 def is_ignored(targets: Targets, i: int) -> bool:
@@ -85,8 +115,8 @@ def is_ignored(targets: Targets, i: int) -> bool:
 @overload(is_ignored, strict=False)
 def _is_ignored(targets: Any, i: int) -> Any:
     if _are_indices(targets):
-        return lambda targets, i: targets.t[i] == targets.ignore
-    return lambda targets, i: False
+        return lambda targets, i: targets.t[i] == targets.ignore or has_no_weight(targets.of_rows, i)
+    return lambda targets, i: has_no_weight(targets.of_rows, i)
 
 
 def fill_row(targets: Targets, i: int, q: Any) -> None:
@@ -103,11 +133,13 @@ def _fill_row(targets: Any, i: int, q: Any) -> Any:
             if spread == q.dtype.type(0):  # the weights of other classes do not matter, be they infinite
                 q[:] = spread
                 q[label] = keep * weight[label] if weight.size else keep
-                return
-            q[:] = spread
-            q[label] += keep
-            if weight.size:
-                q *= weight
+            else:
+                q[:] = spread
+                q[label] += keep
+                if weight.size:
+                    q *= weight
+            if targets.of_rows.size:
+                q *= targets.of_rows[i]
 
         return of_class
 
@@ -118,8 +150,20 @@ def _fill_row(targets: Any, i: int, q: Any) -> Any:
             q[j] = labels[j] * keep + spread
         if targets.weight.size:
             q *= targets.weight
+        if targets.of_rows.size:
+            q *= targets.of_rows[i]
 
     return of_each_class
+
+
+@inlined()
+def weight_tile(targets: Targets, place: Place, q: Any) -> None:
+    """Multiply the targets of a tile by the weights of its rows."""
+    if targets.of_rows.size:
+        of_rows = targets.of_rows[place.first : place.first + place.rows]
+        for k in range(len(q)):
+            for lane in range(place.rows):
+                q[k, lane] *= of_rows[lane]
 
 
 def fill_tile(targets: Targets, place: Place, flat: Any, q: Any) -> None:
@@ -139,6 +183,7 @@ def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
                 label = targets.t[place.first + lane]
                 if 0 <= label < len(q):  # else it is ignored
                     q[label, lane] += weight[label] * keep if weight.size else keep
+            weight_tile(targets, place, q)
 
         return of_class
 
@@ -151,6 +196,7 @@ def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
                 row[lane] = row[lane] * keep + spread
             if targets.weight.size:
                 row *= targets.weight[k]
+        weight_tile(targets, place, q)
 
     return of_each_class
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from plugrad.backends.cpu.blocks import Array, quietly
 from plugrad.backends.cpu.class_indices import LABEL
+from plugrad.backends.cpu.probabilities import check_probabilities
 from plugrad.backends.numpy.labels import LabelBlocks, inner, label_elements, weighted
 from plugrad.backends.numpy.pool import Scratch, run_blocks
 from plugrad.backends.numpy.rows import classes_last, load, write
@@ -17,19 +18,26 @@ from plugrad.backends.options import LossOptions
 def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None:
     """``loss = -sum(t log(p))``."""
     labels = LabelBlocks(t, p, options)
+    check_probabilities(p, t, options)
     p = classes_last(p, options.axis)
     each = labels.rows_of(loss)
     if labels.one_class:
-        block_sums = run_blocks(partial(_loss_of_classes, labels), (labels.t, p, each), labels.t.shape, LABEL)
+        block_sums = run_blocks(
+            partial(_loss_of_classes, labels), (labels.t, labels.sample_weight, p, each), labels.t.shape, LABEL
+        )
     else:
-        block_sums = run_blocks(partial(_loss, labels), (p, labels.t, each), p.shape[:-1], labels.classes)
+        block_sums = run_blocks(
+            partial(_loss, labels), (p, labels.t, labels.sample_weight, each), p.shape[:-1], labels.classes
+        )
     if each is None:
         loss[...] = labels.total(block_sums)
 
 
 @quietly
-def _loss_of_classes(labels: LabelBlocks, scratch: Scratch, t: Array, p: Array, loss: Array | None) -> float:
-    label, weight, ignored = labels.single(t)
+def _loss_of_classes(
+    labels: LabelBlocks, scratch: Scratch, t: Array, of_rows: Array | None, p: Array, loss: Array | None
+) -> float:
+    label, weight, ignored = labels.single(t, of_rows)
     probability = p[label_elements(p, label)].reshape(-1).astype(labels.compute, copy=False)
     losses = np.subtract(0, np.log(probability))
     if weight is not None:
@@ -38,9 +46,11 @@ def _loss_of_classes(labels: LabelBlocks, scratch: Scratch, t: Array, p: Array, 
 
 
 @quietly
-def _loss(labels: LabelBlocks, scratch: Scratch, p: Array, t: Array, loss: Array | None) -> float:
+def _loss(
+    labels: LabelBlocks, scratch: Scratch, p: Array, t: Array, of_rows: Array | None, loss: Array | None
+) -> float:
     p = load(scratch, "p", p)
-    spread, _, ignored = labels.spread(t, p, scratch)
+    spread, _, ignored = labels.spread(t, of_rows, p, scratch)
     logs = np.log(p, out=scratch.like("logs", p))
     return labels.collect(np.subtract(0, inner(spread, logs, scratch)), ignored, loss)
 
@@ -48,19 +58,28 @@ def _loss(labels: LabelBlocks, scratch: Scratch, p: Array, t: Array, loss: Array
 def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
     """``dp = -dloss * t / p``."""
     labels = LabelBlocks(t, p, options)
+    check_probabilities(p, t, options)
     p, dp = classes_last(p, options.axis), classes_last(dp, options.axis)
     if not labels.divisor:
         dp[...] = 0
         return
     task = _gradient_of_classes if labels.one_class else _gradient
-    run_blocks(partial(task, labels, dloss), (p, labels.t, labels.rows_of(dloss), dp), p.shape[:-1], labels.classes)
+    arrays = p, labels.t, labels.sample_weight, labels.rows_of(dloss), dp
+    run_blocks(partial(task, labels, dloss), arrays, p.shape[:-1], labels.classes)
 
 
 @quietly
 def _gradient_of_classes(
-    labels: LabelBlocks, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
+    labels: LabelBlocks,
+    dloss: Any,
+    scratch: Scratch,
+    p: Array,
+    t: Array,
+    of_rows: Array | None,
+    dlosses: Array | None,
+    dp: Array,
 ) -> None:
-    label, factor, _ = labels.single_gradient(t, dloss if dlosses is None else dlosses)
+    label, factor, _ = labels.single_gradient(t, of_rows, dloss if dlosses is None else dlosses)
     where = label_elements(p, label)
     slope = np.where(factor == 0, 0, -factor / p[where].reshape(-1).astype(labels.compute, copy=False))
     dp[...] = 0
@@ -69,11 +88,18 @@ def _gradient_of_classes(
 
 @quietly
 def _gradient(
-    labels: LabelBlocks, dloss: Any, scratch: Scratch, p: Array, t: Array, dlosses: Array | None, dp: Array
+    labels: LabelBlocks,
+    dloss: Any,
+    scratch: Scratch,
+    p: Array,
+    t: Array,
+    of_rows: Array | None,
+    dlosses: Array | None,
+    dp: Array,
 ) -> None:
     factor = -labels.upstream(dloss if dlosses is None else dlosses)
     p = load(scratch, "p", p)
-    spread, _, ignored = labels.spread(t, p, scratch)
+    spread, _, ignored = labels.spread(t, of_rows, p, scratch)
     slope = np.divide(spread, p, out=scratch.like("slope", p))
     slope[spread == 0] = 0
     if ignored is not None:

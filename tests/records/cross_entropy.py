@@ -8,6 +8,7 @@ from plugrad import kernels as K
 from plugrad.tests.records._labels import (
     loss_of_logarithms,
     mistakes_of_losses,
+    mistakes_of_probabilities,
     mistakes_of_upstream,
     sample_labels,
     share,
@@ -41,13 +42,11 @@ def _backward(
     p: Any,
     t: Any,
     axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
+    **options: Any,
 ) -> tuple[Array, ...]:
     p = np.moveaxis(double(p), axis, -1)
-    q, divisor = spread(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    q, divisor = spread(t, np.moveaxis(p, -1, axis).shape, axis, **options)
     with np.errstate(all="ignore"):
         slope = np.where(q == 0, 0.0, -q / p * share(dloss, p.shape, reduction, divisor))
     return (np.moveaxis(slope, -1, axis),)
@@ -71,7 +70,7 @@ RECORDS = (
         oracle=_oracle,
         terms=lambda p, t, **options: _oracle(p, t, **options, sizes=True),
         textbook=textbook,
-        mistakes=mistakes_of_losses("cross_entropy", "p"),
+        mistakes=(*mistakes_of_losses("cross_entropy", "p"), *mistakes_of_probabilities("cross_entropy")),
         passes=1,
         operations=0,
         tolerance=8,
@@ -84,6 +83,7 @@ RECORDS = (
         mistakes=(
             *mistakes_of_losses("cross_entropy_backward", "p"),
             *mistakes_of_upstream("cross_entropy_backward"),
+            *mistakes_of_probabilities("cross_entropy_backward"),
             Mistake({"out": np.ones((2, 3))}, TypeError, "cross_entropy_backward: out: expected dtype float32"),
         ),
         passes=2,

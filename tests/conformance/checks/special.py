@@ -5,6 +5,7 @@ from typing import Any
 
 import mpmath
 import numpy as np
+import pytest
 
 from plugrad.tests.conformance import cases
 from plugrad.tests.conformance.cases import overflowed, result_dtype, sample
@@ -174,6 +175,8 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
             x = plain.inputs[name]
             if name == "t" or not isinstance(x, np.ndarray):
                 continue
+            if name == "p" and bad is INF:
+                continue  # no probability: refused, or NaN on a device
             poisoned = x.copy()
             poisoned[2 if name in ("w", "b") else place, *[2] * (x.ndim - 1)] = bad
             case = Case(
@@ -195,9 +198,9 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
 
 @check(lambda kernel: "p" in kernel.arguments)
 def special_probabilities(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Probabilities of 0, of the smallest numbers, 1, infinity and NaN: nothing is added to them, nothing cut off."""
+    """Probabilities of 0, of the smallest numbers, 1 and NaN: nothing is added to them, nothing cut off."""
     _, normal, tiny = extremes(dtype)
-    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, INF, NAN])
+    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, NAN])
     for repeats, smoothing in itertools.product((1, 30), (0.0, 0.1)):
         p = np.full((len(numbers) * repeats, 3), 0.25)
         p[:, 1] = np.tile(numbers, repeats)
@@ -257,6 +260,80 @@ def ignored_rows_count_for_nothing(subject: Subject, kernel: Record, dtype: DTyp
                         assert (a[~kept] == 0).all(), f"{name}: expected zeros in ignored rows, got {a[~kept]}"
                     a = a[kept]
                 close(name, a, b, relative, absolute)
+
+
+@check(lambda kernel: "sample_weight" in kernel.options)
+def rows_without_weight_count_for_nothing(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Rows of weight 0 are as ignored ones: exact zeros, whatever their logits and upstream gradients."""
+    rng, first, kept = np.random.default_rng(0), cases.rows_of(kernel), np.arange(40) % 3 != 1
+    more: list[dict[str, Any]] = [{name: 0.3} for name in ("z_loss", "softcap") if name in kernel.options]
+    forms = (cases.INDICES, cases.SOFT)
+    for form, classes, bad, reduction, given in itertools.product(
+        forms, (4, 30), (NAN, INF), ("mean", "sum", "none"), ({}, *more)
+    ):
+        case = sample(kernel, 40, classes, dtype)
+        x, t = case.inputs[first].copy(), cases.label_forms(case.inputs["t"], classes, -1, rng)[form]
+        x[~kept] = bad
+        weights = np.where(kept, rng.normal(1.0, 0.5, 40), 0).astype(np.float32)
+        options = {**given, "reduction": reduction}
+        inputs = {**case.inputs, first: x, "t": t}
+        rows = {**inputs, first: x[kept], "t": t[kept]}
+        if "dloss" in inputs and reduction == "none":
+            inputs["dloss"] = np.where(kept, 0.7, bad).astype(np.float32)
+            rows["dloss"] = inputs["dloss"][kept]
+        about = f"{bad} in rows of weight 0, {form}, {options}"
+        case = Case(kernel, inputs, {**options, "sample_weight": weights}, about)
+        alone = Case(kernel, rows, {**options, "sample_weight": weights[kept]})
+        with naming_the_call(subject, case):
+            sizes, exact = alone.largest(alone.expected()), subject.call(alone)
+            for name, value, other, size in zip(kernel.results, subject.call(case), exact, sizes, strict=True):
+                a, b = (np.asarray(subject.numpy(v)).astype(np.float64) for v in (value, other))
+                relative, absolute = subject.tolerance(kernel, name, dtype)
+                if a.ndim and name not in ("dw", "db"):
+                    assert name == "y" or (a[~kept] == 0).all(), f"{name}: expected zeros, got {a[~kept]}"
+                    a = a[kept]
+                close(name, a, b, relative, absolute + relative * size)
+
+
+@check(lambda kernel: "p" in kernel.arguments)
+def numbers_that_are_no_probabilities(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Logits are refused, or make their row NaN on a device; those that no label or weight selects are not read."""
+    on_device = subject.backend.arrays != "numpy"
+    for rows, classes, bad in itertools.product((12, 3000), (4, 40), (1.5, -2.0, INF)):
+        plain = sample(kernel, rows, classes, dtype)
+        p, t = plain.inputs["p"].copy(), plain.inputs["t"].copy()
+        p[7, 1], t[7] = bad, 1
+        weights, one_hot = (np.arange(rows) != 7).astype(np.float32), np.eye(classes)[t]
+        each = {"reduction": "none", "dloss": np.ones(rows, np.float32)}
+        for labels, options, is_read in (
+            (t, {}, True),
+            (t, {"label_smoothing": 0.1}, True),
+            (one_hot, {}, True),
+            (t, {"sample_weight": weights}, False),
+            (one_hot, {"sample_weight": weights}, False),
+            (t, {"ignore_index": 1}, False),
+            *(((np.where(np.arange(rows) == 7, 0, t), {}, False),) if bad == 1.5 else ()),  # others have no logarithm
+        ):
+            inputs = {**plain.inputs, "p": p, "t": labels, "dloss": each["dloss"]}
+            case = Case(kernel, inputs, {**options, "reduction": "none"}, about=f"{bad}, read: {is_read}, {options}")
+            if not is_read:
+                subject.compare(case, subject.call(case))
+                continue
+            (target,) = subject.call(Case(kernel, {**inputs, "p": plain.inputs["p"]}, case.options))
+            target[...] = 7
+            with naming_the_call(subject, case):
+                if on_device:
+                    values = np.asarray(subject.numpy(subject.call(case)[0])).astype(np.float64).reshape(rows, -1)
+                    wrong = np.isnan(values)
+                    assert wrong[7].all(), f"expected a row of NaN, got {values[7]}"
+                    assert not np.delete(wrong, 7, 0).any(), "expected other rows as they would be"
+                    continue
+                with pytest.raises(
+                    ValueError, match=r"p: expected probabilities .* at row 7; .* softmax_cross_entropy"
+                ):
+                    subject.call(case, out=target)
+                held = np.asarray(subject.numpy(target)).astype(np.float64)
+                assert (held == 7).all(), f"expected nothing to be written, got {held}"
 
 
 @check(cases.is_loss)

@@ -1,0 +1,42 @@
+"""Probabilities in host memory, checked: those that a loss reads."""
+
+import numpy as np
+
+from plugrad.backends.cpu.blocks import Array, cut, quietly
+from plugrad.backends.cpu.class_indices import LABEL, place, unignored
+from plugrad.backends.options import LossOptions, bad_probability
+
+MOST = 1.001  # more than rounding makes of 1
+
+
+@quietly
+def check_probabilities(p: Array, t: Array, options: LossOptions) -> None:
+    """Raise `ValueError` for the first row with a probability outside [0, 1.001] whose label is not 0.
+
+    The class indices have been checked. A row that does not count is not read, and NaN is no error.
+    """
+    p = np.moveaxis(p, options.axis, -1)
+    is_index, of_rows = t.ndim < p.ndim, options.sample_weight
+    one_class = is_index and not options.label_smoothing
+    if not is_index:
+        t = np.moveaxis(t, options.axis, -1)
+    for index in cut(p.shape[:-1], LABEL if one_class else p.shape[-1]):
+        rows, labels, weights = p[index], t[index], None if of_rows is None else of_rows[index]
+        if one_class:
+            chosen = unignored(labels, options, weights)[0].reshape(rows.shape[:-1])
+            rows = np.take_along_axis(rows, np.expand_dims(chosen.astype(np.intp, copy=False), -1), -1)
+        if float(rows.min()) >= 0 and float(rows.max()) <= MOST:
+            continue
+        values = rows.astype(np.float64)
+        bad = (values < 0) | (values > MOST)
+        if is_index:
+            ignored = unignored(labels, options, weights)[1]
+        else:
+            ignored = None if weights is None else weights.reshape(-1) == 0
+            if not options.label_smoothing:
+                bad &= labels != 0
+        if ignored is not None:
+            bad[ignored.reshape(bad.shape[:-1])] = False
+        if bad.any():
+            *row, found = np.unravel_index(bad.argmax(), bad.shape)
+            raise bad_probability(values[(*row, found)], place(index, tuple(row)), options)
