@@ -210,7 +210,7 @@ def _checked(
     shape = loss_shape(logits, options.loss)
     loss, reads = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx, dw, db))
     x, w, b, t, weight = reads
-    options = options._replace(loss=options.loss.with_weight(weight))
+    options = options._replace(loss=options.loss.with_weights(weight, None))
     if is_kept:
         workspace.claim(f"{CALL}: max_workspace")
     facts |= {"x": f"shape {x.shape}", "b": "None" if b is None else "given", "needs": wanted, "softcap": cap}

@@ -126,7 +126,7 @@ def _spread(x: Any, t: Any, comm: Communicator, given: dict[str, Any], out: Any)
         shape = loss_shape(x, options.loss)
         loss, reads = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx,))
         x, t, weight = reads
-        options = options._replace(loss=options.loss.with_weight(weight))
+        options = options._replace(loss=options.loss.with_weights(weight, None))
         count = x.shape[options.loss.axis]
         call = backend, options, loss_out
     except Exception as error:  # all ranks are told, and raise

@@ -20,18 +20,18 @@ from plugrad.backends.numba.targets import (
     EACH,
     GRADIENT,
     MEAN,
+    PER_ROW,
     checked,
     clear_ignored,
     fill_row,
     fill_tile,
-    has_no_weight,
     is_ignored,
     sum_of_losses,
     targets_for,
     total_of_blocks,
     weighted,
-    weights_of_rows,
-    z_factor,
+    weights_of_classes,
+    z_of_row,
 )
 from plugrad.backends.numba.tiles import (
     add,
@@ -82,51 +82,55 @@ def rows_of_class_indices(
     """``loss = -weight log(softmax(x))`` of one class per row."""
     gradient = mode & GRADIENT != 0
     whole, divisor = sums.size == 0, 1.0
-    if whole:
+    if weight.ndim != PER_ROW and whole:
         wrong, divisor = checked(t, x.shape[1], weight, ignore, mode)
         if wrong >= 0:
             return wrong
         divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
-    z, of_rows = z_factor(weight, x.shape[1]), weights_of_rows(weight, x.shape[1])
+    if weight.ndim == PER_ROW:
+        of_classes, z_losses = weights_of_classes(weight, x.shape[1]), scratch(x, block)
     e = scratch(x, x.shape[1])
-    # Of the rows of a block.
-    below, others, scale, added = scratch(x, block), scratch(x, block), scratch(x, block), scratch(x, block)
+    below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
     zero, one, slope_factor = e.dtype.type(0), e.dtype.type(1), real(x, factor)
     for b in range(start, stop):
         rows = min(block, len(x) - b * block)
         for r in range(rows):
             i = b * block + r
             label = t[i]
-            below[r], others[r], scale[r], added[r] = zero, zero, zero, zero
-            counts = label != ignore and not has_no_weight(of_rows, i)
+            below[r], others[r], scale[r] = zero, zero, zero
+            counts = label != ignore
             if counts or not gradient:
                 row = x[i]
                 top = largest(row)
                 total = exponentials(row, top, e)
                 norm = one / total
-            slope_of_z = zero
             if counts:
-                scale[r] = weight[label] if weight.size else one
+                if weight.ndim == PER_ROW:
+                    scale[r] = of_classes[label] * weight[0, i]
+                else:
+                    scale[r] = weight[label] if weight.size else one
                 below[r] = top - widen(row[label])
                 others[r] = sum_of_others(row, top, e, total)
                 slope = -others[r] / (one + others[r]) if below[r] == zero else e[label] * norm - one
-                if of_rows.size:
-                    scale[r] *= of_rows[i]
-                if z != zero:
-                    log_of_sum = top + log1p(others[r])
-                    added[r] = z * of_rows[i] * log_of_sum * log_of_sum
-                    slope_of_z = slope_factor * z * of_rows[i] * log_of_sum * (one + one)
+                share, at_label = slope_factor * scale[r], slope_factor * scale[r] * slope
+            if weight.ndim == PER_ROW:
+                z_losses[r] = zero
+                if counts:
+                    z_losses[r], z_slope = z_of_row(weight, x.shape[1], i, top, others[r])
+                    share += slope_factor * z_slope
+                    at_label += slope_factor * z_slope * (e[label] * norm)
             if not gradient:
                 store(e, norm, y[i])
             elif counts:
-                at_label = slope_factor * scale[r] * slope + slope_of_z * (e[label] * norm)
-                _store_gradient(e, norm, slope_factor * scale[r] + slope_of_z, y[i])
+                _store_gradient(e, norm, share, y[i])
                 y[i, label] = narrow(at_label, y[i, label])
             else:
                 fill(y[i], zero)
         for r in range(rows):  # in a loop of their own, so that the logarithms are taken in vector registers
-            others[r] = weighted(below[r] + log1p(others[r]), scale[r]) + added[r]
+            others[r] = weighted(below[r] + log1p(others[r]), scale[r])
+        if weight.ndim == PER_ROW:
+            others[:rows] += z_losses[:rows]
         total_loss = 0.0
         for r in range(rows):
             total_loss += np.float64(others[r])
@@ -166,7 +170,6 @@ def rows_of_labels(
 ) -> None:
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     targets, gradient = targets_for(x, x.shape[1], t, weight, ignore, smoothing), mode & GRADIENT != 0
-    z = z_factor(weight, x.shape[1])
     e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
@@ -181,15 +184,16 @@ def rows_of_labels(
                 norm = one / total
             if counts:
                 fill_row(targets, i, q)
-                others, slope_of_z = sum_of_others(row, top, e, total), zero
+                others = sum_of_others(row, top, e, total)
                 loss = _inner_with_logs(q, row, top, log1p(others))
-                if z != zero:
-                    log_of_sum = top + log1p(others)
-                    slope_of_z = z * targets.of_rows[i] * log_of_sum
-                    loss += slope_of_z * log_of_sum
-                    slope_of_z += slope_of_z
+                if weight.ndim == PER_ROW:
+                    z_loss, z_slope = z_of_row(weight, x.shape[1], i, top, others)
+                    loss += z_loss
             if counts and gradient:
-                _gradient_of_row(row, top, others, norm, q, slope_of_z, e)
+                if weight.ndim == PER_ROW:
+                    _gradient_of_row(row, top, others, norm, q, z_slope, e)
+                else:
+                    _gradient_of_row(row, top, others, norm, q, None, e)
                 store(e, real(x, factor), y[i])
             elif gradient:
                 fill(y[i], zero)
@@ -202,17 +206,20 @@ def rows_of_labels(
 
 
 @inlined()
-def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, more: Any, e: Any) -> None:
-    """``e = y (sum(q) + more) - q``, where `e` holds the exponentials and ``y = e * norm``."""
+def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, z_slope: Any, e: Any) -> None:
+    """``e = y (sum(q) + z_slope) - q``, where `e` holds the exponentials and ``y = e * norm``; None stands for 0."""
     target_sum, one = total_of(q), e.dtype.type(1)
     place = 0
     if others < CONFIDENT:
         while widen(row[place]) != top:
             place += 1
     # The same, but no difference of like numbers where y is near 1.
-    at_top = (target_sum - q[place]) - target_sum * (others / (one + others)) + more * (e[place] * norm)
+    at_top = (target_sum - q[place]) - target_sum * (others / (one + others))
+    if z_slope is not None:
+        at_top += z_slope * (e[place] * norm)
+        target_sum += z_slope
     for j in range(q.size):
-        e[j] = e[j] * norm * (target_sum + more) - q[j]
+        e[j] = e[j] * norm * target_sum - q[j]
     if others < CONFIDENT:
         e[place] = at_top
 
@@ -237,13 +244,14 @@ def tiles_of_class_indices(
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
     gradient = mode & GRADIENT != 0
     whole, divisor = sums.size == 0, 1.0
-    if whole:
+    if weight.ndim != PER_ROW and whole:
         wrong, divisor = checked(t, classes, weight, ignore, mode)
         if wrong >= 0:
             return wrong
         divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
-    z, of_rows = z_factor(weight, classes), weights_of_rows(weight, classes)
+    if weight.ndim == PER_ROW:
+        of_classes = weights_of_classes(weight, classes)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 12)
     tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
     top, others, log_of_sum, norm = vectors[5], vectors[6], vectors[7], vectors[8]
@@ -261,33 +269,33 @@ def tiles_of_class_indices(
         for lane in range(place.rows):
             label = t[place.first + lane]
             loss_of[lane] = zero
-            if label == ignore or has_no_weight(of_rows, place.first + lane):
+            if label == ignore:
                 share[lane] = one
                 if gradient:
                     e[:, lane] = zero
                     norm[lane] = zero
-                    slope[lane] = zero
             else:
-                scale, more = weight[label] if weight.size else one, zero
-                if of_rows.size:
-                    scale *= of_rows[place.first + lane]
+                if weight.ndim == PER_ROW:
+                    scale = of_classes[label] * weight[0, place.first + lane]
+                else:
+                    scale = weight[label] if weight.size else one
                 is_top = tile[label, lane] == top[lane]
                 y_less_1 = -others[lane] / (one + others[lane]) if is_top else e[label, lane] * norm[lane] - one
                 loss_of[lane] = weighted((top[lane] - tile[label, lane]) + log_of_sum[lane], scale)
-                if z != zero:
-                    log_of_row = top[lane] + log_of_sum[lane]
-                    more = z * of_rows[place.first + lane] * log_of_row
-                    loss_of[lane] += more * log_of_row
-                    more *= slope_factor + slope_factor
-                slope[lane] = slope_factor * scale * y_less_1 + more * (e[label, lane] * norm[lane])
-                share[lane] = slope_factor * scale + more if gradient else one
+                slope[lane] = slope_factor * scale * y_less_1
+                share[lane] = slope_factor * scale if gradient else one
+                if weight.ndim == PER_ROW:
+                    z_loss, z_slope = z_of_row(weight, classes, place.first + lane, top[lane], others[lane])
+                    loss_of[lane] += z_loss
+                    slope[lane] += slope_factor * z_slope * (e[label, lane] * norm[lane])
+                    share[lane] += slope_factor * z_slope if gradient else zero
         for k in range(classes):
             row = e[k]
             for lane in range(lanes):
                 row[lane] = row[lane] * norm[lane] * share[lane]
         if gradient:
             for lane in range(place.rows):
-                if t[place.first + lane] != ignore:  # a row without weight has the slope 0
+                if t[place.first + lane] != ignore:
                     e[t[place.first + lane], lane] = slope[lane]
         sums[unit] = sum_of_losses(loss_of, place.rows)
         if mode & EACH:
@@ -318,16 +326,17 @@ def tiles_of_labels(
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
     targets, gradient = targets_for(x, classes, t, weight, ignore, smoothing), mode & GRADIENT != 0
-    z = z_factor(weight, classes)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 14)
     tile, e, q = tile_of(memory, 0, classes), tile_of(memory, 1, classes), tile_of(memory, 2, classes)
     vectors = memory[3 * padded(classes) :]
     top, others, total, norm = vectors[5], vectors[6], vectors[7], vectors[8]
-    target_sum, loss_of, part_sum, part_loss, more = vectors[9], vectors[10], vectors[11], vectors[12], vectors[13]
+    target_sum, loss_of, part_sum, part_loss = vectors[9], vectors[10], vectors[11], vectors[12]
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
     part_sum[:] = zero
     part_loss[:] = zero
-    more[:] = zero
+    if weight.ndim == PER_ROW:
+        z_slope = vectors[13]
+        z_slope[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
@@ -345,12 +354,10 @@ def tiles_of_labels(
                 part_loss[lane] += weighted((top[lane] - row[lane]) + total[lane], target[lane])
             add(target_sum, part_sum, k, len(tile))
             add(loss_of, part_loss, k, len(tile))
-        if z != zero:
+        if weight.ndim == PER_ROW:
             for lane in range(place.rows):
-                log_of_sum = top[lane] + total[lane]
-                more[lane] = z * targets.of_rows[place.first + lane] * log_of_sum
-                loss_of[lane] += more[lane] * log_of_sum
-                more[lane] += more[lane]
+                z_loss, z_slope[lane] = z_of_row(weight, classes, place.first + lane, top[lane], others[lane])
+                loss_of[lane] += z_loss
         for lane in range(lanes):
             total[lane] = one / (one + others[lane])
             norm[lane] = total[lane] / norm[lane]  # makes a scaled exponential the softmax
@@ -359,12 +366,14 @@ def tiles_of_labels(
             if gradient:
                 for lane in range(lanes):
                     y_of_class = values[lane] * norm[lane]
-                    slope = y_of_class * (target_sum[lane] + more[lane]) - target[lane]
+                    slope = y_of_class * target_sum[lane] - target[lane]
                     # The same, but no difference of like numbers where the softmax is near 1.
                     at_top = (target_sum[lane] - target[lane]) - target_sum[lane] * (others[lane] * total[lane])
-                    at_top += more[lane] * y_of_class
                     is_top = row[lane] == top[lane] and others[lane] < one
-                    values[lane] = slope_factor * (at_top if is_top else slope)
+                    slope = at_top if is_top else slope
+                    if weight.ndim == PER_ROW:
+                        slope += z_slope[lane] * y_of_class
+                    values[lane] = slope_factor * slope
             else:
                 for lane in range(lanes):
                     values[lane] *= norm[lane]

@@ -20,19 +20,6 @@ def ignored_label(options: LossOptions) -> int | None:
     return ignore if ignore is not None and -(2**63) <= ignore < 2**63 else None
 
 
-def _packed(
-    of_classes: Array | None, z_loss: float, of_rows: Array | None, classes: int, rows: int, compute: np.dtype[Any]
-) -> Array:
-    """All weights in one array, in the form of `targets`."""
-    packed = np.ones(classes + 1 + rows, compute)
-    if of_classes is not None:
-        packed[:classes] = of_classes
-    packed[classes] = z_loss
-    if of_rows is not None:
-        packed[classes + 1 :] = of_rows.reshape(-1)
-    return packed
-
-
 class LabelArrays:
     """The labels and options of a loss, as compiled functions take them.
 
@@ -45,8 +32,8 @@ class LabelArrays:
     compute : dtype
         The dtype that the loss is computed in.
     weight : array
-        The weight of each class, empty without weights; divided by the divisor of a mean. Where rows have weights, or
-        there is a z loss, more follows (see `targets`).
+        The weight of each class, empty without weights; divided by the divisor of a mean. With weights of rows or a z
+        loss a matrix of one row that has all of them (see `targets`).
     ignore : int
         The class index of ignored rows; -1, which no label is then, if no row is ignored.
     divisor : float
@@ -73,8 +60,7 @@ class LabelArrays:
             t = contiguous(t)
         self.t = t if t.ndim == 1 else t.reshape(-1)
         if options.are_per_row:
-            self.divisor, of_classes, z_loss = divided(t, is_index, self.rows, options)
-            self.weight = _packed(of_classes, z_loss, options.sample_weight, classes, self.rows, self.compute)
+            self._weigh_rows(t, is_index, classes)
             return
         if options.reduction != "mean":
             self.divisor = 1.0
@@ -85,6 +71,20 @@ class LabelArrays:
             with np.errstate(all="ignore"):
                 self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
             self.divisor = 1.0
+
+    def _weigh_rows(self, t: Array, is_index: bool, classes: int) -> None:
+        """Set `divisor`, and `weight` to all weights; class indices of rows of weight 0 become the ignored one."""
+        options = self.options
+        self.divisor, of_classes, z_loss = divided(t, is_index, self.rows, options)
+        rows = self.rows
+        self.weight = np.ones((1, rows + 1 + classes), self.compute)
+        self.weight[0, rows] = z_loss
+        if of_classes is not None:
+            self.weight[0, rows + 1 :] = of_classes
+        if options.sample_weight is not None:
+            self.weight[0, :rows] = options.sample_weight.reshape(-1)
+            if is_index:
+                self.t = np.where(self.weight[0, :rows] == 0, self.ignore, self.t)
 
     def _checked(self, t: Array, classes: int) -> Array:
         """The class indices, contiguous; sets `ignore`, and `divisor` to that of a mean."""
@@ -106,8 +106,12 @@ class LabelArrays:
         """The array for the losses of the rows, empty if only their sum is wanted."""
         if self.options.reduction != "none":
             return NO_WEIGHT[self.compute]
-        direct = loss.flags.carray and loss is not self.options.weight  # which is read to the end
-        return loss.reshape(-1) if direct else np.empty(self.rows, self.compute)
+        return loss.reshape(-1) if self._is_direct(loss) else np.empty(self.rows, self.compute)
+
+    def _is_direct(self, loss: Array) -> bool:
+        """Whether the losses of rows may be written where they belong: weights are read to the end."""
+        options = self.options
+        return loss.flags.carray and loss is not options.weight and loss is not options.sample_weight
 
     def collect(self, each: Array, sums: Array, loss: Array) -> None:
         """Write the loss, given the losses of the rows, or the sums of the blocks."""
@@ -115,7 +119,7 @@ class LabelArrays:
             total = sums[0] if sums.size == 1 else total_of_blocks(sums)
             with np.errstate(all="ignore"):
                 loss[...] = total / self.divisor if self.divisor else 0
-        elif not loss.flags.carray or loss is self.options.weight:
+        elif not self._is_direct(loss):
             loss[...] = each.reshape(loss.shape)
 
     def upstream(self, dloss: Any) -> Array:

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.cpu.probabilities import check_probabilities
 from plugrad.backends.numba import fused_losses, loss_gradients, probability_losses
 from plugrad.backends.numba.arrays import are_plain, contiguous, copy_result, result_array
 from plugrad.backends.numba.labels import INT64, NO_WEIGHT, LabelArrays, ignored_label
@@ -141,7 +140,6 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     """``loss = -sum(t log(p))``."""
     p, t, options, _, found = _cut(p, t, options, p)
     labels = LabelArrays(t, p, options)
-    check_probabilities(p, t, options)
     scalars: tuple[Any, ...] = (labels.ignore,)
     if labels.one_class:
         # One number of each row is read, wherever the row lies: blocks of rows, not tiles.
@@ -175,8 +173,6 @@ def _gradient(
     """Run a loop of `loss_gradients` on `x`, the softmax or probabilities."""
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
-    if row_loop is loss_gradients.rows_of_probabilities:
-        check_probabilities(x, t, options)
     if not labels.divisor:
         out[...] = 0
         return

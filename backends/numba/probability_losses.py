@@ -10,14 +10,14 @@ import numpy as np
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
 from plugrad.backends.numba.memory import copy, scratch
 from plugrad.backends.numba.targets import (
+    PER_ROW,
     fill_row,
     fill_tile,
-    has_no_weight,
     is_ignored,
     sum_of_losses,
     targets_for,
     weighted,
-    weights_of_rows,
+    weights_of_classes,
 )
 from plugrad.backends.numba.tiles import add, flat_like, gather, memory_like, padded, place_of, tile_of
 from plugrad.backends.numba.vector import log, widen
@@ -30,16 +30,18 @@ def class_indices(
     """``loss = -weight log(p)`` of one class per row of a matrix of `p`; no other probability is read."""
     classes, flat_p = p.shape[1] // inner, p.reshape(-1)
     zero, one = losses.dtype.type(0), losses.dtype.type(1)
-    of_rows = weights_of_rows(weight, classes)
+    if weight.ndim == PER_ROW:
+        of_classes = weights_of_classes(weight, classes)
     for b in range(start, stop):
         total_loss = 0.0
         for i in range(b * block, min((b + 1) * block, t.size)):
             loss = zero
-            if t[i] != ignore and not has_no_weight(of_rows, i):
+            if t[i] != ignore:
                 at = (i // inner * classes + t[i]) * inner + i % inner
-                scale = weight[t[i]] if weight.size else one
-                if of_rows.size:
-                    scale *= of_rows[i]
+                if weight.ndim == PER_ROW:
+                    scale = of_classes[t[i]] * weight[0, i]
+                else:
+                    scale = weight[t[i]] if weight.size else one
                 loss = weighted(-log(widen(flat_p[at])), scale)
             total_loss += np.float64(loss)
             if losses.size:

@@ -2,6 +2,11 @@
 
 Labels `t` are class indices, or numbers for each class in the format that is computed in, in the order of the array
 that they are compared with. A target is a label, smoothed and weighted: ``(t * keep + spread) * weight``.
+
+The argument `weight` has the weight of each class, and is empty if all are 1. Where rows have weights or a z loss, it is
+a matrix of one row, with the weight of each row, the factor of the z loss, and the weight of each class. Numba compiles
+loops anew for it, and leaves out what follows ``if weight.ndim == PER_ROW`` from all others: only calls with these
+options compile and compute them.
 """
 
 from typing import Any, NamedTuple
@@ -13,12 +18,15 @@ from numba.extending import overload
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.tiles import PART, Place, gather
+from plugrad.backends.numba.vector import log1p
 
 # The mode of a loss is the sum of these.
 GRADIENT = 1  # the gradient is wanted
 EACH = 2  # the loss of each row is wanted, not their sum
 MEAN = 4  # the sum is divided by the number of class indices that count, or the sum of their weights
 IGNORES = 8  # rows can be ignored
+
+PER_ROW = 2  # the dimensions of `weight` where rows have weights or a z loss
 
 
 @compiled()
@@ -57,34 +65,11 @@ def total_of_blocks(sums: Any) -> float:
     return total + lost if lost == lost else total  # infinities
 
 
-# All weights come in one array, because each array takes time to pass: it is empty; or it has the weight of each class;
-# or behind these, which may be 1, the factor of the z loss and the weight of each row.
-
-
-@inlined()
-def weights_of_classes(weight: Any, classes: int) -> Any:
-    """The weights of classes; empty: 1."""
-    return weight[:classes]
-
-
-@inlined()
-def weights_of_rows(weight: Any, classes: int) -> Any:
-    """The weights of rows; empty: 1."""
-    return weight[classes + 1 :]
-
-
-@inlined()
-def z_factor(weight: Any, classes: int) -> Any:
-    """The factor of the z loss."""
-    return weight[classes] if weight.size > classes else weight.dtype.type(0)
-
-
 class Targets(NamedTuple):
     """The labels of all rows, and how they become targets."""
 
     t: Any
-    weight: Any  # of each class; empty: 1
-    of_rows: Any  # the weight of each row; empty: 1
+    weight: Any  # of classes, or of classes and rows
     ignore: int  # the class index of ignored rows; -1: no row is ignored
     keep: Any
     spread: Any
@@ -93,18 +78,39 @@ class Targets(NamedTuple):
 @inlined()
 def targets_for(x: Any, classes: int, t: Any, weight: Any, ignore: int, smoothing: float) -> Any:
     """The targets for an array of so many classes."""
-    of_classes, of_rows = weights_of_classes(weight, classes), weights_of_rows(weight, classes)
-    return Targets(t, of_classes, of_rows, ignore, real(x, 1 - smoothing), real(x, smoothing / classes))
+    return Targets(t, weight, ignore, real(x, 1 - smoothing), real(x, smoothing / classes))
 
 
 def _are_indices(targets: Any) -> bool:
     return isinstance(targets.types[0].dtype, types.Integer)
 
 
+def _are_per_row(targets: Any) -> bool:
+    return bool(targets.types[1].ndim == PER_ROW)
+
+
 @inlined()
-def has_no_weight(of_rows: Any, i: int) -> bool:
-    """Whether row `i` has weight 0."""
-    return of_rows.size and of_rows[i] == of_rows.dtype.type(0)
+def weights_of_classes(weight: Any, classes: int) -> Any:
+    """The weight of each class, where rows have weights too."""
+    return weight[0][weight.size - classes :]
+
+
+@inlined()
+def z_of_row(weight: Any, classes: int, i: int, top: Any, others: Any) -> Any:
+    """The z loss ``c z^2`` of row `i`, and ``2 c z``, which its gradient multiplies the softmax by."""
+    factor, zero = weight[0, weight.size - classes - 1], weight.dtype.type(0)
+    if factor == zero:
+        return zero, zero  # even where the logarithm is infinite
+    log_of_sum = top + log1p(others)
+    share = factor * weight[0, i] * log_of_sum
+    return share * log_of_sum, share + share
+
+
+@inlined()
+def _of_classes(targets: Targets, classes: int) -> Any:
+    """The targets without the weights of rows."""
+    weight = weights_of_classes(targets.weight, classes)
+    return Targets(targets.t, weight, targets.ignore, targets.keep, targets.spread)
 
 
 def is_ignored(targets: Targets, i: int) -> bool:
@@ -114,9 +120,11 @@ def is_ignored(targets: Targets, i: int) -> bool:
 
 @overload(is_ignored, strict=False)
 def _is_ignored(targets: Any, i: int) -> Any:
-    if _are_indices(targets):
-        return lambda targets, i: targets.t[i] == targets.ignore or has_no_weight(targets.of_rows, i)
-    return lambda targets, i: has_no_weight(targets.of_rows, i)
+    if _are_indices(targets):  # rows of weight 0 have the ignored label
+        return lambda targets, i: targets.t[i] == targets.ignore
+    if _are_per_row(targets):
+        return lambda targets, i: targets.weight[0, i] == 0
+    return lambda targets, i: False
 
 
 def fill_row(targets: Targets, i: int, q: Any) -> None:
@@ -126,6 +134,14 @@ def fill_row(targets: Targets, i: int, q: Any) -> None:
 
 @overload(fill_row, strict=False)
 def _fill_row(targets: Any, i: int, q: Any) -> Any:
+    if _are_per_row(targets):
+
+        def of_row(targets: Targets, i: int, q: Any) -> None:
+            fill_row(_of_classes(targets, q.size), i, q)
+            q *= targets.weight[0, i]
+
+        return of_row
+
     if _are_indices(targets):
 
         def of_class(targets: Targets, i: int, q: Any) -> None:
@@ -133,13 +149,11 @@ def _fill_row(targets: Any, i: int, q: Any) -> Any:
             if spread == q.dtype.type(0):  # the weights of other classes do not matter, be they infinite
                 q[:] = spread
                 q[label] = keep * weight[label] if weight.size else keep
-            else:
-                q[:] = spread
-                q[label] += keep
-                if weight.size:
-                    q *= weight
-            if targets.of_rows.size:
-                q *= targets.of_rows[i]
+                return
+            q[:] = spread
+            q[label] += keep
+            if weight.size:
+                q *= weight
 
         return of_class
 
@@ -150,20 +164,8 @@ def _fill_row(targets: Any, i: int, q: Any) -> Any:
             q[j] = labels[j] * keep + spread
         if targets.weight.size:
             q *= targets.weight
-        if targets.of_rows.size:
-            q *= targets.of_rows[i]
 
     return of_each_class
-
-
-@inlined()
-def weight_tile(targets: Targets, place: Place, q: Any) -> None:
-    """Multiply the targets of a tile by the weights of its rows."""
-    if targets.of_rows.size:
-        of_rows = targets.of_rows[place.first : place.first + place.rows]
-        for k in range(len(q)):
-            for lane in range(place.rows):
-                q[k, lane] *= of_rows[lane]
 
 
 def fill_tile(targets: Targets, place: Place, flat: Any, q: Any) -> None:
@@ -173,6 +175,18 @@ def fill_tile(targets: Targets, place: Place, flat: Any, q: Any) -> None:
 
 @overload(fill_tile, strict=False)
 def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
+    if _are_per_row(targets):
+
+        def of_rows(targets: Targets, place: Place, flat: Any, q: Any) -> None:
+            fill_tile(_of_classes(targets, len(q)), place, flat, q)
+            weights = targets.weight[0][place.first : place.first + place.rows]
+            for k in range(len(q)):
+                row = q[k]
+                for lane in range(weights.size):
+                    row[lane] *= weights[lane]
+
+        return of_rows
+
     if _are_indices(targets):
 
         def of_class(targets: Targets, place: Place, flat: Any, q: Any) -> None:
@@ -183,7 +197,6 @@ def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
                 label = targets.t[place.first + lane]
                 if 0 <= label < len(q):  # else it is ignored
                     q[label, lane] += weight[label] * keep if weight.size else keep
-            weight_tile(targets, place, q)
 
         return of_class
 
@@ -196,7 +209,6 @@ def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
                 row[lane] = row[lane] * keep + spread
             if targets.weight.size:
                 row *= targets.weight[k]
-        weight_tile(targets, place, q)
 
     return of_each_class
 
