@@ -196,9 +196,12 @@ def arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
         first_result = len(names) - len(kernel.results)
         for position, (name, argument) in enumerate(zip(names, call.arguments, strict=True)):
             if isinstance(argument, LossOptions):
-                name, argument = "weight", argument.weight
-            if is_array(argument):
-                yield name, argument, position >= first_result
+                given = [("weight", argument.weight), ("sample_weight", argument.sample_weight)]
+            else:
+                given = [(name, argument)]
+            for of, array in given:
+                if is_array(array):
+                    yield of, array, position >= first_result
         return
     for array in call.writes:
         yield "result", array, True

@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.cpu.probabilities import check_probabilities, is_read_after
 from plugrad.backends.numba import fused_losses, loss_gradients, probability_losses
 from plugrad.backends.numba.arrays import are_plain, contiguous, copy_result, result_array
 from plugrad.backends.numba.labels import INT64, NO_WEIGHT, LabelArrays, ignored_label
-from plugrad.backends.numba.targets import EACH, GRADIENT, IGNORES, MEAN
+from plugrad.backends.numba.targets import EACH, GRADIENT, IGNORES, MEAN, total_of_blocks
 from plugrad.backends.numba.team import WORTH_SHARING, share_work
 from plugrad.backends.numba.tiling import Cut, cut
 from plugrad.backends.options import FLOAT64, LossOptions
@@ -151,8 +152,10 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
         place, units, work = found.in_blocks(found.size)
         scalars = labels.ignore, float(options.label_smoothing)
     each, sums = labels.losses(loss), np.empty(units)
-    p = contiguous(p).reshape(found.shape)
-    share_work(loop, units, work, *place, *scalars, p, labels.t, labels.weight, each, sums)
+    rows = contiguous(p).reshape(found.shape)
+    share_work(loop, units, work, *place, *scalars, rows, labels.t, labels.weight, each, sums)
+    if math.isnan(sums[0] if units == 1 else total_of_blocks(sums)):
+        check_probabilities(p, t, options)
     labels.collect(each, sums, loss)
 
 
@@ -162,8 +165,8 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
 
 
 def _gradient(
-    row_loop: Callable[..., None],
-    tile_loop: Callable[..., None],
+    row_loop: Callable[..., Any],
+    tile_loop: Callable[..., Any],
     dloss: Any,
     x: Array,
     t: Array,
@@ -171,13 +174,31 @@ def _gradient(
     out: Array,
 ) -> None:
     """Run a loop of `loss_gradients` on `x`, the softmax or probabilities."""
+    is_checked, is_checked_after = row_loop is loss_gradients.rows_of_probabilities, is_read_after(out, x, t, options)
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
     if not labels.divisor:
         out[...] = 0
         return
+    wrong: list[None] = []
     y, loop = result_array(out), tile_loop if found.tiles else row_loop
+    if is_checked and is_checked_after:
+        loop = _noting(loop, wrong)
+    elif is_checked:
+        check_probabilities(x, t, options)
     scalars = *found.tiles, labels.ignore, float(options.label_smoothing)
     arrays = contiguous(x).reshape(found.shape), labels.t, labels.weight, labels.upstream(dloss)
     share_work(loop, found.units, found.size, *scalars, *arrays, y.reshape(found.shape))
+    if wrong:
+        check_probabilities(x, t, options)
     copy_result(y, out)
+
+
+def _noting(loop: Callable[..., bool], wrong: list[None]) -> Callable[..., None]:
+    """The loop, which adds to `wrong` if it has found a number that is no probability."""
+
+    def note(*arguments: Any) -> None:
+        if loop(*arguments):
+            wrong.append(None)
+
+    return note

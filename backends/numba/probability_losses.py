@@ -1,6 +1,7 @@
 """Compiled loops for the cross-entropy of probabilities: over rows and over tiles.
 
-The losses of a block of rows, or of a tile, are added in float64 (see `fused_losses`).
+The losses of a block of rows, or of a tile, are added in float64 (see `fused_losses`). A number that is no probability
+makes its loss NaN, so that only then somebody has to look for it.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from plugrad.backends.numba.targets import (
     fill_row,
     fill_tile,
     is_ignored,
+    probability,
     sum_of_losses,
     targets_for,
     weighted,
@@ -42,7 +44,7 @@ def class_indices(
                     scale = of_classes[t[i]] * weight[0, i]
                 else:
                     scale = weight[t[i]] if weight.size else one
-                loss = weighted(-log(widen(flat_p[at])), scale)
+                loss = weighted(-log(probability(widen(flat_p[at]), scale)), scale)
             total_loss += np.float64(loss)
             if losses.size:
                 losses[i] = loss
@@ -54,7 +56,7 @@ def _inner_with_log(q: Any, p: Any) -> Any:
     """``-sum(q log(p))``; a target of 0 adds 0, even to an infinite logarithm."""
     total = q.dtype.type(0)
     for j in range(q.size):
-        total += weighted(-log(widen(p[j])), q[j])
+        total += weighted(-log(probability(widen(p[j]), q[j])), q[j])
     return total
 
 
@@ -116,7 +118,7 @@ def tiles_of_labels(
         for k in range(len(tile)):
             row, target = tile[k], q[k]
             for lane in range(lanes):
-                part[lane] += weighted(-log(row[lane]), target[lane])
+                part[lane] += weighted(-log(probability(row[lane], target[lane])), target[lane])
             add(loss_of, part, k, len(tile))
         for lane in range(place.rows):
             if is_ignored(targets, place.first + lane):

@@ -3,10 +3,10 @@
 Labels `t` are class indices, or numbers for each class in the format that is computed in, in the order of the array
 that they are compared with. A target is a label, smoothed and weighted: ``(t * keep + spread) * weight``.
 
-The argument `weight` has the weight of each class, and is empty if all are 1. Where rows have weights or a z loss, it is
-a matrix of one row, with the weight of each row, the factor of the z loss, and the weight of each class. Numba compiles
-loops anew for it, and leaves out what follows ``if weight.ndim == PER_ROW`` from all others: only calls with these
-options compile and compute them.
+The argument `weight` has the weight of each class, and is empty if all are 1. Where rows have weights or a z loss, it
+is a matrix of one row, with the weight of each row, the factor of the z loss, and the weight of each class. Numba
+compiles loops anew for it, and leaves out what follows ``if weight.ndim == PER_ROW`` from all others: only calls with
+these options compile and compute them.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from plugrad.backends.cpu.probabilities import MOST
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.tiles import PART, Place, gather
@@ -222,6 +223,30 @@ def weighted(loss: Any, weight: Any) -> Any:
 def _weighted(loss: Any, weight: Any) -> Any:
     zero = np.float64(0) if weight == types.float64 else np.float32(0)
     return lambda loss, weight: zero if weight == zero and loss == np.inf else loss * weight
+
+
+def probability(p: Any, target: Any) -> Any:
+    """The probability `p`; NaN, as the logarithm of negative numbers is, if it is above 1 and there is a target."""
+    raise NotImplementedError
+
+
+@overload(probability, strict=False)
+def _probability(p: Any, target: Any) -> Any:
+    kind = np.float64 if p == types.float64 else np.float32
+    zero, most, nan = kind(0), kind(MOST), kind(np.nan)
+    return lambda p, target: nan if p > most and target != zero else p
+
+
+def is_wrong(p: Any, target: Any) -> bool:
+    """Whether `p` is no probability and there is a target."""
+    raise NotImplementedError
+
+
+@overload(is_wrong, strict=False)
+def _is_wrong(p: Any, target: Any) -> Any:
+    kind = np.float64 if p == types.float64 else np.float32
+    zero, most = kind(0), kind(MOST)
+    return lambda p, target: ((p < zero) | (p > most)) & (target != zero)
 
 
 @inlined()
