@@ -19,7 +19,7 @@ from plugrad.backends.workspace import Workspace
 Array: TypeAlias = Any
 
 ALIGNMENT = 64  # bytes, of the arrays in a workspace
-ARRAYS = 7  # the most arrays in a workspace
+ARRAYS = 6  # the most arrays in a workspace
 
 
 class Layer(NamedTuple):

@@ -112,9 +112,9 @@ class _HostChunks(Chunks):
         plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
         memory = workspace.memory(HOST, plan.bytes, lambda count: np.empty(count, np.uint8))
         take = carved(memory, memory.ctypes.data)
-        self._logits = take((plan.rows, classes), compute)
+        self._logits, *tanhs = take((1 + caps, plan.rows, classes), compute)
+        self._tanh = tanhs[0] if caps else None
         self._labels = take((plan.rows, classes), compute) if copies_t else None
-        self._tanh = take((plan.rows, classes), compute) if caps else None
         self._rows = take((plan.rows, inputs), compute) if copies_x else None
         self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
         self._weights = take((inputs * plan.columns,), compute) if copies_w else None

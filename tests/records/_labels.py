@@ -191,22 +191,6 @@ def mistakes_of_z_loss(kernel: str) -> tuple[Mistake, ...]:
     )
 
 
-def mistakes_of_probabilities(kernel: str) -> tuple[Mistake, ...]:
-    """The mistakes that can be made with probabilities."""
-    logits, message = (
-        np.array([[0.5, 0.25, 0.25], [2.0, 1.5, -3.0]], np.float32),
-        f"{kernel}: p: expected probabilities",
-    )
-    return tuple(
-        Mistake({"p": logits, **given}, ValueError, rf"{message} in \[0, 1\], got {got} at row 1; .* softmax_cross_en")
-        for got, given in (
-            ("1.5", {"t": [0, 1]}),
-            ("-3", {"t": np.array([[1, 0, 0], [0, 0, 1]])}),
-            ("2", {"t": [0, 1], "label_smoothing": 0.1, "sample_weight": [0.0, 2.0]}),
-        )
-    )
-
-
 def mistakes_of_upstream(kernel: str) -> tuple[Mistake, ...]:
     """The mistakes that can be made with the gradient of a loss."""
     return (
