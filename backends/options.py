@@ -66,11 +66,6 @@ class LossOptions(NamedTuple):
             return self
         return self._replace(weight=weight, sample_weight=sample_weight)
 
-    @property
-    def are_per_row(self) -> bool:
-        """Whether rows have weights of their own, or terms besides those of their labels."""
-        return self.sample_weight is not None or self.z_loss != 0.0
-
 
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:
     """The error for a label that names no class; the same text whichever backend finds it."""

@@ -244,8 +244,9 @@ def _loss_and(
 ) -> tuple[Loss, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
-    given = axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
-    x, t, options = loss_arguments(kernel, "x", x, t, *given, backend)
+    x, t, options = loss_arguments(
+        kernel, "x", x, t, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, backend
+    )
     is_lone = out is None or type(out) is backend.native
     loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
@@ -255,8 +256,9 @@ def _loss_and(
     else:
         reads = (x, t, options.weight, options.sample_weight)
         array, reads = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
-        loss, (x, t, *weights) = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
-        options = options.with_weights(*weights)
+        loss, reads = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
+        x, t, weight, sample_weight = reads
+        options = options.with_weights(weight, sample_weight)
     if x.size:
         backend.functions[kernel](x, t, options, loss, array)
     else:

@@ -3,12 +3,13 @@
 Kernels find numbers that are none while they compute, and only then have `check_probabilities` look for the first.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array, cut, quietly
-from plugrad.backends.cpu.class_indices import LABEL, place, unignored
+from plugrad.backends.cpu.class_indices import LABEL, UNSIGNED, place, unignored
 from plugrad.backends.options import LossOptions, bad_probability
 
 MOST = 1.001  # more than rounding makes of 1
@@ -16,7 +17,8 @@ MOST = 1.001  # more than rounding makes of 1
 
 def is_read_after(result: Any, p: Array, t: Array, options: LossOptions) -> bool:
     """Whether the arrays that are checked are as they were when `result` has been written: it is none of them."""
-    return all(result is not array for array in (p, t, options.weight, options.sample_weight))
+    weights = options.weight, options.sample_weight
+    return result is not p and result is not t and result is not weights[0] and result is not weights[1]
 
 
 @quietly
@@ -58,5 +60,15 @@ def check_probabilities(p: Array, t: Array, options: LossOptions) -> None:
 
 
 def are_probabilities(p: Array) -> bool:
-    """Whether all are in [0, 1.001]; not if one is NaN."""
-    return bool(np.minimum.reduce(p, axis=None) >= 0 and np.maximum.reduce(p, axis=None) <= MOST)
+    """Whether all are in [0, 1.001]; not if one is NaN or -0.
+
+    The bits of floating numbers, seen as unsigned integers, have their order; those of negative numbers are larger.
+    """
+    dtype = p.dtype
+    return bool(np.maximum.reduce(p.view(UNSIGNED[dtype.itemsize]), axis=None) <= _most(dtype))
+
+
+@functools.cache
+def _most(dtype: np.dtype[Any]) -> int:
+    """The bits of the largest number that is taken for a probability."""
+    return int(np.array(MOST).astype(dtype).view(UNSIGNED[dtype.itemsize]))

@@ -59,7 +59,7 @@ class LabelArrays:
         else:
             t = contiguous(t)
         self.t = t if t.ndim == 1 else t.reshape(-1)
-        if options.are_per_row:
+        if options.sample_weight is not None or options.z_loss:
             self._weigh_rows(t, is_index, classes)
             return
         if options.reduction != "mean":

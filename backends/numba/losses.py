@@ -174,7 +174,8 @@ def _gradient(
     out: Array,
 ) -> None:
     """Run a loop of `loss_gradients` on `x`, the softmax or probabilities."""
-    is_checked, is_checked_after = row_loop is loss_gradients.rows_of_probabilities, is_read_after(out, x, t, options)
+    is_checked = row_loop is loss_gradients.rows_of_probabilities
+    is_checked_after = is_checked and is_read_after(out, x, t, options)
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
     if not labels.divisor:
@@ -182,7 +183,7 @@ def _gradient(
         return
     wrong: list[None] = []
     y, loop = result_array(out), tile_loop if found.tiles else row_loop
-    if is_checked and is_checked_after:
+    if is_checked_after:
         loop = _noting(loop, wrong)
     elif is_checked:
         check_probabilities(x, t, options)
