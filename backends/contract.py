@@ -136,7 +136,8 @@ class Loss(Protocol):
 
     `loss` is an array without dimensions, or with ``options.reduction == "none"`` an array of the shape of `x` less the
     class axis; its dtype is that which the dtype of `x` is computed in. ``options.weight`` is None or has shape
-    ``(classes,)`` and this dtype.
+    ``(classes,)`` and this dtype. ``options.sample_weight`` is None or has this dtype and the shape of `x` less the
+    class axis; a row of weight 0 is as an ignored one. ``options.z_loss`` is 0 unless `x` holds logits.
 
     The options have been checked; the values of the labels have not. The function raises
     `plugrad.backends.options.bad_label` for the first class index that is outside ``[0, classes)`` and is not
@@ -163,7 +164,8 @@ class LossAnd(Protocol):
     """A loss, and an array of the shape of its rows: probabilities or the gradient, as in `softmax_cross_entropy`.
 
     `x`, `t`, `options` and `loss` are as in `Loss`, with their labels unchecked. `out` has the shape and dtype of `x`.
-    `out` may be `x`, `t` or ``options.weight``, and `loss` may be ``options.weight``.
+    `out` may be `x`, `t` or ``options.weight``, and `loss` may be ``options.weight`` or
+    ``options.sample_weight``.
     """
 
     def __call__(self, x: Array, t: Array, options: LossOptions, loss: Array, out: Array, /) -> object: ...
@@ -173,7 +175,8 @@ class LinearLoss(Protocol):
     """The loss of the logits ``x w + b``, which are never held whole, as in `linear_cross_entropy`.
 
     `x`, `w` and `b` are as in `Affine`, `t`, `options` and `loss` as in `Loss` for logits of shape ``(..., classes)``,
-    with their labels unchecked; ``options.axis`` is the last axis of the logits. Without inputs `x` and `w` are empty.
+    with their labels unchecked; ``options.axis`` is the last axis of the logits. If ``options.softcap`` is not
+    None, the logits are ``softcap tanh((x w + b) / softcap)``. Without inputs `x` and `w` are empty.
 
     ``workspace.size`` is the number of bytes that the function may work in, apart from arguments, results and what
     grows with neither rows nor classes. ``workspace.memory(place, count, empty)`` returns `count` bytes: those that an
@@ -200,8 +203,8 @@ class LinearLossAndGradients(Protocol):
 
     The arguments are as in `LinearLoss`. `dx`, `dw` and `db` have the shapes and the dtype of `x`, `w` and `b`; each is
     None if it is not wanted, and all may be. With ``options.reduction == "none"`` they are the gradients of the sum of
-    the losses. An ignored row adds nothing to `dw` and `db`, even if it holds infinities, and its `dx` is 0. Each
-    result may be any argument of its shape and dtype.
+    the losses. On the CPU a row that does not count takes part in no product. It adds nothing to `dw` and `db`, even if
+    it holds infinities, and its `dx` is 0. Each result may be any argument of its shape and dtype.
     """
 
     def __call__(

@@ -40,6 +40,14 @@ class LossOptions(NamedTuple):
     divisor : float or None
         What the mean divides by, where the rows are some of more, in the form that the backend has for it; None where
         it is to be counted, as for every call from outside of a backend.
+    sample_weight : array or None
+        The weight of each row, of the shape of a loss without reduction, in the dtype that the loss is computed in.
+        Rows of weight 0 do not count.
+    z_loss : float
+        What the square of the logarithm of each row's sum of exponentials is multiplied by; 0 for losses of
+        probabilities.
+    softcap : float or None
+        What the logits of a layer stay below; None for losses without a layer.
     """
 
     kernel: str
@@ -49,10 +57,15 @@ class LossOptions(NamedTuple):
     label_smoothing: float
     reduction: str
     divisor: Any = None
+    sample_weight: Any = None
+    z_loss: float = 0.0
+    softcap: float | None = None
 
-    def with_weight(self, weight: Any) -> "LossOptions":
-        """These options, with `weight` in place of an array of the same weights."""
-        return self if weight is self.weight else self._replace(weight=weight)
+    def with_weights(self, weight: Any, sample_weight: Any) -> "LossOptions":
+        """These options, with arrays of the same weights in place of theirs."""
+        if weight is self.weight and sample_weight is self.sample_weight:
+            return self
+        return self._replace(weight=weight, sample_weight=sample_weight)
 
 
 class LeakyReluOptions(NamedTuple):
@@ -128,7 +141,7 @@ PHILOX = Philox(10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85))
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:
     """The error for a label that names no class; the same text whichever backend finds it."""
     ignored = "" if options.ignore_index is None else f" or the ignored label {options.ignore_index}"
-    where = f" at row {row[0] if len(row) == 1 else row}" if row else ""
+    where = _at(row)
     hint = ""
     if label == classes:
         hint = "; labels count from 0"
@@ -187,3 +200,15 @@ class BinaryLossOptions(NamedTuple):
         else:
             hint = "; give one label in [0, 1] for each logit"
         return ValueError(f"{self.kernel}: t: expected labels in [0, 1]{ignored}, got {label}{where}{hint}")
+
+
+def bad_probability(value: float, row: tuple[int, ...], options: LossOptions) -> ValueError:
+    """The error for a number that is no probability; the same text whichever backend finds it."""
+    return ValueError(
+        f"{options.kernel}: p: expected probabilities in [0, 1], got {value:.6g}{_at(row)}; "
+        f"logits are for softmax_cross_entropy"
+    )
+
+
+def _at(row: tuple[int, ...]) -> str:
+    return f" at row {row[0] if len(row) == 1 else row}" if row else ""

@@ -102,6 +102,7 @@ def loss_backward(
     t: Any,
     axis: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
     reduction: Any,
@@ -109,12 +110,14 @@ def loss_backward(
 ) -> Array:
     """Compute the gradient of a loss with respect to its rows, the argument called `name`."""
     backend = backend_for(x, kernel)
-    x, t, options = loss_arguments(kernel, name, x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    x, t, options = loss_arguments(
+        kernel, name, x, t, axis, weight, sample_weight, ignore_index, label_smoothing, 0.0, reduction, backend
+    )
     dloss = upstream(kernel, dloss, x, options, backend)
-    reads = (x, t, options.weight, None if isinstance(dloss, float) else dloss)
-    dx, (x, t, weight, _) = result(kernel, "out", out, x.shape, x.dtype, backend, reads)
+    reads = (x, t, options.weight, options.sample_weight, None if isinstance(dloss, float) else dloss)
+    dx, (x, t, weight, sample_weight, _) = result(kernel, "out", out, x.shape, x.dtype, backend, reads)
     if x.size:
-        backend.functions[kernel](dloss, x, t, options.with_weight(weight), dx)
+        backend.functions[kernel](dloss, x, t, options.with_weights(weight, sample_weight), dx)
     else:
         fill(kernel, 0, (dx,), backend)
     return given_back(dx, out, backend)

@@ -819,6 +819,99 @@ def ignored_rows_multiplied_by_zero(module: BackendModule) -> None:
     afterwards(module, "softmax_cross_entropy_backward", change)
 
 
+@mutant("softmax_cross_entropy_value_and_grad", "rows_without_weight_count_for_nothing")
+def rows_without_weight_multiplied_by_zero(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        if options.sample_weight is not None:
+            with np.errstate(all="ignore"):
+                dx += (x * np.zeros_like(x)).astype(dx.dtype)
+
+    afterwards(module, "softmax_cross_entropy_value_and_grad", change)
+
+
+@mutant("linear_cross_entropy_value_and_grad", "rows_without_weight_count_for_nothing")
+def rows_without_weight_multiplied_into_the_weights(module: BackendModule) -> None:
+    def change(
+        x: Array, w: Array, b: Array, t: Array, options: LossOptions, space: Workspace, loss: Array, *grads: Array
+    ) -> None:
+        if options.sample_weight is not None and grads[1] is not None:
+            with np.errstate(all="ignore"):
+                grads[1][...] += (np.zeros_like(x).T @ x)[:, :1].astype(grads[1].dtype)
+
+    afterwards(module, "linear_cross_entropy_value_and_grad", change)
+
+
+@mutant("softmax_cross_entropy", "options_with_class_indices")
+def mean_with_weights_of_rows_divided_by_their_number(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        if options.reduction == "mean" and options.sample_weight is not None:
+            loss *= options.sample_weight.mean()
+
+    afterwards(module, "softmax_cross_entropy", change)
+
+
+@mutant("cross_entropy_backward", "options_with_soft_labels")
+def weights_of_rows_forgotten(module: BackendModule) -> None:
+    with_options(module, "cross_entropy_backward", lambda options: options._replace(sample_weight=None))
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "options_with_class_indices")
+def z_loss_forgotten(module: BackendModule) -> None:
+    with_options(module, "softmax_cross_entropy_value_and_grad", lambda options: options._replace(z_loss=0.0))
+
+
+@mutant("softmax_cross_entropy_value_and_grad", "gradients_along_directions")
+def z_loss_without_a_gradient(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy_value_and_grad
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, dx: Array) -> None:
+        given = x.copy()
+        sound(x, t, options, loss, dx)
+        if options.z_loss:
+            sound(given, t, options._replace(z_loss=0.0), np.empty_like(loss), dx)
+
+    module.softmax_cross_entropy_value_and_grad = broken
+
+
+@mutant("softmax_cross_entropy", "options_with_one_hot_labels")
+def z_loss_with_the_divisor_of_the_labels(module: BackendModule) -> None:
+    sound = module.softmax_cross_entropy
+
+    def broken(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
+        without = np.empty_like(loss)
+        sound(x.copy(), t, options._replace(z_loss=0.0), without, np.empty_like(y))
+        sound(x, t, options, loss, y)
+        if options.z_loss and options.weight is not None and options.reduction == "mean":
+            loss[...] = without + (loss - without) / options.weight.mean()
+
+    module.softmax_cross_entropy = broken
+
+
+@mutant("linear_cross_entropy", "options_of_large_arrays")
+def softcap_forgotten_for_many_rows(module: BackendModule) -> None:
+    sound = module.linear_cross_entropy
+
+    def broken(x: Array, w: Array, b: Array, t: Array, options: LossOptions, *others: Any) -> None:
+        sound(x, w, b, t, options._replace(softcap=None) if len(x) > 100 else options, *others)
+
+    module.linear_cross_entropy = broken
+
+
+@mutant("cross_entropy", "numbers_that_are_no_probabilities")
+def logits_taken_for_probabilities(module: BackendModule) -> None:
+    sound = module.cross_entropy
+    module.cross_entropy = lambda p, *others: sound(np.clip(p, 0, 1), *others)
+
+
+@mutant("cross_entropy_backward", "numbers_that_are_no_probabilities")
+def probabilities_checked_that_no_label_selects(module: BackendModule) -> None:
+    def change(dloss: Any, p: Array, t: Array, options: LossOptions, dp: Array) -> None:
+        if dp is not p and p.shape == dp.shape:
+            dp[((p < 0) | (p > 1.001)).any(axis=options.axis)] = np.nan
+
+    afterwards(module, "cross_entropy_backward", change)
+
+
 @mutant("cross_entropy", "where_nothing_counts")
 def mean_over_nothing(module: BackendModule) -> None:
     def change(p: Array, t: Array, options: LossOptions, loss: Array) -> None:

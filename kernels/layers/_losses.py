@@ -44,6 +44,8 @@ class Loss(ComputingLayer):
         The axis of the classes.
     weight : array_like, optional
         One weight per class.
+    sample_weight : array_like, optional
+        One weight per row, for every batch; `forward` takes those of one batch.
     ignore_index : int, optional
         The label of rows that do not count.
     label_smoothing : float
@@ -57,6 +59,7 @@ class Loss(ComputingLayer):
         *,
         axis: int = -1,
         weight: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
@@ -68,15 +71,15 @@ class Loss(ComputingLayer):
         self.options: dict[str, Any] = {
             "axis": axis,
             "weight": weight,
+            "sample_weight": sample_weight,
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
             "reduction": reduction,
         }
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(Loss).parameters  # an option that is not among them is None by default
-        defaults = {key: parameters[key].default if key in parameters else None for key in self.options}
-        given = (f"{key}={value!r}" for key, value in self.options.items() if value is not defaults[key])
+        parameters = {**inspect.signature(Loss).parameters, **inspect.signature(type(self)).parameters}
+        given = (f"{key}={value!r}" for key, value in self.options.items() if value is not parameters[key].default)
         return f"{type(self).__name__}({', '.join(given)})"
 
     @abstractmethod
@@ -86,6 +89,10 @@ class Loss(ComputingLayer):
     @abstractmethod
     def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of `x`, given that of the loss."""
+
+    def _options_for(self, sample_weight: Any) -> dict[str, Any]:
+        """The options of one batch."""
+        return self.options if sample_weight is None else {**self.options, "sample_weight": sample_weight}
 
     def _upstream(self, dloss: Any, x: Any, loss: Any) -> Any:
         """Check the gradient of the loss; the number 1 stands for an array of ones."""
@@ -98,8 +105,8 @@ class Loss(ComputingLayer):
 
     def _checked(self, dloss: Any, x: Any, backend: Backend) -> Any:
         """Check the gradient of the loss of `x`."""
-        name = type(self).__name__
-        return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **self.options), backend)
+        name, options = type(self).__name__, {"z_loss": 0.0, **self.options, "sample_weight": None}
+        return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **options), backend)
 
     def _name_call(self, backend: Backend) -> None:
         """Have a replay, too, name the layer in the error for a wrong label."""
@@ -112,7 +119,7 @@ class CrossEntropy(Loss):
 
     Parameters
     ----------
-    axis, weight, ignore_index, label_smoothing, reduction
+    axis, weight, sample_weight, ignore_index, label_smoothing, reduction
         As for `plugrad.kernels.cross_entropy`.
 
     Examples
@@ -125,26 +132,27 @@ class CrossEntropy(Loss):
     """
 
     @errors_name_layer
-    def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
+    def forward(self, x: ArrayLike, t: ArrayLike | None = None, *, sample_weight: ArrayLike | None = None) -> LossValue:
         """Compute the loss of probabilities `x` for labels `t`: indices, one-hot or probabilities."""
         self.forget()
         backend = backend_for(x)
         p = floating("cross_entropy", "p", x, backend)
         labels: Any = t  # None is refused by the kernel
-        loss = cross_entropy(p, labels, **self.options)
+        options = self._options_for(sample_weight)
+        loss = cross_entropy(p, labels, **options)
         self._name_call(backend)
-        self._saved = p, labels, loss
+        self._saved = p, labels, options, loss
         return loss
 
     @errors_name_layer
     def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of the probabilities, which is also the Jacobian of a loss."""
-        p, t, loss = self.saved()
+        p, t, options, loss = self.saved()
         checked = self._upstream(dloss, p, loss)
         if use_jacobian:
-            return cross_entropy_backward(checked, p, t, **self.options)
+            return cross_entropy_backward(checked, p, t, **options)
         backend = backend_for(p)
-        dp = cross_entropy_backward(checked, p, t, out=self._gradients.take(backend, p.shape, p.dtype), **self.options)
+        dp = cross_entropy_backward(checked, p, t, out=self._gradients.take(backend, p.shape, p.dtype), **options)
         self._name_call(backend)
         return dp
 
@@ -154,61 +162,59 @@ class _LossOfLogits(Loss):
 
     _value_and_grad: Callable[..., Any]  # that kernel, as a static method
 
-    @errors_name_layer
-    def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
+    def _computed_with(self, options: dict[str, Any], x: Any, t: Any) -> LossValue:
         """Compute the loss of logits `x` for labels `t`, and its gradient."""
         self.forget()
         backend = backend_for(x)
         logits = floating(self._value_and_grad.__name__, "x", x, backend)
-        labels: Any = t  # None is refused by the kernel
         out = self._gradients.take(backend, logits.shape, logits.dtype)
         loss: LossValue
-        loss, dx = self._value_and_grad(logits, labels, out=out, **self.options)
+        loss, dx = self._value_and_grad(logits, t, out=out, **options)
         self._name_call(backend)
-        self._saved = logits, labels, loss, dx
+        self._saved = logits, t, options, loss, dx
         return loss
 
     @errors_name_layer
     def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of the logits; `forward` has computed it already for the default, 1."""
-        x, t, loss, kept = self.saved()
+        x, t, options, loss, kept = self.saved()
         dx: Array
         if use_jacobian:
             refuse_in_capture("use_jacobian: a capture does not record it; call backward outside of the block")
-            return self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t)
+            return self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t, options)
         if _is_one(dloss) and kept is not None:
-            self._saved = x, t, loss, None  # from now on it belongs to the caller, who may write to it
+            self._saved = x, t, options, loss, None  # from now on it belongs to the caller, who may write to it
             dx = kept
             return dx
         recording = recorder()
         if recording is None:
-            return self._scaled(dloss, x, t, loss)
+            return self._scaled(dloss, x, t, options, loss)
         if not _is_one(dloss):
             dloss = self._upstream(dloss, x, loss)  # refuses what would be converted
         with recording.paused():
-            dx = self._scaled(dloss, x, t, loss)
-        recording.record(self._value_and_grad.__name__, self._scale_again, (dx, dloss, x, t, loss), (dx,))
+            dx = self._scaled(dloss, x, t, options, loss)
+        recording.record(self._value_and_grad.__name__, self._scale_again, (dx, dloss, x, t, options, loss), (dx,))
         return dx
 
-    def _scale_again(self, dx: Any, dloss: Any, x: Any, t: Any, loss: Any) -> None:
-        dx[...] = self._scaled(dloss, x, t, loss)
+    def _scale_again(self, dx: Any, dloss: Any, x: Any, t: Any, options: Any, loss: Any) -> None:
+        dx[...] = self._scaled(dloss, x, t, options, loss)
 
-    def _scaled(self, dloss: Any, x: Any, t: Any, loss: Any) -> Array:
+    def _scaled(self, dloss: Any, x: Any, t: Any, options: Any, loss: Any) -> Array:
         """Compute the gradient of the logits from an upstream gradient."""
         # In 16 bits the gradient may have underflowed, which no factor can undo.
         wide = x.astype(COMPUTE[x.dtype], copy=False)
-        _, dx = self._value_and_grad(wide, t, **self.options)
+        _, dx = self._value_and_grad(wide, t, **options)
         with np.errstate(all="ignore"):
-            dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
+            dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t, options)
             scaled: Array = dx.astype(x.dtype, copy=False)
             return scaled
 
     @abstractmethod
-    def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
+    def _factors(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Any:
         """Return the upstream gradient in a form that broadcasts to the gradient."""
 
     @abstractmethod
-    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any) -> Array:
+    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Array:
         """Compute the gradient from the result of the activation."""
 
 
@@ -219,7 +225,7 @@ class SoftmaxWithLoss(_LossOfLogits):
 
     Parameters
     ----------
-    axis, weight, ignore_index, label_smoothing, reduction
+    axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
         As for `plugrad.kernels.softmax_cross_entropy`.
 
     Examples
@@ -233,20 +239,53 @@ class SoftmaxWithLoss(_LossOfLogits):
 
     _value_and_grad = staticmethod(softmax_cross_entropy_value_and_grad)
 
-    def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
+    def __init__(
+        self,
+        *,
+        axis: int = -1,
+        weight: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            axis=axis,
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+        self.options["z_loss"] = z_loss
+
+    @errors_name_layer
+    def forward(self, x: ArrayLike, t: ArrayLike | None = None, *, sample_weight: ArrayLike | None = None) -> LossValue:
+        """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient."""
+        return self._computed_with(self._options_for(sample_weight), x, t)
+
+    def _factors(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Any:
+        sample_weight = options["sample_weight"]
         axis, ignore, backend = self.options["axis"] % x.ndim, self.options["ignore_index"], backend_for(x)
         rows = x.shape[:axis] + x.shape[axis + 1 :]
-        if ignore is not None:  # rows that do not count get 0 even where the upstream gradient is infinite
+        if ignore is not None or sample_weight is not None:
+            # Rows that do not count get 0 even where the upstream gradient is infinite.
             each = backend.empty(rows, COMPUTE[x.dtype])
             each[...] = dloss
-            each[backend.take("t", t) == ignore] = 0
+            if ignore is not None:
+                each[backend.take("t", t) == ignore] = 0
+            if sample_weight is not None:
+                each[backend.take("sample_weight", sample_weight) == 0] = 0
             dloss = each
         return dloss.reshape((*rows[:axis], 1, *rows[axis:])) if getattr(dloss, "ndim", 0) else dloss
 
-    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any) -> Array:
+    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Array:
+        if options["z_loss"]:
+            raise ValueError("use_jacobian: expected no z_loss, which is no loss of the probabilities")
         wide = x.astype(COMPUTE[x.dtype], copy=False)
-        y = softmax(wide, axis=self.options["axis"])
-        dy = cross_entropy_backward(dloss, y, t, **self.options)
+        y = softmax(wide, axis=options["axis"])
+        dy = cross_entropy_backward(dloss, y, t, **{name: options[name] for name in options if name != "z_loss"})
         dx: Array = gradient_along(self.options["axis"], dy, y, softmax_jacobian).astype(x.dtype, copy=False)
         return dx
 
@@ -282,17 +321,22 @@ class SigmoidWithLoss(_LossOfLogits):
         reduction: str = "mean",
     ) -> None:
         super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
-        del self.options["axis"]
+        del self.options["axis"], self.options["sample_weight"]
         self.options["pos_weight"] = pos_weight
+
+    @errors_name_layer
+    def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
+        """Compute the loss of logits `x` for labels `t`, and its gradient."""
+        return self._computed_with(self.options, x, t)
 
     def _checked(self, dloss: Any, x: Any, backend: Backend) -> Any:
         shape, reduction = x.shape, self.options["reduction"]
         return gradient_of_loss(type(self).__name__, dloss, shape if reduction == "none" else (), reduction, backend)
 
-    def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
+    def _factors(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Any:
         backend = backend_for(x)
         labels = backend.take("t", t)
-        ignored = BinaryLossOptions("", None, None, self.options["ignore_index"], 0.0, "").ignored_label(labels.dtype)
+        ignored = BinaryLossOptions("", None, None, options["ignore_index"], 0.0, "").ignored_label(labels.dtype)
         if ignored is None:
             return dloss
         each = backend.empty(x.shape, COMPUTE[x.dtype])  # elements that do not count get 0 even from infinity
@@ -300,9 +344,9 @@ class SigmoidWithLoss(_LossOfLogits):
         each[labels == ignored] = 0
         return each
 
-    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any) -> Array:
+    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Array:
         wide = x.astype(COMPUTE[x.dtype], copy=False)  # the Jacobian of a loss of elements is its gradient
-        dx: Array = sigmoid_cross_entropy_backward(dloss, sigmoid(wide), t, **self.options).astype(x.dtype, copy=False)
+        dx: Array = sigmoid_cross_entropy_backward(dloss, sigmoid(wide), t, **options).astype(x.dtype, copy=False)
         return dx
 
 

@@ -178,6 +178,17 @@ def options_of_losses(kernel: Record, dtype: np.dtype[Any], form: str) -> Iterat
         shown = [f"{name}={value}" for name, value in options.items() if name != "weight"]
         about = f"{form}, {', '.join(shown)}, {'with' if weighted else 'without'} weights"
         yield Case(kernel, inputs, options, about)
+        more = options_of_rows(kernel, rng, lead)
+        yield Case(kernel, inputs, {**options, **more}, f"{about}, {', '.join(more)}")
+
+
+def options_of_rows(kernel: Record, rng: np.random.Generator, rows: tuple[int, ...]) -> dict[str, Any]:
+    """Some of the options that a row has for itself, at least one of them: its weight, its z loss, its softcap."""
+    weights = np.where(rng.random(rows) < 0.3, 0.0, rng.random(rows)).astype(np.float32)
+    drawn = {"sample_weight": weights, "z_loss": 0.3, "softcap": 2.5}
+    known = [name for name in drawn if name in kernel.options]
+    first = rng.choice(known)
+    return {name: drawn[name] for name in known if name == first or rng.random() < 0.5}
 
 
 def options_of_elements(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Case]:
@@ -231,6 +242,8 @@ def options_of_large_losses(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Ca
                     inputs["dloss"] = (0.1 * rng.normal(size=rows)).astype(np.float32)  # what float16 can hold
                 about = f"{plain.about}, {SOFT if t is soft else INDICES}, {[*options]}, {reduction}"
                 yield Case(kernel, inputs, {**options, "reduction": reduction}, about)
+                more = options_of_rows(kernel, rng, (rows,))
+                yield Case(kernel, inputs, {**options, **more, "reduction": reduction}, f"{about}, {', '.join(more)}")
 
 
 def overflowed(x: Any, dtype: np.dtype[Any]) -> Any:

@@ -104,8 +104,9 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
         dtype = np.dtype(np.float64)
     canonical = {**inputs, **{name: x.astype(dtype) for name, x in arrays.items()}}
     options = {name: value for name, value in call.options.items() if name not in ("out", "max_workspace")}
-    if "label_smoothing" in options:
-        options["label_smoothing"] = float(options["label_smoothing"])
+    for name in ("label_smoothing", "z_loss", "softcap"):
+        if options.get(name) is not None:
+            options[name] = float(options[name])
     is_soft = cases.is_loss(kernel) and np.ndim(inputs["t"]) == canonical[cases.rows_of(kernel)].ndim
     # A row of nothing but labels of 0 that has a NaN is NaN, as in PyTorch; the oracle takes such a row for none. By
     # its formulas NaN also spreads further: from weights to ignored rows, from the probabilities of other classes.
@@ -113,7 +114,7 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
     values = [np.asarray(x, np.float64) for x in canonical.values() if x is not None]
     if is_odd and not all(np.isfinite(x).all() for x in values):
         return
-    for name in ("weight", "pos_weight"):
+    for name in ("weight", "pos_weight", "sample_weight"):
         if options.get(name) is not None:
             options[name] = np.asarray(_plain(subject, options[name]))
     case = Case(kernel, canonical, options, about=call.case.about)

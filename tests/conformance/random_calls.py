@@ -67,6 +67,10 @@ def random_call(dice: Dice, subject: Subject, kernel: Record) -> Call:
     options = dict(case.options)
     if cases.is_loss(kernel):
         options |= _options(dice, inputs, lead, classes, axis)
+        if dice.flag():
+            options |= cases.options_of_rows(kernel, np.random.default_rng(dice.integer(0, 1000)), lead)
+        if "softcap" in options and not np.isfinite(inputs["x"].astype(np.float64)).all():
+            del options["softcap"]  # with it the gradient of a row that counts may be 0, and 0 times infinity is NaN
         if not cases.has_axis(kernel):
             del options["axis"]
     elif cases.is_accuracy(kernel):

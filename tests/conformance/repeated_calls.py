@@ -33,6 +33,7 @@ OPTIONS: tuple[Mapping[str, Any], ...] = (
     {"ignore_index": -1},
     {"label_smoothing": 0.1},
     {"weight": ...},
+    {"sample_weight": ...},
 )
 
 WRONG_FOR_OUT = (cases.read_only, cases.other_byte_order)  # layouts that arguments may have, and results may not
@@ -65,6 +66,8 @@ class Form:
         inputs, options = dict(case.inputs), {**case.options, **self.options}
         if "weight" in options:
             options["weight"] = rng.random(self.classes).astype(np.float32)
+        if "sample_weight" in options:
+            options["sample_weight"] = rng.random(self.lead).astype(np.float32)
         of_each = (*self.lead, self.classes) if cases.is_binary(kernel) else self.lead
         if "dloss" in inputs and options.get("reduction") == "none" and of_each:
             inputs["dloss"] = rng.normal(size=of_each).astype(np.float32)

@@ -24,6 +24,7 @@ from plugrad.backends.options import (
     LeakyReluOptions,
     LossOptions,
     bad_label,
+    bad_probability,
 )
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
@@ -262,6 +263,7 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     """``loss = -sum(q log(p))``."""
     q = _targets(t, p, options)
     xp, p = _in_float64(p)
+    _check_probabilities(p, q, options)
     _write(loss, _loss(q, xp.log(p), options))
 
 
@@ -270,6 +272,7 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
     """``dp = -dloss q / p``."""
     q = _targets(t, p, options)
     xp, p = _in_float64(p)
+    _check_probabilities(p, q, options)
     _write(dp, xp.where(q == 0, 0.0, -_upstream(dloss, q, options) * q / p))
 
 
@@ -278,7 +281,10 @@ def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array,
     """``y = softmax(x)``, ``loss = -sum(q log(y))``."""
     q = _targets(t, x, options)
     probabilities, logs, _ = _softmax(x, options.axis)
-    _write(loss, _loss(q, logs, options))
+    losses = _loss(q, logs, options)
+    if options.z_loss:
+        losses = losses + _reduced(_z_loss(t, x, options)[0], options)
+    _write(loss, losses)
     _write(y, probabilities)
 
 
@@ -299,8 +305,13 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     y, logs, others = _softmax(x, options.axis)
     # The same as y sum(q) - q, without the difference of like numbers where y is close to 1.
     slope = y * (xp.sum(q, axis=options.axis, keepdims=True) - q) - q * others
-    _write(loss, _loss(q, logs, options))
-    _write(dx, _where_rows_count(q, slope, options))
+    losses, slope = _loss(q, logs, options), _where_rows_count(q, slope, options)
+    if options.z_loss:
+        each, share = _z_loss(t, x, options)
+        share = xp.expand_dims(share, axis=options.axis)
+        losses, slope = losses + _reduced(each, options), slope + xp.where(share == 0, 0.0, share * y)
+    _write(loss, losses)
+    _write(dx, slope)
 
 
 @silently
@@ -397,8 +408,12 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
             f"{options.kernel}: max_workspace: expected at least {a_row} bytes, for one row of {classes} classes, "
             f"got {workspace.size}"
         )
-    options = options._replace(axis=1, divisor=_divisor(t, classes, options, layer.is_index))
     rows, t = xp.reshape(rows, (-1, inputs)), xp.reshape(t, (-1,) if layer.is_index else (-1, classes))
+    if options.sample_weight is not None:
+        options = options._replace(sample_weight=xp.reshape(options.sample_weight, (-1,)))
+    options = options._replace(axis=1)
+    logits = xp.broadcast_to(xp.zeros((1, 1), dtype=xp.float64), (rows.shape[0], classes))
+    options = options._replace(divisor=_divisors(t, logits, options))
     losses, slopes = [], []
     sums = [xp.zeros(shape, dtype=xp.float64) for shape in (w.shape, (classes,))]
     for start in range(0, rows.shape[0], workspace.size // a_row):
@@ -407,8 +422,12 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
         z = xp.matmul(part, w) if b is None else xp.matmul(part, w) + xp.astype(b, xp.float64)
         losses.append(xp.zeros(part.shape[:1] if options.reduction == "none" else (1,), dtype=xp.float64))
         target = losses[-1] if options.reduction == "none" else losses[-1][0, ...]
-        softmax_cross_entropy_value_and_grad(z, labels, options, target, z)
+        u = xp.zeros_like(z) if options.softcap is None else xp.tanh(z / options.softcap)
+        z = z if options.softcap is None else options.softcap * u
+        of_chunk = None if options.sample_weight is None else options.sample_weight[chunk]
+        softmax_cross_entropy_value_and_grad(z, labels, options._replace(sample_weight=of_chunk), target, z)
         counts = xp.any(z != 0, axis=1, keepdims=True)
+        z = xp.where(counts, z * (1 - u) * (1 + u), 0.0)
         part = xp.where(counts, part, 0.0)  # 0 * inf is NaN
         sums[0] += xp.matmul(part.T, z)
         sums[1] += xp.sum(z, axis=0)
@@ -434,20 +453,39 @@ def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
     weight = xp.ones(numbers.shape, dtype=xp.float64)
     if options.weight is not None:
         weight = xp.reshape(xp.astype(options.weight, xp.float64), numbers.shape)
+    of_rows = xp.expand_dims(_of_rows(t, rows, options), axis=options.axis)
     if t.ndim == rows.ndim:
-        counts = xp.ones(numbers.shape, dtype=xp.bool)
         labels = xp.astype(t, xp.float64)
     else:
-        counts = xp.expand_dims(_check(t, classes, options), axis=options.axis)
-        is_label = counts & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
+        is_label = (of_rows != 0) & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
         labels = xp.astype(is_label, xp.float64)
     if options.reduction == "mean":
-        divisor = options.divisor  # of all rows, if `rows` is a chunk
-        if divisor is None:
-            divisor = _divisor(t, classes, options, t.ndim < rows.ndim)
+        divisor = _divisors(t, rows, options)[0]
         weight = weight / divisor if divisor else xp.zeros_like(weight)
     smoothing = options.label_smoothing
-    return xp.where(counts, weight * ((1 - smoothing) * labels + smoothing / classes), 0.0)
+    return xp.where(of_rows == 0, 0.0, of_rows * weight * ((1 - smoothing) * labels + smoothing / classes))
+
+
+def _of_rows(t: Array, rows: Array, options: LossOptions) -> Array:
+    """The weight of each row, 0 for rows that do not count."""
+    xp = array_namespace(rows)
+    shape = rows.shape[: options.axis] + rows.shape[options.axis + 1 :]
+    weight = xp.ones(shape, dtype=xp.float64)
+    if options.sample_weight is not None:
+        weight = xp.astype(options.sample_weight, xp.float64)
+    return weight if t.ndim == rows.ndim else xp.where(_check(t, rows.shape[options.axis], options), weight, 0.0)
+
+
+def _z_loss(t: Array, rows: Array, options: LossOptions) -> tuple[Array, Array]:
+    """The z loss of each row, and what its probabilities are multiplied by in the gradient, divided if it is a mean."""
+    xp, x = _in_float64(rows)
+    top = xp.max(x, axis=options.axis)
+    z = top + xp.log(xp.sum(xp.exp(x - xp.expand_dims(top, axis=options.axis)), axis=options.axis))
+    of_rows, divisor = _of_rows(t, rows, options), 1.0
+    if options.reduction == "mean":
+        divisor = _divisors(t, rows, options)[1]
+    share = xp.where(of_rows == 0, 0.0, options.z_loss * of_rows * z) / (divisor or math.inf)
+    return xp.where(of_rows == 0, 0.0, share * z), 2 * share
 
 
 def _check(t: Array, classes: int, options: LossOptions) -> Array:
@@ -461,16 +499,27 @@ def _check(t: Array, classes: int, options: LossOptions) -> Array:
     return counts
 
 
-def _divisor(t: Array, classes: int, options: LossOptions, is_index: bool) -> float:
-    """The divisor of the mean."""
-    if not is_index:
-        return float(t.size / classes)
-    xp, counts = array_namespace(t), _check(t, classes, options)
-    weight = xp.ones((classes,), dtype=xp.float64)
-    if options.weight is not None:
-        weight = xp.astype(options.weight, xp.float64)
-    label = xp.reshape(xp.where(counts, xp.astype(t, xp.int64), 0), (-1,))
-    return float(xp.sum(xp.where(xp.reshape(counts, (-1,)), xp.take(weight, label), 0.0)))
+def _check_probabilities(p: Array, q: Array, options: LossOptions) -> None:
+    """Raise an error if a number that a target selects is no probability."""
+    xp = array_namespace(p)
+    wrong = xp.moveaxis((q != 0) & ((p < 0) | (p > 1.001)), options.axis, -1)
+    if xp.any(wrong):
+        first = tuple(int(i[0]) for i in xp.nonzero(wrong))
+        raise bad_probability(float(xp.moveaxis(p, options.axis, -1)[first]), first[:-1], options)
+
+
+def _divisors(t: Array, rows: Array, options: LossOptions) -> tuple[float, float]:
+    """The divisors of the mean, and of its z loss."""
+    if options.divisor is not None:  # of all rows, if `rows` is a chunk
+        divisors: tuple[float, float] = options.divisor
+        return divisors
+    xp, of_rows = array_namespace(rows), _of_rows(t, rows, options)
+    total = float(xp.sum(of_rows))
+    if t.ndim == rows.ndim or options.weight is None:
+        return total, total
+    label = xp.reshape(xp.where(of_rows == 0, 0, xp.astype(t, xp.int64)), (-1,))
+    weight = xp.reshape(xp.take(xp.astype(options.weight, xp.float64), label), of_rows.shape)
+    return float(xp.sum(xp.where(of_rows == 0, 0.0, of_rows * weight))), total
 
 
 def _loss(q: Array, logs: Array, options: LossOptions) -> Array:
@@ -478,6 +527,10 @@ def _loss(q: Array, logs: Array, options: LossOptions) -> Array:
     xp = array_namespace(q)
     terms = xp.where(q == 0, 0.0, q * logs)
     return 0 - xp.sum(terms, axis=options.axis if options.reduction == "none" else None)
+
+
+def _reduced(losses: Array, options: LossOptions) -> Array:
+    return losses if options.reduction == "none" else array_namespace(losses).sum(losses)
 
 
 def _upstream(dloss: Any, q: Array, options: LossOptions) -> Array:

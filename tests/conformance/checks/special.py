@@ -186,6 +186,8 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
             x = plain.inputs[name]
             if name == "t" or not isinstance(x, np.ndarray):
                 continue
+            if name == "p" and bad is INF:
+                continue  # no probability: refused, or NaN on a device
             poisoned = x.copy()
             poisoned[2 if name in ("w", "b") else place, *[2] * (x.ndim - 1)] = bad
             case = Case(
@@ -207,9 +209,9 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
 
 @check(lambda kernel: "p" in kernel.arguments)
 def special_probabilities(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Probabilities of 0, of the smallest numbers, 1, infinity and NaN: nothing is added to them, nothing cut off."""
+    """Probabilities of 0, of the smallest numbers, 1 and NaN: nothing is added to them, nothing cut off."""
     _, normal, tiny = extremes(dtype)
-    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, INF, NAN])
+    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, NAN])
     for repeats, smoothing in itertools.product((1, 30), (0.0, 0.1)):
         p = np.full((len(numbers) * repeats, 3), 0.25)
         p[:, 1] = np.tile(numbers, repeats)
@@ -269,6 +271,39 @@ def ignored_rows_count_for_nothing(subject: Subject, kernel: Record, dtype: DTyp
                         assert (a[~kept] == 0).all(), f"{name}: expected zeros in ignored rows, got {a[~kept]}"
                     a = a[kept]
                 close(name, a, b, relative, absolute)
+
+
+@check(lambda kernel: "sample_weight" in kernel.options)
+def rows_without_weight_count_for_nothing(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Rows of weight 0 are as ignored ones: exact zeros, whatever their logits and upstream gradients."""
+    rng, first, kept = np.random.default_rng(0), cases.rows_of(kernel), np.arange(40) % 3 != 1
+    more: list[dict[str, Any]] = [{name: 0.3} for name in ("z_loss", "softcap") if name in kernel.options]
+    forms = (cases.INDICES, cases.SOFT)
+    for form, classes, bad, reduction, given in itertools.product(
+        forms, (4, 30), (NAN, INF), ("mean", "sum", "none"), ({}, *more)
+    ):
+        case = sample(kernel, 40, classes, dtype)
+        x, t = case.inputs[first].copy(), cases.label_forms(case.inputs["t"], classes, -1, rng)[form]
+        x[~kept] = bad
+        weights = np.where(kept, rng.normal(1.0, 0.5, 40), 0).astype(np.float32)
+        options = {**given, "reduction": reduction}
+        inputs = {**case.inputs, first: x, "t": t}
+        rows = {**inputs, first: x[kept], "t": t[kept]}
+        if "dloss" in inputs and reduction == "none":
+            inputs["dloss"] = np.where(kept, 0.7, bad).astype(np.float32)
+            rows["dloss"] = inputs["dloss"][kept]
+        about = f"{bad} in rows of weight 0, {form}, {options}"
+        case = Case(kernel, inputs, {**options, "sample_weight": weights}, about)
+        alone = Case(kernel, rows, {**options, "sample_weight": weights[kept]})
+        with naming_the_call(subject, case):
+            sizes, exact = alone.largest(alone.expected()), subject.call(alone)
+            for name, value, other, size in zip(kernel.results, subject.call(case), exact, sizes, strict=True):
+                a, b = (np.asarray(subject.numpy(v)).astype(np.float64) for v in (value, other))
+                relative, absolute = subject.tolerance(kernel, name, dtype)
+                if a.ndim and name not in ("dw", "db"):
+                    assert name == "y" or (a[~kept] == 0).all(), f"{name}: expected zeros, got {a[~kept]}"
+                    a = a[kept]
+                close(name, a, b, relative, absolute + relative * size)
 
 
 @check(cases.is_loss)

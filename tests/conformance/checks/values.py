@@ -262,7 +262,9 @@ def _options_of_fused(kernel: Record, dtype: DType) -> Iterator[Case]:
         yield from cases.options_of_elements(kernel, dtype)
     else:
         for form in (cases.INDICES, cases.SOFT):
-            yield from cases.options_of_losses(kernel, dtype, form)
+            for case in cases.options_of_losses(kernel, dtype, form):
+                if "z_loss" not in case.options or cases.is_product(kernel):  # which no other kernel has
+                    yield case
 
 
 def _ulps_between(dtype: DType) -> float:
