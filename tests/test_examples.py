@@ -142,3 +142,20 @@ def test_words_tells_what_is_wrong(tmp_path: Path) -> None:
         done = example("words.py", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert output in done.stderr.splitlines()[-1]
+
+
+def test_pairs_finds_the_digits_of_a_picture(tmp_path: Path) -> None:
+    runs = []
+    for backend in ("numpy", "numba"):
+        done = example("pairs.py", "--epochs", "2", "--backend", backend, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = re.findall(
+            r"^epoch .* loss ([\d.]+)   labels ([\d.]+)%   pictures ([\d.]+)%$", done.stdout, re.MULTILINE
+        )
+        runs.append(np.array(found, float))
+    loss, labels, pictures = runs[0][-1]
+    assert len(runs[0]) == 2
+    assert loss < 0.3
+    assert labels > 93
+    assert pictures > 50
+    np.testing.assert_allclose(*runs, atol=1)
