@@ -73,14 +73,22 @@ def _moved(subject: Subject, kernel: Record, name: str, value: Any) -> Any:
     """A value of a call as the user of a backend passes it: numbers for an array are moved to where it computes."""
     if isinstance(value, tuple) and name == "out":
         return tuple(_moved(subject, kernel, name, item) for item in value)
-    if subject.backend.arrays != "numpy" and name in (*kernel.arguments, "weight") and _is_numeric(value):
+    if (
+        subject.backend.arrays != "numpy"
+        and name in (*kernel.arguments, "weight", "sample_weight")
+        and _is_numeric(value)
+    ):
         return value if isinstance(value, float) and name == "dloss" else subject.array(np.asarray(value))
     return subject.array(value) if _is_numeric(value) else value
 
 
 def _can_be_own(subject: Subject, kernel: Record, name: str, value: Any) -> bool:
     """Whether a value reaches the checks of the kernel: text and objects do not become arrays of a device."""
-    return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, "weight") or _is_numeric(value)
+    return (
+        subject.backend.arrays == "numpy"
+        or name not in (*kernel.arguments, "weight", "sample_weight")
+        or _is_numeric(value)
+    )
 
 
 def _is_numeric(value: Any) -> bool:
