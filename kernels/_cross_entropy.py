@@ -3,6 +3,7 @@
 from typing import Any
 
 from plugrad.backends import contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -81,8 +82,10 @@ def _loss(
 ) -> Loss:
     """Check the arguments of `cross_entropy` and compute it."""
     backend = backend_for(p, "cross_entropy")
-    given = axis, weight, ignore_index, label_smoothing, reduction, backend
-    p, t, options = loss_arguments("cross_entropy", "p", p, t, *given)
+    given = axis, weight, ignore_index, label_smoothing, reduction
+    if backend.foreign is not None:
+        return in_library(backend.foreign, p, _loss, p, t, *given, out)
+    p, t, options = loss_arguments("cross_entropy", "p", p, t, *given, backend)
     reads = (p, t, options.weight)
     loss, (p, t, weight) = result("cross_entropy", "out", out, loss_shape(p, options), COMPUTE[p.dtype], backend, reads)
     if p.size:

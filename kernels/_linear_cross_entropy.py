@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plugrad.backends import Backend, contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import Workspace, bytes_of
@@ -121,7 +122,10 @@ def _loss(
     """Check the arguments of `linear_cross_entropy` and compute it."""
     name = "linear_cross_entropy"
     backend = backend_for(x)
-    reads, options = _arguments(name, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
+    labelled = x, w, b, t, weight, ignore_index, label_smoothing, reduction
+    if backend.foreign is not None:
+        return in_library(backend.foreign, x, _loss, *labelled, max_workspace, out)
+    reads, options = _arguments(name, *labelled, backend)
     workspace = _workspace(name, max_workspace)
     logits = _logits(reads[0], reads[1])
     shape, dtype = loss_shape(logits, options), COMPUTE[logits.dtype]
@@ -223,7 +227,10 @@ def _loss_and_gradients(
     """Check the arguments of `linear_cross_entropy_value_and_grad` and compute it."""
     name = "linear_cross_entropy_value_and_grad"
     backend = backend_for(x)
-    reads, options = _arguments(name, x, w, b, t, weight, ignore_index, label_smoothing, reduction, backend)
+    labelled = x, w, b, t, weight, ignore_index, label_smoothing, reduction
+    if backend.foreign is not None:
+        return in_library(backend.foreign, x, _loss_and_gradients, *labelled, needs, max_workspace, out)
+    reads, options = _arguments(name, *labelled, backend)
     workspace = _workspace(name, max_workspace)
     wanted = needed(name, needs)
     loss_out, *given = given_results(name, out, ("loss", *GRADIENTS), lone=wanted[0] if len(wanted) == 1 else None)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend
+from plugrad.backends.calls import handed_back, library_in_force
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
 from plugrad.kernels._arguments import (
@@ -71,6 +72,17 @@ class Loss(ComputingLayer):
         given = (f"{key}={value!r}" for key, value in self.options.items() if value is not parameters[key].default)
         return f"{type(self).__name__}({', '.join(given)})"
 
+    _library: Any = None  # in whose arrays the gradient comes back, as the loss did
+
+    def forget(self) -> None:
+        """Release everything that `forward` has kept."""
+        super().forget()
+        self._library = None
+
+    def _in_library(self, dx: Any) -> Array:
+        result: Array = dx if self._library is None else handed_back(self._library, dx)
+        return result
+
     @abstractmethod
     def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
         """Compute the loss of `x` for labels `t`."""
@@ -121,7 +133,7 @@ class CrossEntropy(Loss):
         labels: Any = t  # None is refused by the kernel
         loss = cross_entropy(p, labels, **self.options)
         self._name_call(backend)
-        self._saved = p, labels, loss
+        self._saved, self._library = (p, labels, loss), library_in_force()
         return loss
 
     @errors_name_layer
@@ -130,11 +142,11 @@ class CrossEntropy(Loss):
         p, t, loss = self.saved()
         checked = self._upstream(dloss, p, loss)
         if use_jacobian:
-            return cross_entropy_backward(checked, p, t, **self.options)
+            return self._in_library(cross_entropy_backward(checked, p, t, **self.options))
         backend = backend_for(p)
         dp = cross_entropy_backward(checked, p, t, out=self._gradients.take(backend, p.shape, p.dtype), **self.options)
         self._name_call(backend)
-        return dp
+        return self._in_library(dp)
 
 
 class SoftmaxWithLoss(Loss):
@@ -164,7 +176,7 @@ class SoftmaxWithLoss(Loss):
         out = self._gradients.take(backend, logits.shape, logits.dtype)
         loss, dx = softmax_cross_entropy_value_and_grad(logits, labels, out=out, **self.options)
         self._name_call(backend)
-        self._saved = logits, labels, loss, dx
+        self._saved, self._library = (logits, labels, loss, dx), library_in_force()
         return loss
 
     @errors_name_layer
@@ -174,21 +186,21 @@ class SoftmaxWithLoss(Loss):
         dx: Array
         if use_jacobian:
             refuse_in_capture("use_jacobian: a capture does not record it; call backward outside of the block")
-            return self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t)
+            return self._in_library(self._backward_by_jacobian(self._upstream(dloss, x, loss), x, t))
         if _is_one(dloss) and kept is not None:
             self._saved = x, t, loss, None  # from now on it belongs to the caller, who may write to it
             dx = kept
-            return dx
+            return self._in_library(dx)
         recording = recorder()
         if recording is None:
-            return self._scaled(dloss, x, t, loss)
+            return self._in_library(self._scaled(dloss, x, t, loss))
         if not _is_one(dloss):
             dloss = self._upstream(dloss, x, loss)  # refuses what would be converted
         with recording.paused():
             dx = self._scaled(dloss, x, t, loss)
         name = "softmax_cross_entropy_value_and_grad"  # the kernel that it calls
         recording.record(name, self._scale_again, (dx, dloss, x, t, loss), (dx,))
-        return dx
+        return self._in_library(dx)
 
     def _scale_again(self, dx: Any, dloss: Any, x: Any, t: Any, loss: Any) -> None:
         dx[...] = self._scaled(dloss, x, t, loss)
