@@ -116,10 +116,10 @@ def loss_backward(
 ) -> Array:
     """Compute the gradient of a loss with respect to its rows, the argument called `name`."""
     backend = backend_for(x, kernel)
-    given = axis, weight, ignore_index, label_smoothing, reduction
     if backend.foreign is not None:
+        given = axis, weight, ignore_index, label_smoothing, reduction
         return in_library(backend.foreign, x, loss_backward, kernel, dloss, name, x, t, *given, out)
-    x, t, options = loss_arguments(kernel, name, x, t, *given, backend)
+    x, t, options = loss_arguments(kernel, name, x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
     dloss = upstream(kernel, dloss, x, options, backend)
     reads = (x, t, options.weight, None if isinstance(dloss, float) else dloss)
     dx, (x, t, weight, _) = result(kernel, "out", out, x.shape, x.dtype, backend, reads)

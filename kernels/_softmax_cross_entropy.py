@@ -217,10 +217,10 @@ def _loss_and(
 ) -> tuple[Loss, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
-    given = axis, weight, ignore_index, label_smoothing, reduction
     if backend.foreign is not None:
+        given = axis, weight, ignore_index, label_smoothing, reduction
         return in_library(backend.foreign, x, _loss_and, kernel, second, x, t, *given, out)
-    x, t, options = loss_arguments(kernel, "x", x, t, *given, backend)
+    x, t, options = loss_arguments(kernel, "x", x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
     is_lone = out is None or type(out) is backend.native
     loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
