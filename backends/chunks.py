@@ -96,7 +96,7 @@ def placed(
     """
     rows, (inputs, classes) = layer.rows, layer.w.shape
     shapes = (rows,) if options.reduction == "none" else (), (rows, inputs), (inputs, classes), (classes,)
-    shared = layer.w, layer.b, options.weight
+    shared = layer.w, layer.b, options.weight, options.sample_weight
     all_read = (*shared, layer.x, layer.t)
     reads = all_read, shared, all_read, all_read  # of x and t the rows are read before those of dx are written
     found: list[Array | None] = []

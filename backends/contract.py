@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.options import LossOptions
+from plugrad.backends.options import BinaryLossOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 
 Array: TypeAlias = Any
@@ -136,7 +136,8 @@ class Loss(Protocol):
 
     `loss` is an array without dimensions, or with ``options.reduction == "none"`` an array of the shape of `x` less the
     class axis; its dtype is that which the dtype of `x` is computed in. ``options.weight`` is None or has shape
-    ``(classes,)`` and this dtype.
+    ``(classes,)`` and this dtype. ``options.sample_weight`` is None or has this dtype and the shape of `x` less the
+    class axis; a row of weight 0 is as an ignored one. ``options.z_loss`` is 0 unless `x` holds logits.
 
     The options have been checked; the values of the labels have not. The function raises
     `plugrad.backends.options.bad_label` for the first class index that is outside ``[0, classes)`` and is not
@@ -163,7 +164,8 @@ class LossAnd(Protocol):
     """A loss, and an array of the shape of its rows: probabilities or the gradient, as in `softmax_cross_entropy`.
 
     `x`, `t`, `options` and `loss` are as in `Loss`, with their labels unchecked. `out` has the shape and dtype of `x`.
-    `out` may be `x`, `t` or ``options.weight``, and `loss` may be ``options.weight``.
+    `out` may be `x`, `t` or ``options.weight``, and `loss` may be ``options.weight`` or
+    ``options.sample_weight``.
     """
 
     def __call__(self, x: Array, t: Array, options: LossOptions, loss: Array, out: Array, /) -> object: ...
@@ -173,7 +175,8 @@ class LinearLoss(Protocol):
     """The loss of the logits ``x w + b``, which are never held whole, as in `linear_cross_entropy`.
 
     `x`, `w` and `b` are as in `Affine`, `t`, `options` and `loss` as in `Loss` for logits of shape ``(..., classes)``,
-    with their labels unchecked; ``options.axis`` is the last axis of the logits. Without inputs `x` and `w` are empty.
+    with their labels unchecked; ``options.axis`` is the last axis of the logits. If ``options.softcap`` is not
+    None, the logits are ``softcap tanh((x w + b) / softcap)``. Without inputs `x` and `w` are empty.
 
     ``workspace.size`` is the number of bytes that the function may work in, apart from arguments, results and what
     grows with neither rows nor classes. ``workspace.memory(place, count, empty)`` returns `count` bytes: those that an
@@ -200,8 +203,8 @@ class LinearLossAndGradients(Protocol):
 
     The arguments are as in `LinearLoss`. `dx`, `dw` and `db` have the shapes and the dtype of `x`, `w` and `b`; each is
     None if it is not wanted, and all may be. With ``options.reduction == "none"`` they are the gradients of the sum of
-    the losses. An ignored row adds nothing to `dw` and `db`, even if it holds infinities, and its `dx` is 0. Each
-    result may be any argument of its shape and dtype.
+    the losses. On the CPU a row that does not count takes part in no product. It adds nothing to `dw` and `db`, even if
+    it holds infinities, and its `dx` is 0. Each result may be any argument of its shape and dtype.
     """
 
     def __call__(
@@ -217,6 +220,47 @@ class LinearLossAndGradients(Protocol):
         dw: Array | None,
         db: Array | None,
         /,
+    ) -> object: ...
+
+
+class Accuracy(Protocol):
+    """The share of rows whose label is among the `k` largest of the row, as in `top_k_accuracy`.
+
+    `t` holds class indices, and `options` the axis of the classes and the ignored label. Of equal numbers the one with
+    the lower class comes first; a row with a NaN is wrong. `accuracy` has no dimensions, and is float64; it is 0 where
+    no row counts. Labels are checked as in `Loss`; a backend that cannot raise the error makes `accuracy` NaN.
+    """
+
+    def __call__(self, x: Array, t: Array, k: int, options: LossOptions, accuracy: Array, /) -> object: ...
+
+
+class BinaryLossAnd(Protocol):
+    """A loss of each element by itself, and an array of the shape of its logits, as in `sigmoid_cross_entropy`.
+
+    `x` has any shape, which may be ``()``, and `t` the same; `t` holds labels of any integer, boolean or floating dtype
+    in native byte order. `loss` has the shape of `x` if ``options.reduction == "none"``, else no dimensions, and the
+    dtype that `x` is computed in. `out` has the shape and dtype of `x`. Each result may be any argument of its shape
+    and dtype, the weights included.
+
+    The function raises ``options.bad_label`` for the first label that is outside [0, 1], or NaN, and is not equal to
+    ``options.ignored_label(t.dtype)``, before it writes anything. A backend that cannot read labels without
+    synchronising a device makes the loss and the gradient of that element NaN, and raises only if the option ``check``
+    is set.
+    """
+
+    def __call__(self, x: Array, t: Array, options: BinaryLossOptions, loss: Array, out: Array, /) -> object: ...
+
+
+class BinaryLossBackward(Protocol):
+    """The gradient of such a loss with respect to the logits, as in `sigmoid_cross_entropy_backward`.
+
+    `y` is the sigmoid of the logits, and `dx` has its shape and dtype. `t` and `options` are as in `BinaryLossAnd`,
+    with the labels unchecked. `dloss` is a Python float, or an array of the shape of the loss and of any floating
+    dtype. `dx` may be any argument of its shape and dtype.
+    """
+
+    def __call__(
+        self, dloss: float | Array, y: Array, t: Array, options: BinaryLossOptions, dx: Array, /
     ) -> object: ...
 
 
@@ -411,6 +455,9 @@ FORMS: tuple[type, ...] = (
     LossAnd,
     LinearLoss,
     LinearLossAndGradients,
+    Accuracy,
+    BinaryLossAnd,
+    BinaryLossBackward,
     SGD,
     Adam,
     AdamW,

@@ -40,6 +40,14 @@ class LossOptions(NamedTuple):
     divisor : float or None
         What the mean divides by, where the rows are some of more, in the form that the backend has for it; None where
         it is to be counted, as for every call from outside of a backend.
+    sample_weight : array or None
+        The weight of each row, of the shape of a loss without reduction, in the dtype that the loss is computed in.
+        Rows of weight 0 do not count.
+    z_loss : float
+        What the square of the logarithm of each row's sum of exponentials is multiplied by; 0 for losses of
+        probabilities.
+    softcap : float or None
+        What the logits of a layer stay below; None for losses without a layer.
     """
 
     kernel: str
@@ -49,10 +57,15 @@ class LossOptions(NamedTuple):
     label_smoothing: float
     reduction: str
     divisor: Any = None
+    sample_weight: Any = None
+    z_loss: float = 0.0
+    softcap: float | None = None
 
-    def with_weight(self, weight: Any) -> "LossOptions":
-        """These options, with `weight` in place of an array of the same weights."""
-        return self if weight is self.weight else self._replace(weight=weight)
+    def with_weights(self, weight: Any, sample_weight: Any) -> "LossOptions":
+        """These options, with arrays of the same weights in place of theirs."""
+        if weight is self.weight and sample_weight is self.sample_weight:
+            return self
+        return self._replace(weight=weight, sample_weight=sample_weight)
 
 
 class LeakyReluOptions(NamedTuple):
@@ -128,10 +141,74 @@ PHILOX = Philox(10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85))
 def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptions) -> ValueError:
     """The error for a label that names no class; the same text whichever backend finds it."""
     ignored = "" if options.ignore_index is None else f" or the ignored label {options.ignore_index}"
-    where = f" at row {row[0] if len(row) == 1 else row}" if row else ""
+    where = _at(row)
     hint = ""
     if label == classes:
         hint = "; labels count from 0"
     elif label < 0 and options.ignore_index is None:
         hint = "; pass ignore_index for rows that shall not count"
     return ValueError(f"{options.kernel}: t: expected labels in [0, {classes}){ignored}, got {label}{where}{hint}")
+
+
+class BinaryLossOptions(NamedTuple):
+    """The options of a loss whose elements are two classes each, checked.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel's name, for messages.
+    weight : array, or None
+        The weight of each element, in a shape that broadcasts to that of the logits, and in the dtype that the loss is
+        computed in.
+    pos_weight : array, or None
+        The same for the part of each label that is 1.
+    ignore_index : int or None
+        The label of elements that do not count.
+    label_smoothing : float
+        The share in [0, 1] of each label that is replaced by 1/2.
+    reduction : str
+        ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    kernel: str
+    weight: Any
+    pos_weight: Any
+    ignore_index: int | None
+    label_smoothing: float
+    reduction: str
+
+    def ignored_label(self, dtype: np.dtype[Any]) -> float | None:
+        """The label of ignored elements, a float for floating labels; None if no label of `dtype` can equal it."""
+        label = self.ignore_index
+        if label is None or dtype.kind == "b":
+            return label if label in (0, 1) else None
+        if dtype.kind in "iu":
+            return label if np.iinfo(dtype).min <= label <= np.iinfo(dtype).max else None
+        if abs(label) >= 2**1023:
+            return None
+        with np.errstate(all="ignore"):
+            return float(label) if float(np.asarray(label, FLOAT64).astype(dtype)) == label else None
+
+    def bad_label(self, label: Any, place: tuple[int, ...]) -> ValueError:
+        """The error for a label outside [0, 1]; the same text whichever backend finds it."""
+        ignored = "" if self.ignore_index is None else f" or the ignored label {self.ignore_index}"
+        where = f" at {place[0] if len(place) == 1 else place}" if place else ""
+        if label != label or (label < 0 and self.ignore_index is None):
+            hint = "; give elements that shall not count an integer such as -1, and pass it as ignore_index"
+        elif label > 1:
+            hint = "; give one label in [0, 1] for each logit, or softmax_cross_entropy class indices"
+        else:
+            hint = "; give one label in [0, 1] for each logit"
+        return ValueError(f"{self.kernel}: t: expected labels in [0, 1]{ignored}, got {label}{where}{hint}")
+
+
+def bad_probability(value: float, row: tuple[int, ...], options: LossOptions) -> ValueError:
+    """The error for a number that is no probability; the same text whichever backend finds it."""
+    return ValueError(
+        f"{options.kernel}: p: expected probabilities in [0, 1], got {value:.6g}{_at(row)}; "
+        f"logits are for softmax_cross_entropy"
+    )
+
+
+def _at(row: tuple[int, ...]) -> str:
+    return f" at row {row[0] if len(row) == 1 else row}" if row else ""

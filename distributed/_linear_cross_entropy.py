@@ -14,7 +14,6 @@ from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
-from plugrad.distributed._softmax_cross_entropy import plain
 from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, checked, largest, scale
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
 from plugrad.kernels._arguments import (
@@ -113,7 +112,7 @@ def linear_cross_entropy_value_and_grad(
     >>> float(loss.round(6))
     0.693147
     """
-    given = {
+    given: dict[str, Any] = {
         "weight": weight,
         "sample_weight": sample_weight,
         "ignore_index": ignore_index,
@@ -122,7 +121,13 @@ def linear_cross_entropy_value_and_grad(
         "reduction": reduction,
     }
     if comm.size == 1:
-        named = {**plain({**given, "softcap": softcap}), "needs": needs, "max_workspace": max_workspace, "out": out}
+        named: dict[str, Any] = {
+            **given,
+            "softcap": softcap,
+            "needs": needs,
+            "max_workspace": max_workspace,
+            "out": out,
+        }
         return K.linear_cross_entropy_value_and_grad(x, w, b, t, **named)
     refuse_in_capture(CALL)
     with np.errstate(all="ignore"):
@@ -210,7 +215,7 @@ def _checked(
     shape = loss_shape(logits, options.loss)
     loss, reads = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx, dw, db))
     x, w, b, t, weight = reads
-    options = options._replace(loss=options.loss.with_weight(weight))
+    options = options._replace(loss=options.loss.with_weights(weight, None))
     if is_kept:
         workspace.claim(f"{CALL}: max_workspace")
     facts |= {"x": f"shape {x.shape}", "b": "None" if b is None else "given", "needs": wanted, "softcap": cap}

@@ -85,7 +85,7 @@ def softmax_cross_entropy_value_and_grad(
     >>> float(loss.round(6))
     0.693147
     """
-    given = {
+    given: dict[str, Any] = {
         "axis": axis,
         "weight": weight,
         "sample_weight": sample_weight,
@@ -95,19 +95,10 @@ def softmax_cross_entropy_value_and_grad(
         "reduction": reduction,
     }
     if comm.size == 1:
-        return K.softmax_cross_entropy_value_and_grad(x, t, out=out, **plain(given))
+        return K.softmax_cross_entropy_value_and_grad(x, t, out=out, **given)
     refuse_in_capture(CALL)
     with np.errstate(all="ignore"):
         return _spread(x, t, comm, given, out)
-
-
-def plain(given: dict[str, Any]) -> dict[str, Any]:
-    """The options for the kernel itself: those that were given."""
-    return {name: value for name, value in given.items() if value is not None and not _is_zero(value)}
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, float) and value == 0
 
 
 def _spread(x: Any, t: Any, comm: Communicator, given: dict[str, Any], out: Any) -> tuple[Loss, Array]:
@@ -126,7 +117,7 @@ def _spread(x: Any, t: Any, comm: Communicator, given: dict[str, Any], out: Any)
         shape = loss_shape(x, options.loss)
         loss, reads = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx,))
         x, t, weight = reads
-        options = options._replace(loss=options.loss.with_weight(weight))
+        options = options._replace(loss=options.loss.with_weights(weight, None))
         count = x.shape[options.loss.axis]
         call = backend, options, loss_out
     except Exception as error:  # all ranks are told, and raise

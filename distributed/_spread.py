@@ -60,7 +60,8 @@ def checked(
     if logits.ndim:
         some[index] = max(2, some[index])
     pretended = Logits(tuple(some), logits.dtype)
-    options = loss_options(call, name, pretended, axis=axis, weight=None, backend=backend, **plain)
+    no_weights = {"weight": None, "sample_weight": None, "z_loss": 0.0}  # checked below, and kept apart
+    options = loss_options(call, name, pretended, axis=axis, backend=backend, **plain, **no_weights)
     weight = given["weight"]
     compute = COMPUTE[logits.dtype]
     if weight is not None:

@@ -15,14 +15,14 @@ from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
     Out,
+    can_take,
     fill,
     given_back,
     given_results,
-    is_plain,
-    lies_elsewhere,
     promoted,
     real,
     result,
+    views,
 )
 from plugrad.kernels._kernel import kernel
 
@@ -96,6 +96,8 @@ def _product(x: Any, w: Any, b: Any, out: Any) -> Array:
     shape = (*rows[:-1], weights[1])
     if out is None:
         y: Any = backend.empty(shape, x.dtype)
+    elif can_take(out, shape, x.dtype, x, w, b):
+        y = out
     else:
         y, (x, w, b) = result("affine", "out", out, shape, x.dtype, backend, (x, w, b))
     if x.size and y.size:
@@ -228,14 +230,17 @@ def _can_be_written(
 ) -> bool:
     """Whether the arrays can take the gradients as they are, and share no memory but with arguments that they are."""
     if not (
-        (dx is None or (dx is not dw and dx is not db and is_plain(dx, shapes[0], dtype)))
-        and (dw is None or (dw is not db and is_plain(dw, shapes[1], dtype)))
-        and (db is None or is_plain(db, shapes[2], dtype))
+        (dx is None or (dx is not dw and dx is not db and can_take(dx, shapes[0], dtype)))
+        and (dw is None or (dw is not db and can_take(dw, shapes[1], dtype)))
+        and (db is None or can_take(db, shapes[2], dtype))
     ):
         return False
     for read in reads:
-        base = None if read is None else read.base  # what a view refers to, such as all of the data for a batch
-        if base is not None and not lies_elsewhere(base, dx, dw, db):
+        if (
+            read is not None
+            and read.base is not None
+            and any(out is not None and views(read, out) for out in (dx, dw, db))
+        ):
             return False
     return True
 

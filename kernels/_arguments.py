@@ -9,6 +9,7 @@ arrays the checks are most of the cost of a call.
 import functools
 import math
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -121,17 +122,17 @@ def integer(kernel: str, name: str, value: Any, expected: str) -> int:
     raise TypeError(f"{kernel}: {name}: expected {expected}, got {value!r}")
 
 
-def number(kernel: str, name: str, value: Any, least: float, most: float, expected: str) -> float:
-    """`value` as a Python float in [least, most]."""
+def number(kernel: str, name: str, value: Any, expected: str, is_right: Callable[[float], bool]) -> float:
+    """`value` as a Python float, if that is right."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{kernel}: {name}: expected {expected}, got {value!r}")
     try:
-        converted = float(value)
+        found = float(value)
     except OverflowError:
-        converted = math.inf
-    if not least <= converted <= most:
+        found = math.inf
+    if not is_right(found):
         raise ValueError(f"{kernel}: {name}: expected {expected}, got {value}")
-    return converted
+    return found
 
 
 def same_shape(kernel: str, name: str, x: Any, other: str, shape: tuple[int, ...]) -> None:
@@ -171,7 +172,7 @@ def result(
         out = out[0]
     if out is None:
         return backend.empty(shape, dtype), reads
-    owns_memory = backend.native is np.ndarray and is_plain(out, shape, dtype)
+    owns_memory = backend.native is np.ndarray and can_take(out, shape, dtype)
     if not owns_memory and (
         type(out) is not backend.native
         or (out.dtype is not dtype and out.dtype != dtype)
@@ -187,7 +188,7 @@ def result(
     for read in reads:
         if read is None or read is out:
             continue
-        if owns_memory and ((base := read.base) is None or lies_elsewhere(base, out)):
+        if owns_memory and (read.base is None or not views(read, out)):
             continue
         overlap = backend.overlap(out, read)
         if overlap == "partial":
@@ -199,16 +200,26 @@ def result(
     return out, reads
 
 
-def is_plain(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Whether `out` is an array of NumPy's that takes a result as it is and owns its memory."""
-    return (
+def can_take(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *reads: Any) -> bool:
+    """Whether `out` is an array of NumPy's that takes a result as it is, and arrays that are read do not overlap it.
+
+    `result` finds out the same of any arrays, and takes longer. `out` owns its memory; an array that is read does so
+    too, or is a view, such as a batch of all the data, of one that does, or it is `out` itself.
+    """
+    if not (
         type(out) is np.ndarray and out.base is None and out.dtype is dtype and out.shape == shape and out.flags.carray
-    )
+    ):
+        return False
+    for read in reads:
+        if read is not None and (type(read) is not np.ndarray or (read.base is not None and views(read, out))):
+            return False
+    return True
 
 
-def lies_elsewhere(base: Any, *outs: Any) -> bool:
-    """Whether `base`, the array that a view refers to, owns its memory and is none of `outs`."""
-    return type(base) is np.ndarray and base.base is None and not any(base is out for out in outs)
+def views(read: Any, out: Any) -> bool:
+    """Whether a view may share memory with `out`, which owns its own: it is a view of it, or of no array of NumPy's."""
+    base = read.base
+    return type(base) is not np.ndarray or base.base is not None or base is out
 
 
 def _checked_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> Any:
@@ -288,23 +299,26 @@ def loss_arguments(
     t: Any,
     axis: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
     reduction: Any,
     backend: Backend,
 ) -> tuple[Any, Any, LossOptions]:
     """The argument called `name`, whose rows are those of the loss, their labels, and the options, checked."""
     x = floating(kernel, name, x, backend)
-    if weight is None and type(t) is backend.native:
+    if weight is None and sample_weight is None and type(t) is backend.native:
         try:
             options = _options_of_indices(
-                kernel, x.shape, t.shape, t.dtype, axis, ignore_index, label_smoothing, reduction
+                kernel, x.shape, t.shape, t.dtype, axis, ignore_index, label_smoothing, z_loss, reduction
             )
         except (TypeError, ValueError):  # raised again below, with its message
             options = None
         if options is not None:
             return x, t, options
-    options = loss_options(kernel, name, x, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    weights = weight, sample_weight
+    options = loss_options(kernel, name, x, axis, *weights, ignore_index, label_smoothing, z_loss, reduction, backend)
     return x, labels(kernel, t, x, options, backend), options
 
 
@@ -317,6 +331,7 @@ def _options_of_indices(
     axis: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
     reduction: Any,
 ) -> LossOptions | None:
     """The options that `loss_options` and `labels` find, kept for equal calls; None where labels need conversion."""
@@ -324,7 +339,7 @@ def _options_of_indices(
     is_plain = labels_dtype.kind in "iu" and labels_dtype.isnative and 0 not in shape
     if not is_plain or labels_shape != shape[:index] + shape[index + 1 :] or shape[index] == 1:
         return None
-    return _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
+    return _checked_options(kernel, index, ignore_index, label_smoothing, z_loss, reduction)
 
 
 def loss_options(
@@ -333,8 +348,10 @@ def loss_options(
     x: Any,
     axis: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
     reduction: Any,
     backend: Backend,
 ) -> LossOptions:
@@ -344,24 +361,45 @@ def loss_options(
         some_classes(kernel, name, x, index)
     if x.shape[index] == 1:
         _warn_of_one_class()
-    try:
-        options = _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
-    except TypeError:  # of the checks, or because an argument has no hash: then the checks name it
-        options = _checked_options.__wrapped__(kernel, index, ignore_index, label_smoothing, reduction)
-    if weight is None:
+    options = checked_options(kernel, index, ignore_index, label_smoothing, reduction, z_loss)
+    if weight is None and sample_weight is None:
         return options
-    weight = floating(kernel, "weight", weight, backend)
-    if weight.shape != (x.shape[index],):
-        raise ValueError(
-            f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
-        )
+    classes, rows = x.shape[index : index + 1], x.shape[:index] + x.shape[index + 1 :]
+    return options._replace(
+        weight=_weights(kernel, "weight", weight, "class", classes, x, backend),
+        sample_weight=_weights(kernel, "sample_weight", sample_weight, "row", rows, x, backend),
+    )
+
+
+def _weights(kernel: str, name: str, weight: Any, each: str, shape: tuple[int, ...], x: Any, backend: Backend) -> Any:
+    """The weights of classes or rows in the dtype that the loss of `x` is computed in; None stays None."""
+    if weight is None:
+        return None
+    weight = floating(kernel, name, weight, backend)
+    if weight.shape != shape:
+        raise ValueError(f"{kernel}: {name}: expected one weight per {each}, shape {shape}, got {weight.shape}")
+    return in_dtype_of_loss(kernel, name, weight, x, backend)
+
+
+def in_dtype_of_loss(kernel: str, name: str, weight: Any, x: Any, backend: Backend) -> Any:
+    """Weights, the argument called `name`, in the dtype in which the loss of `x` is computed."""
     if weight.dtype != COMPUTE[x.dtype]:
         if backend.recorder is not None:
             expected = f"dtype {COMPUTE[x.dtype]}, in which the loss is computed"
-            raise would_be_converted(f"{kernel}: weight", expected, f"dtype {weight.dtype}")
+            raise would_be_converted(f"{kernel}: {name}", expected, f"dtype {weight.dtype}")
         with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
             weight = weight.astype(COMPUTE[x.dtype])
-    return options._replace(weight=weight)
+    return weight
+
+
+def checked_options(
+    kernel: str, axis: int, ignore_index: Any, label_smoothing: Any, reduction: Any, z_loss: Any = 0.0
+) -> LossOptions:
+    """The options of a loss, but for the weights, checked."""
+    try:
+        return _checked_options(kernel, axis, ignore_index, label_smoothing, z_loss, reduction)
+    except TypeError:  # of the checks, or because an argument has no hash: then the checks name it
+        return _checked_options.__wrapped__(kernel, axis, ignore_index, label_smoothing, z_loss, reduction)
 
 
 @functools.cache
@@ -371,17 +409,22 @@ def _warn_of_one_class() -> None:
 
 
 @functools.lru_cache(256, typed=True)
-def _checked_options(kernel: str, axis: int, ignore_index: Any, label_smoothing: Any, reduction: Any) -> LossOptions:
+def _checked_options(
+    kernel: str, axis: int, ignore_index: Any, label_smoothing: Any, z_loss: Any, reduction: Any
+) -> LossOptions:
     """The options of a loss, but for the weights, checked once for all calls that have the same."""
     if ignore_index is not None:
         ignore_index = integer(kernel, "ignore_index", ignore_index, "an integer or None")
     if type(label_smoothing) is not float or label_smoothing != 0.0:
-        label_smoothing = number(kernel, "label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+        expected = "a number in [0, 1]"
+        label_smoothing = number(kernel, "label_smoothing", label_smoothing, expected, lambda share: 0 <= share <= 1)
+    if type(z_loss) is not float or z_loss != 0.0:
+        z_loss = number(kernel, "z_loss", z_loss, "a finite number of at least 0", lambda c: 0 <= c < np.inf)
     if not isinstance(reduction, str):
         raise TypeError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{kernel}: reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    return LossOptions(kernel, axis, None, ignore_index, label_smoothing, reduction)
+    return LossOptions(kernel, axis, None, ignore_index, label_smoothing, reduction, z_loss=z_loss)
 
 
 def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) -> Any:
@@ -451,21 +494,23 @@ def loss_shape(x: Any, options: LossOptions) -> tuple[int, ...]:
 
 def upstream(kernel: str, dloss: Any, x: Any, options: LossOptions, backend: Backend) -> Any:
     """The gradient of the loss: a Python float, or an array of the backend of the shape of the loss."""
-    shape = loss_shape(x, options)
+    return gradient_of_loss(kernel, dloss, loss_shape(x, options), options.reduction, backend)
+
+
+def gradient_of_loss(kernel: str, dloss: Any, shape: tuple[int, ...], reduction: str, backend: Backend) -> Any:
+    """The gradient of a loss of that shape: a Python float, or an array of the backend."""
     if isinstance(dloss, float | int | np.floating | np.integer):
         if shape:
-            raise ValueError(_upstream_shape(kernel, options, shape, ()))
+            raise ValueError(_upstream_shape(kernel, reduction, shape, ()))
         try:
             return float(dloss)
         except OverflowError as error:
             raise ValueError(f"{kernel}: dloss: expected a number that a float can hold, got {dloss}") from error
     dloss = floating(kernel, "dloss", dloss, backend)
     if dloss.shape != shape:
-        raise ValueError(_upstream_shape(kernel, options, shape, dloss.shape))
+        raise ValueError(_upstream_shape(kernel, reduction, shape, dloss.shape))
     return dloss
 
 
-def _upstream_shape(kernel: str, options: LossOptions, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
-    return (
-        f"{kernel}: dloss: expected the shape of the loss with reduction={options.reduction!r}, {expected}, got {got}"
-    )
+def _upstream_shape(kernel: str, reduction: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    return f"{kernel}: dloss: expected the shape of the loss with reduction={reduction!r}, {expected}, got {got}"

@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import numpy as np
-
 from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
     Array,
     axis_index,
+    can_take,
     fill,
     floating,
     given_back,
-    is_plain,
     loss_arguments,
     promoted,
     real,
@@ -48,8 +46,8 @@ def forward(
         axis = axis_index(kernel, axis, x.ndim)
     if out is None:
         y: Any = backend.empty(x.shape, x.dtype)
-    elif out is x and type(x) is np.ndarray and x.flags.carray and not reads:  # in place
-        y = x
+    elif not reads and can_take(out, x.shape, x.dtype, x):
+        y = out
     else:
         y, (x, *_) = result(kernel, "out", out, x.shape, x.dtype, backend, (x, *reads))
     if y.size:
@@ -85,8 +83,8 @@ def backward(
         dy, y = promoted(kernel, backend, **{"dy": dy, name: y})
     if out is None:
         dx: Any = backend.empty(y.shape, y.dtype)
-    elif out is dy and is_plain(out, y.shape, y.dtype) and y.base is None:  # in place
-        dx = dy
+    elif can_take(out, y.shape, y.dtype, dy, y):
+        dx = out
     else:
         dx, (dy, y) = result(kernel, "out", out, y.shape, y.dtype, backend, (dy, y))
     if dx.size:
@@ -109,6 +107,7 @@ def loss_backward(
     t: Any,
     axis: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
     reduction: Any,
@@ -117,14 +116,16 @@ def loss_backward(
     """Compute the gradient of a loss with respect to its rows, the argument called `name`."""
     backend = backend_for(x, kernel)
     if backend.foreign is not None:
-        given = axis, weight, ignore_index, label_smoothing, reduction
+        given = axis, weight, sample_weight, ignore_index, label_smoothing, reduction
         return in_library(backend.foreign, x, loss_backward, kernel, dloss, name, x, t, *given, out)
-    x, t, options = loss_arguments(kernel, name, x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    x, t, options = loss_arguments(
+        kernel, name, x, t, axis, weight, sample_weight, ignore_index, label_smoothing, 0.0, reduction, backend
+    )
     dloss = upstream(kernel, dloss, x, options, backend)
-    reads = (x, t, options.weight, None if isinstance(dloss, float) else dloss)
-    dx, (x, t, weight, _) = result(kernel, "out", out, x.shape, x.dtype, backend, reads)
+    reads = (x, t, options.weight, options.sample_weight, None if isinstance(dloss, float) else dloss)
+    dx, (x, t, weight, sample_weight, _) = result(kernel, "out", out, x.shape, x.dtype, backend, reads)
     if x.size:
-        backend.functions[kernel](dloss, x, t, options.with_weight(weight), dx)
+        backend.functions[kernel](dloss, x, t, options.with_weights(weight, sample_weight), dx)
     else:
         fill(kernel, 0, (dx,), backend)
     return given_back(dx, out, backend)

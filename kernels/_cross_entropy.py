@@ -27,6 +27,7 @@ def cross_entropy(
     *,
     axis: int = -1,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
@@ -44,7 +45,7 @@ def cross_entropy(
     t : array_like
         Labels: class indices of any integer dtype, with the shape of `p` less the class axis; or one number per
         class (one-hot, probabilities), with the shape of `p`.
-    axis, weight, ignore_index, label_smoothing, reduction
+    axis, weight, sample_weight, ignore_index, label_smoothing, reduction
         As for `softmax_cross_entropy`.
     out : array, optional
         Where to write the loss: its shape, ``()`` for a mean or a sum, and its dtype.
@@ -59,7 +60,8 @@ def cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        As for `softmax_cross_entropy`, and if `out` does not fit.
+        As for `softmax_cross_entropy`, if `out` does not fit, and, on the CPU, if a probability whose label is not 0
+        lies below 0 or above 1.001: it may be a logit. On a GPU the loss of that row is NaN.
 
     Examples
     --------
@@ -67,7 +69,7 @@ def cross_entropy(
     >>> float(K.cross_entropy([[0.5, 0.5], [0.25, 0.75]], [0, 0]).round(6))
     1.039721
     """
-    return _loss(p, t, axis, weight, ignore_index, label_smoothing, reduction, out)
+    return _loss(p, t, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, out)
 
 
 def _loss(
@@ -75,6 +77,7 @@ def _loss(
     t: Any,
     axis: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
     reduction: Any,
@@ -82,14 +85,15 @@ def _loss(
 ) -> Loss:
     """Check the arguments of `cross_entropy` and compute it."""
     backend = backend_for(p, "cross_entropy")
-    given = axis, weight, ignore_index, label_smoothing, reduction
     if backend.foreign is not None:
-        return in_library(backend.foreign, p, _loss, p, t, *given, out)
-    p, t, options = loss_arguments("cross_entropy", "p", p, t, *given, backend)
-    reads = (p, t, options.weight)
-    loss, (p, t, weight) = result("cross_entropy", "out", out, loss_shape(p, options), COMPUTE[p.dtype], backend, reads)
+        given_options = axis, weight, sample_weight, ignore_index, label_smoothing, reduction
+        return in_library(backend.foreign, p, _loss, p, t, *given_options, out)
+    given = axis, weight, sample_weight, ignore_index, label_smoothing, 0.0, reduction, backend
+    p, t, options = loss_arguments("cross_entropy", "p", p, t, *given)
+    reads, dtype = (p, t, options.weight, options.sample_weight), COMPUTE[p.dtype]
+    loss, (p, t, *weights) = result("cross_entropy", "out", out, loss_shape(p, options), dtype, backend, reads)
     if p.size:
-        backend.functions["cross_entropy"](p, t, options.with_weight(weight), loss)
+        backend.functions["cross_entropy"](p, t, options.with_weights(*weights), loss)
     else:
         fill("cross_entropy", 0, (loss,), backend)
     return given_back(loss, out, backend)
@@ -103,6 +107,7 @@ def cross_entropy_backward(
     *,
     axis: int = -1,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
@@ -115,7 +120,7 @@ def cross_entropy_backward(
     dloss : float or array
         Gradient with respect to the loss: a scalar, or with ``reduction="none"`` an array of the loss's shape. Its
         dtype does not count.
-    p, t, axis, weight, ignore_index, label_smoothing, reduction
+    p, t, axis, weight, sample_weight, ignore_index, label_smoothing, reduction
         As given to `cross_entropy`.
     out : array, optional
         Where to write the result: shape and dtype of `p`, any strides; may be `p` itself.
@@ -137,5 +142,5 @@ def cross_entropy_backward(
     array([[-1.,  0.],
            [-2.,  0.]])
     """
-    options = axis, weight, ignore_index, label_smoothing, reduction
+    options = axis, weight, sample_weight, ignore_index, label_smoothing, reduction
     return loss_backward("cross_entropy_backward", dloss, "p", p, t, *options, out)

@@ -112,7 +112,7 @@ def _options(kernel: str, x: Any, p: Any, seed: Any) -> DropoutOptions:
 
 def probability(name: str, p: Any) -> float:
     """The option `p`, checked; `name` is that of the kernel or the layer, in messages."""
-    return number(name, "p", p, 0.0, 1.0, "a number in [0, 1]")
+    return number(name, "p", p, "a number in [0, 1]", lambda share: 0 <= share <= 1)
 
 
 def _arrays(options: DropoutOptions) -> tuple[Any, ...]:

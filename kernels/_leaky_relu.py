@@ -1,6 +1,6 @@
 """The leaky rectified linear unit."""
 
-import sys
+import math
 from typing import Any
 
 from plugrad.backends import contract
@@ -89,5 +89,4 @@ def leaky_relu_backward(
 
 def leaky_relu_options(name: str, negative_slope: Any) -> LeakyReluOptions:
     """The options of `leaky_relu`, checked; `name` is that of the kernel or the layer, in messages."""
-    most = sys.float_info.max
-    return LeakyReluOptions(number(name, "negative_slope", negative_slope, -most, most, "a finite number"))
+    return LeakyReluOptions(number(name, "negative_slope", negative_slope, "a finite number", math.isfinite))

@@ -23,6 +23,7 @@ from plugrad.kernels._arguments import (
     labels,
     loss_options,
     loss_shape,
+    number,
     promoted,
     real,
     result,
@@ -44,8 +45,11 @@ def linear_cross_entropy(
     t: ArrayLike,
     *,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     max_workspace: int | str | Workspace = MAX_WORKSPACE,
     out: Array | None = None,
@@ -66,8 +70,10 @@ def linear_cross_entropy(
     t : array_like
         Labels: class indices, of the shape of `x` less the last axis; or one number per class, shape
         ``(..., classes)``.
-    weight, ignore_index, label_smoothing, reduction
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
         As for `softmax_cross_entropy`.
+    softcap : float, optional
+        A finite number `s` above 0: the logits are ``s tanh(z / s)`` with ``z = x w + b``.
     max_workspace : int, str or Workspace
         How much memory the call may use, besides its arguments and results: bytes, or text such as ``"64MB"`` or
         ``"1GiB"``. More makes larger products, which are faster up to some hundred rows: for as many it needs
@@ -104,7 +110,8 @@ def linear_cross_entropy(
     >>> round(float(loss), 6)
     0.313262
     """
-    return _loss(x, w, b, t, weight, ignore_index, label_smoothing, reduction, max_workspace, out)
+    options = weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
+    return _loss(x, w, b, t, *options, max_workspace, out)
 
 
 def _loss(
@@ -113,8 +120,11 @@ def _loss(
     b: Any,
     t: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
+    softcap: Any,
     reduction: Any,
     max_workspace: Any,
     out: Any,
@@ -122,17 +132,17 @@ def _loss(
     """Check the arguments of `linear_cross_entropy` and compute it."""
     name = "linear_cross_entropy"
     backend = backend_for(x)
-    labelled = x, w, b, t, weight, ignore_index, label_smoothing, reduction
+    given_options = weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
     if backend.foreign is not None:
-        return in_library(backend.foreign, x, _loss, *labelled, max_workspace, out)
-    reads, options = _arguments(name, *labelled, backend)
+        return in_library(backend.foreign, x, _loss, x, w, b, t, *given_options, max_workspace, out)
+    reads, options = _arguments(name, x, w, b, t, *given_options, backend)
     workspace = _workspace(name, max_workspace)
     logits = _logits(reads[0], reads[1])
     shape, dtype = loss_shape(logits, options), COMPUTE[logits.dtype]
-    loss, (x, w, b, t, weight) = result(name, "out", out, shape, dtype, backend, reads)
+    loss, (x, w, b, t, *weights) = result(name, "out", out, shape, dtype, backend, reads)
     if logits.size:
         _claim(name, workspace, max_workspace, backend)
-        backend.functions[name](x, w, b, t, options.with_weight(weight), workspace, loss)
+        backend.functions[name](x, w, b, t, options.with_weights(*weights), workspace, loss)
     else:
         fill(name, 0, (loss,), backend)
     return given_back(loss, out, backend)
@@ -150,8 +160,11 @@ def linear_cross_entropy_value_and_grad(
     t: ArrayLike,
     *,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     needs: Iterable[str] = GRADIENTS,
     max_workspace: int | str | Workspace = MAX_WORKSPACE,
@@ -164,7 +177,7 @@ def linear_cross_entropy_value_and_grad(
 
     Parameters
     ----------
-    x, w, b, t, weight, ignore_index, label_smoothing, reduction, max_workspace
+    x, w, b, t, weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction, max_workspace
         As for `linear_cross_entropy`.
     needs : iterable of str
         Which of ``"dx"``, ``"dw"`` and ``"db"`` to compute.
@@ -179,7 +192,8 @@ def linear_cross_entropy_value_and_grad(
     dx, dw, db : array or None
         Gradients of the loss, or with ``reduction="none"`` of the sum of the losses, with respect to `x`, `w` and `b`,
         in the promoted dtype of these; None where not needed. Without biases `db` is their gradient at 0. Ignored rows
-        get exact zeros, whatever they hold. Sums over the rows keep their accuracy for any number, but in
+        get exact zeros, whatever they hold, and take part in no product; on a GPU they do, since to count them it
+        would have to be waited for. Sums over the rows keep their accuracy for any number, but in
         float32 where a small workspace cuts them into 65 to 1,024 chunks: `dw` may then be off by hundreds of units in
         the last place, if all rows are alike.
 
@@ -208,7 +222,8 @@ def linear_cross_entropy_value_and_grad(
     >>> dw.tolist(), db.tolist()
     ([[0.5, -0.5], [1.0, -1.0]], [0.5, -0.5])
     """
-    return _loss_and_gradients(x, w, b, t, weight, ignore_index, label_smoothing, reduction, needs, max_workspace, out)
+    options = weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
+    return _loss_and_gradients(x, w, b, t, *options, needs, max_workspace, out)
 
 
 def _loss_and_gradients(
@@ -217,8 +232,11 @@ def _loss_and_gradients(
     b: Any,
     t: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
+    softcap: Any,
     reduction: Any,
     needs: Any,
     max_workspace: Any,
@@ -227,10 +245,12 @@ def _loss_and_gradients(
     """Check the arguments of `linear_cross_entropy_value_and_grad` and compute it."""
     name = "linear_cross_entropy_value_and_grad"
     backend = backend_for(x)
-    labelled = x, w, b, t, weight, ignore_index, label_smoothing, reduction
+    given_options = weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
     if backend.foreign is not None:
-        return in_library(backend.foreign, x, _loss_and_gradients, *labelled, needs, max_workspace, out)
-    reads, options = _arguments(name, *labelled, backend)
+        return in_library(
+            backend.foreign, x, _loss_and_gradients, x, w, b, t, *given_options, needs, max_workspace, out
+        )
+    reads, options = _arguments(name, x, w, b, t, *given_options, backend)
     workspace = _workspace(name, max_workspace)
     wanted = needed(name, needs)
     loss_out, *given = given_results(name, out, ("loss", *GRADIENTS), lone=wanted[0] if len(wanted) == 1 else None)
@@ -240,10 +260,10 @@ def _loss_and_gradients(
     shapes = x.shape, w.shape, w.shape[1:]
     (dx, dw, db), reads = gradients(name, wanted, tuple(given), shapes, backend, reads)
     shape = loss_shape(logits, options)
-    loss, (x, w, b, t, weight) = result(name, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
+    loss, (x, w, b, t, *weights) = result(name, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
     if logits.size:
         _claim(name, workspace, max_workspace, backend)
-        backend.functions[name](x, w, b, t, options.with_weight(weight), workspace, loss, dx, dw, db)
+        backend.functions[name](x, w, b, t, options.with_weights(*weights), workspace, loss, dx, dw, db)
     else:
         fill(name, 0, (loss, dx, dw, db), backend)
     return given_back(loss, loss_out, backend), dx, dw, db
@@ -277,12 +297,15 @@ def _arguments(
     b: Any,
     t: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
+    softcap: Any,
     reduction: Any,
     backend: Backend,
 ) -> tuple[tuple[Any, ...], LossOptions]:
-    """The arrays that are read, checked - x, w, b, t and the weights of the classes - and the options."""
+    """The arrays that are read, checked - x, w, b, t, the weights of classes and of rows - and the options."""
     x = real(kernel, "x", x, backend)
     w = real(kernel, "w", w, backend)
     fit(kernel, x, w)
@@ -293,8 +316,12 @@ def _arguments(
     else:
         x, w, b = promoted(kernel, backend, x=x, w=w, b=biases(kernel, b, w, backend))
     logits = _logits(x, w)
-    options = loss_options(kernel, "w", logits, -1, weight, ignore_index, label_smoothing, reduction, backend)
-    return (x, w, b, labels(kernel, t, logits, options, backend), options.weight), options
+    weights = weight, sample_weight
+    options = loss_options(kernel, "w", logits, -1, *weights, ignore_index, label_smoothing, z_loss, reduction, backend)
+    if softcap is not None:
+        cap = number(kernel, "softcap", softcap, "None or a finite number above 0", lambda cap: 0 < cap < np.inf)
+        options = options._replace(softcap=cap)
+    return (x, w, b, labels(kernel, t, logits, options, backend), options.weight, options.sample_weight), options
 
 
 def _workspace(kernel: str, given: Any) -> Workspace:

@@ -1,6 +1,6 @@
 """Softmax and cross-entropy in one: the loss of logits, and its gradient y - t."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from plugrad.backends import contract
 from plugrad.backends.calls import in_library
@@ -32,15 +32,18 @@ def softmax_cross_entropy(
     *,
     axis: int = -1,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: str = "mean",
     out: Out = None,
 ) -> tuple[Loss, Array]:
     """Cross-entropy of the softmax of logits `x` against labels `t`, and the probabilities ``y = softmax(x)``.
 
-    Per row, ``loss = -sum_j w_j q_j log(y_j)`` with ``q = (1 - e) t + e / classes``, where `t` is one-hot for class
-    indices, `e` is `label_smoothing` and `w` is `weight`.
+    Per row, ``loss = r (-sum_j w_j q_j log(y_j) + c z^2)`` with ``q = (1 - e) t + e / classes``, where `t` is one-hot
+    for class indices, `e` is `label_smoothing`, `w` is `weight`, `r` is `sample_weight`, `c` is `z_loss` and
+    ``z = log(sum_j exp(x_j))``.
 
     Parameters
     ----------
@@ -55,14 +58,21 @@ def softmax_cross_entropy(
     weight : array_like, optional
         One weight per class, shape ``(classes,)``. Mind that with ``reduction="mean"`` class indices and one label
         per class then differ, by what the sum is divided by.
+    sample_weight : array_like, optional
+        One weight per row, of the shape of the loss with ``reduction="none"``. A row of weight 0 counts as ignored:
+        exact zeros, whatever its logits; its label is checked all the same. Weights of rows and of classes may be
+        negative, and take no part in promotion.
     ignore_index : int, optional
         Rows with this label add nothing to the loss and get a gradient of exact zeros, whatever their logits. It may
         lie outside ``[0, classes)``. For class indices only.
     label_smoothing : float
         In [0, 1], see above.
+    z_loss : float
+        Finite and at least 0, see above: it draws the sums of exponentials to 1. The gradient of
+        `softmax_cross_entropy_value_and_grad` includes it; `softmax_cross_entropy_backward` cannot.
     reduction : {"mean", "sum", "none"}
-        ``"mean"`` divides the sum by the sum of the weights of the labels that count, or, with one label per class,
-        by the number of rows; where nothing counts, loss and gradient are 0.
+        ``"mean"`` divides the sum over the rows that count by the sum of ``r w_t``, or, with one label per class, of
+        `r`; the sum of ``r c z^2`` by that of `r`. Where nothing counts, loss and gradient are 0.
     out : array or tuple of arrays, optional
         Where to write `y`, or ``(loss, y)``, None for a new array: their shapes and dtypes, any strides; `y` may be
         written to `x` itself.
@@ -88,7 +98,8 @@ def softmax_cross_entropy(
     -----
     With ``m`` the largest logit, ``loss = log1p(sum_{k != t} exp(x_k - m) + exp(x_t - m) - 1) + m - x_t``, whose terms
     are never negative: the loss of a row predicted with confidence keeps its relative accuracy, where
-    ``log(sum) - x_t`` would give 0. Label smoothing: Szegedy et al., "Rethinking the Inception architecture", 2016.
+    ``log(sum) - x_t`` would give 0. Label smoothing: Szegedy et al., "Rethinking the Inception architecture", 2016. The
+    z loss: Chowdhery et al., "PaLM: Scaling language modeling with Pathways", 2022, section 5.
 
     Examples
     --------
@@ -99,7 +110,7 @@ def softmax_cross_entropy(
     >>> y[0]
     array([0.5, 0.5])
     """
-    options = axis, weight, ignore_index, label_smoothing, reduction
+    options = axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
     return _loss_and("softmax_cross_entropy", "y", x, t, *options, out)
 
 
@@ -111,16 +122,18 @@ def softmax_cross_entropy_backward(
     *,
     axis: int = -1,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     out: Array | None = None,
+    **refused: Any,
 ) -> Array:
     """Gradient of `softmax_cross_entropy` with respect to the logits: ``dx = dloss * (y - t) / N`` of the mean.
 
     `N` is the number of rows that count: the gradient of a mean is divided by it already. In full, per row,
-    ``dx_j = dloss * (y_j sum_k w_k q_k - w_j q_j)`` with ``q`` as in `softmax_cross_entropy`, divided as the reduction
-    says: ``y - t`` for labels that sum to 1.
+    ``dx_j = dloss * r * (y_j sum_k w_k q_k - w_j q_j)`` with `q` and `r` as in `softmax_cross_entropy`, divided as the
+    reduction says: ``y - t`` for labels that sum to 1.
 
     Parameters
     ----------
@@ -129,7 +142,7 @@ def softmax_cross_entropy_backward(
         dtype does not count.
     y : array_like
         The probabilities that `softmax_cross_entropy` returned.
-    t, axis, weight, ignore_index, label_smoothing, reduction
+    t, axis, weight, sample_weight, ignore_index, label_smoothing, reduction
         As given to `softmax_cross_entropy`.
     out : array, optional
         Where to write the result: shape and dtype of `y`, any strides; may be `y` itself.
@@ -142,7 +155,8 @@ def softmax_cross_entropy_backward(
     Raises
     ------
     TypeError, ValueError
-        As for `softmax_cross_entropy`, and if `dloss` has not the shape of the loss.
+        As for `softmax_cross_entropy`, if `dloss` has not the shape of the loss, and for a `z_loss`, whose gradient
+        follows from the logits, not from `y`: take `softmax_cross_entropy_value_and_grad`.
 
     Examples
     --------
@@ -151,7 +165,9 @@ def softmax_cross_entropy_backward(
     >>> K.softmax_cross_entropy_backward(1.0, y, [1])
     array([[ 0.5, -0.5]])
     """
-    options = axis, weight, ignore_index, label_smoothing, reduction
+    if refused:
+        _refuse("softmax_cross_entropy_backward", *refused)
+    options = axis, weight, sample_weight, ignore_index, label_smoothing, reduction
     return loss_backward("softmax_cross_entropy_backward", dloss, "y", y, t, *options, out)
 
 
@@ -162,8 +178,10 @@ def softmax_cross_entropy_value_and_grad(
     *,
     axis: int = -1,
     weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: str = "mean",
     out: Out = None,
 ) -> tuple[Loss, Array]:
@@ -173,7 +191,7 @@ def softmax_cross_entropy_value_and_grad(
 
     Parameters
     ----------
-    x, t, axis, weight, ignore_index, label_smoothing, reduction
+    x, t, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
         As for `softmax_cross_entropy`.
     out : array or tuple of arrays, optional
         Where to write `dx`, or ``(loss, dx)``, None for a new array: their shapes and dtypes, any strides; `dx` may
@@ -199,8 +217,16 @@ def softmax_cross_entropy_value_and_grad(
     >>> float(loss.round(6)), dx.tolist()
     (0.693147, [[0.5, -0.5]])
     """
-    options = axis, weight, ignore_index, label_smoothing, reduction
+    options = axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
     return _loss_and("softmax_cross_entropy_value_and_grad", "dx", x, t, *options, out)
+
+
+def _refuse(kernel: str, name: str, *_: str) -> NoReturn:
+    """Raise the error for an option that the gradient does not have."""
+    if name == "z_loss":
+        hint = "y does not determine its gradient; call softmax_cross_entropy_value_and_grad, which takes the logits"
+        raise TypeError(f"{kernel}: z_loss: expected no such option: {hint}")
+    raise TypeError(f"{kernel}() got an unexpected keyword argument {name!r}")
 
 
 def _loss_and(
@@ -210,17 +236,21 @@ def _loss_and(
     t: Any,
     axis: Any,
     weight: Any,
+    sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
+    z_loss: Any,
     reduction: Any,
     out: Any,
 ) -> tuple[Loss, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
     if backend.foreign is not None:
-        given = axis, weight, ignore_index, label_smoothing, reduction
+        given = axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
         return in_library(backend.foreign, x, _loss_and, kernel, second, x, t, *given, out)
-    x, t, options = loss_arguments(kernel, "x", x, t, axis, weight, ignore_index, label_smoothing, reduction, backend)
+    x, t, options = loss_arguments(
+        kernel, "x", x, t, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, backend
+    )
     is_lone = out is None or type(out) is backend.native
     loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
@@ -228,10 +258,11 @@ def _loss_and(
         array: Any = backend.empty(x.shape, x.dtype)
         loss: Any = backend.empty(shape, dtype)
     else:
-        reads = (x, t, options.weight)
+        reads = (x, t, options.weight, options.sample_weight)
         array, reads = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
-        loss, (x, t, weight) = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
-        options = options.with_weight(weight)
+        loss, reads = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
+        x, t, weight, sample_weight = reads
+        options = options.with_weights(weight, sample_weight)
     if x.size:
         backend.functions[kernel](x, t, options, loss, array)
     else:

@@ -48,6 +48,7 @@ class Inputs:
             setattr(self, name, np.empty(shape, dtype))
         wide = np.float64 if dtype is np.float64 else np.float32
         self.weight, self.each = np.empty(classes, wide), np.empty(rows, wide)
+        self.of_rows = np.empty(2 * rows, wide)[::-2]
         self.t = np.empty(rows, np.int64)
         self.small = np.empty(rows, np.uint8)
         self.strided = np.empty((2 * rows, 3 * classes), dtype)[::-2, ::3]
@@ -62,6 +63,8 @@ class Inputs:
                 array[...] = rng.integers(0, self.b.size, array.shape)
             elif name in ("p", "q", "weight", "each"):
                 array[...] = rng.uniform(0.1, 0.2, array.shape)
+            elif name == "of_rows":  # other rows count in each replay
+                array[...] = rng.integers(0, 3, array.shape)
             else:
                 array[...] = rng.normal(size=array.shape)
 
@@ -99,8 +102,30 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "loss with weights": lambda i: K.softmax_cross_entropy_value_and_grad(
         i.z, i.t, weight=i.weight, ignore_index=2, reduction="sum"
     ),
+    "loss with weights of rows": lambda i: K.softmax_cross_entropy_value_and_grad(
+        i.z, i.t, sample_weight=i.of_rows, weight=i.weight, z_loss=0.1, out=i.z
+    ),
+    "losses with weights of rows": lambda i: K.softmax_cross_entropy(
+        i.z, i.q, sample_weight=i.each, z_loss=0.1, reduction="none", out=(i.each, None)
+    ),
+    "loss with z loss": lambda i: K.softmax_cross_entropy_value_and_grad(i.z, i.small, z_loss=0.1, reduction="sum"),
+    "cross_entropy with weights of rows": lambda i: K.cross_entropy_backward(
+        1.0, i.p, i.t, sample_weight=i.of_rows, ignore_index=1, out=i.p
+    ),
+    "last layer with weights of rows": lambda i: K.linear_cross_entropy_value_and_grad(
+        i.x, i.w, i.b, i.t, sample_weight=i.of_rows, z_loss=0.1, softcap=2.0, max_workspace="1kB"
+    ),
+    "last layer with softcap": lambda i: K.linear_cross_entropy(
+        i.x, i.w, None, i.q, softcap=2.0, ignore_index=None, max_workspace="1kB"
+    ),
     "loss of labels per class": lambda i: K.softmax_cross_entropy_value_and_grad(i.z, i.q, label_smoothing=0.1),
     "loss of strided": lambda i: K.softmax_cross_entropy_value_and_grad(i.strided, i.t, out=(None, i.z)),
+    "sigmoid_cross_entropy": lambda i: K.sigmoid_cross_entropy(i.z, i.q, pos_weight=i.weight),
+    "sigmoid_cross_entropy_backward": lambda i: K.sigmoid_cross_entropy_backward(i.dz, i.p, i.q, reduction="none"),
+    "sigmoid_cross_entropy_value_and_grad": lambda i: K.sigmoid_cross_entropy_value_and_grad(
+        i.strided, i.q, weight=i.weight, label_smoothing=0.1, out=(None, i.z)
+    ),
+    "top_k_accuracy": lambda i: K.top_k_accuracy(i.z, i.small, 2, ignore_index=3),
     "linear_cross_entropy": lambda i: K.linear_cross_entropy(i.x, i.w, i.b, i.t, max_workspace=500),
     "linear_cross_entropy_value_and_grad": lambda i: K.linear_cross_entropy_value_and_grad(
         i.x, i.w, i.b, i.t, weight=i.weight, ignore_index=1, max_workspace=K.Workspace("1kB")
@@ -360,6 +385,10 @@ CONVERTED: dict[str, tuple[Callable[[], Any], str]] = {
     "labels' byte order": (lambda: K.softmax_cross_entropy(Z, T.astype(">i8")), "t: expected labels in native byte"),
     "labels per class": (lambda: K.softmax_cross_entropy(Z, Z.astype(float)), "t: expected dtype float32.*float64"),
     "weight": (lambda: K.softmax_cross_entropy(Z, T, weight=np.ones(2)), "weight: expected dtype float32.*float64"),
+    "weights of rows": (
+        lambda: K.linear_cross_entropy(Z, Z.T, None, T, sample_weight=np.ones(len(T))),
+        "sample_weight: expected dtype float32.*float64",
+    ),
     "list of weights": (lambda: K.softmax_cross_entropy(Z, T, weight=[1.0, 2.0]), "weight: .* got list"),
     "upstream": (lambda: K.softmax_cross_entropy_backward([1.0, 1.0], Z, T, reduction="none"), "dloss: .* got list"),
     "last layer": (

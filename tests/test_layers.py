@@ -101,6 +101,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"reduction": "sum", "label_smoothing": 0.1},
     {"reduction": "none"},
     {"weight": np.array([0.5, 2.0, 1.0])},
+    {"sample_weight": np.array([0.5, 0.0, 2.0]), "ignore_index": -1},
 ]
 
 
@@ -108,6 +109,8 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_losses(options: dict[str, Any], labels: Any) -> None:
     p = K.softmax(LOGITS)
+    if np.ndim(labels) > 1:
+        options = {name: value for name, value in options.items() if name != "ignore_index"}
     for layer, x in ((layers.SoftmaxWithLoss(**options), LOGITS), (layers.CrossEntropy(**options), p)):
         loss = layer.forward(x, labels)
         dx = layer.backward()
@@ -122,6 +125,34 @@ def test_losses(options: dict[str, Any], labels: Any) -> None:
         np.testing.assert_allclose(scaled, dx * np.reshape(dloss, (-1, 1)), rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(layer.backward(), dx, rtol=1e-15)
         np.testing.assert_allclose(layer.backward(dloss, use_jacobian=True), scaled, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_weights_of_the_rows_of_a_batch(reduction: str) -> None:
+    weights, p = np.array([0.5, 0.0, 2.0]), K.softmax(LOGITS)
+    options: dict[str, Any] = {"reduction": reduction, "sample_weight": weights}
+    for layer, x in (
+        (layers.SoftmaxWithLoss(z_loss=0.1, reduction=reduction), LOGITS),
+        (layers.CrossEntropy(reduction=reduction), p),
+    ):
+        loss = layer.forward(x, INDICES, sample_weight=weights)
+        dx = layer.backward().copy()
+        if isinstance(layer, layers.CrossEntropy):
+            np.testing.assert_array_equal(loss, K.cross_entropy(p, INDICES, **options))
+        else:
+            given = K.softmax_cross_entropy_value_and_grad(LOGITS, INDICES, z_loss=0.1, **options)
+            np.testing.assert_array_equal(loss, given[0])
+            np.testing.assert_array_equal(dx, given[1])
+        assert (dx[1] == 0).all()
+        dloss: Any = np.array([3.0, np.inf, 3.0]) if reduction == "none" else 3.0
+        np.testing.assert_allclose(layer.backward(dloss), 3 * dx, rtol=1e-12)
+        assert not np.array_equal(layer.forward(x, INDICES), loss)  # they are those of one batch
+    with_z = layers.SoftmaxWithLoss(z_loss=0.1)
+    with_z.forward(LOGITS, INDICES)
+    with pytest.raises(ValueError, match="use_jacobian: expected no z_loss"):
+        with_z.backward(use_jacobian=True)
+    report = check(with_z, LOGITS, INDICES)
+    assert report, report
 
 
 def test_softmax_and_its_loss_are_softmax_with_loss() -> None:
@@ -654,7 +685,7 @@ def test_losses_backward_before_forward(kind: Any) -> None:
     layer = kind()
     with pytest.raises(RuntimeError, match=rf"^{kind.__name__}: backward: call forward first"):
         layer.backward()
-    layer.forward(LOGITS, INDICES)
+    layer.forward(K.softmax(LOGITS), INDICES)
     with pytest.raises(TypeError, match="t: expected class indices or one number per class, got NoneType"):
         layer.forward(LOGITS)
     with pytest.raises(RuntimeError, match="call forward first"):  # the failed call does not count

@@ -291,8 +291,9 @@ def test_a_layer_returns_what_it_is_given(library: str, make: Callable[[], Any],
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_losses_remember_the_library(library: str, x64: None) -> None:
-    p, t = np.full((2, 2), 0.5), np.array([0, 1])
-    for loss in (layers.CrossEntropy(), layers.SoftmaxWithLoss()):
+    p = np.full((2, 2), 0.5)
+    for loss in (layers.CrossEntropy(), layers.SoftmaxWithLoss(), layers.SigmoidWithLoss()):
+        t = np.eye(2) if isinstance(loss, layers.SigmoidWithLoss) else np.array([0, 1])
         assert is_of(library, loss(in_library(library, p), in_library(library, t)))
         assert is_of(library, loss.backward())
         assert is_of(library, loss.backward(2.0))

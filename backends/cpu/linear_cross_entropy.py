@@ -1,6 +1,6 @@
 """The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on NumPy arrays.
 
-`in_chunks` makes both kernels of a backend from three functions of it, its `ChunkKernels`.
+`in_chunks` makes both kernels of a backend from the functions of it, its `ChunkKernels`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, placed,
 from plugrad.backends.cpu.affine import GROUP, MATRIX_ROWS, THIN, add_weights
 from plugrad.backends.cpu.blas import gemm, is_matrix
 from plugrad.backends.cpu.blocks import Array, quietly
-from plugrad.backends.cpu.class_indices import check, counted
+from plugrad.backends.cpu.class_indices import check, divided, unignored
 from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions
 from plugrad.backends.workspace import Workspace
 
@@ -23,7 +23,7 @@ from plugrad.backends.workspace import Workspace
 MOST_CHUNKS, MANY_CHUNKS = 64, 1024
 FEW_PARTS = 4
 
-NOTHING = np.empty(0, np.intp)
+PIECE = 64  # rows that are gathered at a time, in memory of their own
 
 HOST = "host"  # the key of host memory in a workspace
 
@@ -36,6 +36,8 @@ class ChunkKernels(NamedTuple):
     loss: Loss  # may overwrite the logits
     loss_and_gradient: Loss
     column_sums: Callable[[Array, Array], Any]
+    tanh: Callable[[Array, Array], Any]
+    tanh_backward: Callable[[Array, Array, Array], Any]
 
 
 @quietly
@@ -46,13 +48,14 @@ def in_chunks(
     rows, (inputs, classes), t = layer.rows, layer.w.shape, layer.t
     if layer.is_index:
         check(t, classes, options)
-    if options.reduction == "mean":
-        options = options._replace(divisor=counted(t, options) if layer.is_index else float(rows))
+    divisor, weight, z_loss = divided(t, layer.is_index, rows, options)
+    counted = _counted_rows(layer, options)
     found, moves = placed(layer, options, results, np.empty, is_strided=True)
     t = t.reshape((rows,) if layer.is_index else (rows, classes))
     flat = layer._replace(x=layer.x.reshape(rows, inputs), t=t)
-    chunks = _HostChunks(kernels, flat, options._replace(axis=1), workspace, found)
-    if options.divisor == 0:
+    options = options._replace(axis=1, weight=weight, z_loss=z_loss, divisor=divisor)
+    chunks = _HostChunks(kernels, flat, options, workspace, found, counted)
+    if not divisor or (counted is not None and not counted.size):
         for array in found:
             if array is not None:
                 array[...] = 0
@@ -62,27 +65,55 @@ def in_chunks(
         target[...] = value.reshape(target.shape)
 
 
+def _counted_rows(layer: Layer, options: LossOptions) -> Array | None:
+    """The numbers of the rows that count; None if all do."""
+    weights = options.sample_weight
+    ignored: Any = None if weights is None else weights.reshape(-1) == 0
+    if layer.is_index:
+        ignored = unignored(layer.t, options, weights)[1]
+    return None if ignored is None or not ignored.any() else np.flatnonzero(~ignored)
+
+
 class _HostChunks(Chunks):
-    """One call on NumPy arrays."""
+    """One call on NumPy arrays.
+
+    Chunks consist of rows that count: `counted` has their numbers, None if all do. Others take part in no product.
+    """
 
     def __init__(
-        self, kernels: ChunkKernels, layer: Layer, options: LossOptions, workspace: Workspace, results: Results
+        self,
+        kernels: ChunkKernels,
+        layer: Layer,
+        options: LossOptions,
+        workspace: Workspace,
+        results: Results,
+        counted: Array | None,
     ) -> None:
-        self.kernels, self.options = kernels, options
+        # The plan does not depend on which rows count, but on whether some may not: so each replay of a capture has
+        # the memory it needs.
+        may_gather = options.ignore_index is not None or options.sample_weight is not None
+        self.kernels, self.options = kernels, options._replace(ignore_index=None, sample_weight=None)
+        weights = options.sample_weight
+        self._sample_weight = None if weights is None else weights.reshape(-1)
+        self._counted = counted
         x, w, dx, dw = layer.x, layer.w, results.dx, results.dw
         (rows, inputs), classes, compute = x.shape, w.shape[1], COMPUTE[x.dtype]
         copies_x, copies_w = (not is_matrix(array, compute) for array in (x, w))
-        copies_x |= dw is not None and options.ignore_index is not None  # in the copy, ignored rows become zeros
-        copies_dx = dx is not None and not is_matrix(dx, compute)
-        copies_t = not layer.is_index and not (layer.t.dtype == compute and layer.t.flags.carray)
-        a_row = (classes * (1 + copies_t) + inputs * (copies_x + copies_dx)) * compute.itemsize
+        self._reads_x = not copies_x and counted is None
+        copies_x |= may_gather
+        self._writes_dx = counted is None and dx is not None and is_matrix(dx, compute)
+        copies_dx = dx is not None and (may_gather or not is_matrix(dx, compute))
+        copies_t = not layer.is_index and (may_gather or not (layer.t.dtype == compute and layer.t.flags.carray))
+        caps = options.softcap is not None and results.have_gradients
+        a_row = (classes * (1 + copies_t + caps) + inputs * (copies_x + copies_dx)) * compute.itemsize
         ways, dtypes = _ways(dw, rows, compute)
         most = rows if dw is None else MATRIX_ROWS
         a_column = inputs * compute.itemsize * copies_w
         plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
         memory = workspace.memory(HOST, plan.bytes, lambda count: np.empty(count, np.uint8))
         take = carved(memory, memory.ctypes.data)
-        self._logits = take((plan.rows, classes), compute)
+        self._logits, *tanhs = take((1 + caps, plan.rows, classes), compute)
+        self._tanh = tanhs[0] if caps else None
         self._labels = take((plan.rows, classes), compute) if copies_t else None
         self._rows = take((plan.rows, inputs), compute) if copies_x else None
         self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
@@ -91,6 +122,8 @@ class _HostChunks(Chunks):
         sums = dtypes[plan.way]
         sums_of_parts = None if sums is None else take((inputs * plan.columns,), sums)
         super().__init__(layer, results, plan, copies_w, sums_of_parts)
+        if counted is not None:
+            self.rows = counted.size
         self._compute_loss = kernels.loss_and_gradient if results.have_gradients else kernels.loss
         self._each = np.empty(()) if options.reduction != "none" else None
         self._total = 0.0
@@ -107,14 +140,27 @@ class _HostChunks(Chunks):
             z[...] = self.b
         for part in self.parts():
             gemm(rows, self._columns(part), z[:, part], accumulate=self.b is not None)
+        if self.options.softcap is not None:
+            tanh = z if self._tanh is None else self._tanh[: len(z)]
+            np.divide(z, self.options.softcap, out=tanh)
+            self.kernels.tanh(tanh, tanh)
+            np.multiply(tanh, self.options.softcap, out=z)
         return z
 
     def _readable_rows(self, chunk: slice) -> Array:
         """The rows of a chunk, as BLAS reads them."""
-        if self._rows is None:
-            return self.x[chunk]  # type: ignore[no-any-return]
-        rows: Array = self._rows[: chunk.stop - chunk.start]
-        rows[...] = self.x[chunk]
+        return self.x[chunk] if self._reads_x else self._copied(self.x, chunk, self._rows)
+
+    def _copied(self, array: Array, chunk: slice, memory: Array | None) -> Array:
+        """The rows of a chunk of an array, copied to memory of the workspace."""
+        assert memory is not None  # noqa: S101  (for the checker of types)
+        rows = memory[: chunk.stop - chunk.start]
+        if self._counted is None:
+            rows[...] = array[chunk]
+            return rows
+        numbers = self._counted[chunk]
+        for start in range(0, len(rows), PIECE):
+            rows[start : start + PIECE] = array[numbers[start : start + PIECE]]
         return rows
 
     def _columns(self, part: slice) -> Array:
@@ -130,25 +176,30 @@ class _HostChunks(Chunks):
 
     def put_loss(self, chunk: slice, logits: Array) -> None:
         """The loss, and ``y - t`` in place of the logits, scaled by the reduction."""
-        t = self.t[chunk]
-        if self._labels is not None:
-            labels = self._labels[: len(logits)]
-            labels[...] = t
-            t = labels
-        if self._each is None:
-            self._compute_loss(logits, t, self.options, self.loss[chunk], logits)
-            return
-        self._compute_loss(logits, t, self.options, self._each, logits)
-        self._total = float(self._each) + (self._total if chunk.start else 0.0)
-        if chunk.stop == self.rows:
-            self.loss[...] = self._total
+        counted: Any = chunk if self._counted is None else self._counted[chunk]
+        t = self.t[counted] if self._labels is None else self._copied(self.t, chunk, self._labels)
+        options = self.options
+        if self._sample_weight is not None:
+            options = options._replace(sample_weight=self._sample_weight[counted])
+        if self._each is not None:
+            self._compute_loss(logits, t, options, self._each, logits)
+            self._total = float(self._each) + (self._total if chunk.start else 0.0)
+            if chunk.stop == self.rows:
+                self.loss[...] = self._total
+        elif self._counted is None:
+            self._compute_loss(logits, t, options, self.loss[chunk], logits)
+        else:
+            losses = np.empty(len(logits), self.loss.dtype)
+            self._compute_loss(logits, t, options, losses, logits)
+            if not chunk.start:
+                self.loss[...] = 0
+            self.loss[counted] = losses
+        if self._tanh is not None:
+            self.kernels.tanh_backward(logits, self._tanh[: len(logits)], logits)
 
     def add_weights(self, chunk: slice, slopes: Array, target: Array) -> None:
         """``dw += x^T dz``."""
-        rows = self.x[chunk] if self._rows is None else self._rows[: len(slopes)]
-        ignored = self._ignored(chunk)
-        if ignored.size:
-            rows[ignored] = 0  # 0 * inf is NaN
+        rows = self.x[chunk] if self._reads_x or self._rows is None else self._rows[: len(slopes)]
         if target.dtype == rows.dtype:
             gemm(rows.T, slopes, target, accumulate=chunk.start > 0)
             return
@@ -170,17 +221,20 @@ class _HostChunks(Chunks):
 
     def put_rows(self, chunk: slice, slopes: Array, target: Array) -> None:
         """``dx = dz w^T``."""
-        dx = target if self._slopes is None else self._slopes[: len(slopes)]
+        dx = target if self._writes_dx or self._slopes is None else self._slopes[: len(slopes)]
         for part in self.parts():
             gemm(slopes[:, part], self._columns(part).T, dx, accumulate=part.start > 0)
-        if dx is not target:
+        if dx is target:
+            return
+        if self._counted is None:
             np.copyto(target, dx, casting="same_kind")
-        target[self._ignored(chunk)] = 0  # even where a weight is infinite
-
-    def _ignored(self, chunk: slice) -> Array:
-        """The ignored rows of a chunk."""
-        ignore = self.options.ignore_index
-        return NOTHING if ignore is None else np.flatnonzero(self.t[chunk] == ignore)
+            return
+        assert self.dx is not None  # noqa: S101  (for the checker of types)
+        if not chunk.start:
+            others = np.ones(len(self.dx), bool)
+            others[self._counted] = False
+            self.dx[others] = 0  # no chunk reads these rows, if they are those of x
+        self.dx[self._counted[chunk]] = dx
 
 
 def _ways(dw: Array | None, rows: int, compute: np.dtype[Any]) -> tuple[list[Way], list[np.dtype[Any] | None]]:

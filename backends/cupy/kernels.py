@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cupy import elementwise, labels, products, rows
+from plugrad.backends.cupy import accuracies, binary_losses, elementwise, labels, products, rows
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.labels import LossArguments
@@ -31,7 +31,7 @@ LOSS_OF_CLASS = Operation("loss_of_class", inputs=1, sums=2)
 LOSS_OF_TARGETS = Operation("loss_of_targets", inputs=2, sums=4)
 CROSS_ENTROPY_OF_TARGETS = Operation("cross_entropy_of_targets", inputs=2, sums=1)
 GRADIENT_OF_SOFTMAX = Operation("gradient_of_softmax", inputs=2, sums=1)
-GRADIENT_OF_PROBABILITIES = Operation("gradient_of_probabilities", inputs=2, sums=0)
+GRADIENT_OF_PROBABILITIES = Operation("gradient_of_probabilities", inputs=2, sums=1)
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -164,7 +164,16 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
 }
 
 
-LAST_LAYER_KERNELS = ("widen_rows", "double_rows", "narrow_rows", "put_biases", "add_to_total", "narrow_total")
+LAST_LAYER_KERNELS = (
+    "widen_rows",
+    "double_rows",
+    "narrow_rows",
+    "put_biases",
+    "cap",
+    "uncap",
+    "add_to_total",
+    "narrow_total",
+)
 
 
 def last_layer_instance(dtype: np.dtype[Any]) -> Instance:
@@ -182,6 +191,10 @@ def instances(name: str, dtype: np.dtype[Any]) -> Instances:
         yield from rows.instances(operation, dtype)
     if hasattr(elementwise, name):
         yield from elementwise.instances(dtype)
+    if name == "top_k_accuracy":
+        yield from accuracies.instances(dtype)
+    if name.startswith("sigmoid_cross_entropy"):
+        yield from binary_losses.instances(dtype)
     if name.startswith("affine"):
         yield from products.instances(dtype)
     if "cross_entropy" in name:

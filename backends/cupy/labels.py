@@ -46,40 +46,43 @@ class LossArguments:
         self._t, kind = contiguous(t), kind_of(t.dtype)
         ignore = ignored_index(options.ignore_index, t.dtype) if is_index else None
         ignored = (ignore or 0, int(ignore is not None))
-        self._weight = self._weights(results)
+        self._weight = _apart(options.weight, results)
+        self._sample_weight = _apart(options.sample_weight, results)
         self._divisor: tuple[float, Any] = (1.0, NULL)
         if options.divisor is not None:
             self._divisor = options.divisor
         elif options.reduction == "mean":
             counted = is_index and (ignore is not None or options.weight is not None)
-            self._divisor = (0.0, self._count(kind, ignored)) if counted else (float(row_layout.rows), NULL)
-        self.all_count = ignore is None and self._divisor[1] is NULL
+            counted |= options.sample_weight is not None
+            rows = row_layout.rows
+            self._divisor = (0.0, self._count(rows, kind, is_index, ignored)) if counted else (float(rows), NULL)
+        self.all_count = ignore is None and options.sample_weight is None and self._divisor[1] is NULL
         shares = 1.0 - options.label_smoothing, options.label_smoothing / row_layout.classes
-        self.targets = (self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor)
+        labels = self._t, kind, int(is_index), self._weight, *ignored, *shares, *self._divisor
+        self.targets = (*labels, self._sample_weight, options.z_loss)
         self._sums: Any = NULL
 
-    @property
-    def for_chunks(self) -> LossOptions:
+    def options_for(self, chunk: slice) -> LossOptions:
         """The options for a chunk of rows: with the divisor of all rows, and with the weights divided by their sum."""
-        weight = None if self._weight is NULL else self._weight
-        return self._options._replace(weight=weight, divisor=self._divisor)
+        weight, of_rows = (None if given is NULL else given for given in (self._weight, self._sample_weight))
+        of_chunk = None if of_rows is None else of_rows.reshape(-1)[chunk]
+        return self._options._replace(axis=1, weight=weight, sample_weight=of_chunk, divisor=self._divisor)
 
-    def _weights(self, results: tuple[Array, ...]) -> Any:
-        """The weights; a copy if a result is written to their memory."""
-        weight = self._options.weight
-        if weight is None:
-            return NULL
-        return weight.copy() if any(result is weight for result in results) else contiguous(weight)
+    def for_chunk(self, chunk: slice) -> tuple[Any, ...]:
+        """The arguments for ``TARGET_PARAMETERS`` of some rows, but for the first of them, their labels."""
+        _, *others, sample_weight, z_loss = self.targets
+        return (*others, sample_weight if sample_weight is NULL else sample_weight.reshape(-1)[chunk], z_loss)
 
-    def _count(self, kind: int, ignored: tuple[int, int]) -> Array:
+    def _count(self, rows: int, kind: int, is_index: bool, ignored: tuple[int, int]) -> Array:
         """Compute the divisor of the mean on the device, and divide the weights by the sum over all labels."""
-        blocks = min(MOST_BLOCKS, -(-self._t.size // COUNTED))
-        parts, found = cupy.empty(blocks, np.float64), cupy.empty(1, np.float64)
+        blocks = min(MOST_BLOCKS, -(-rows // COUNTED))
+        parts, found = cupy.empty(2 * blocks, np.float64), cupy.empty(2, np.float64)
         code, weight = instance(self._compute), self._weight
         shares: Any = NULL if weight is NULL else cupy.empty(weight.shape, weight.dtype)
-        given = (self._t.size, self._classes, self._t, kind, weight, *ignored, parts)
+        given = (rows, self._classes, self._t, kind, int(is_index), weight, *ignored, self._sample_weight, parts)
         kernel("count_labels", code)((blocks,), (THREADS,), given)
-        kernel("divisor_of_labels", code)((1,), (THREADS,), (parts, blocks, found, self._classes, weight, shares))
+        totals = (parts, blocks, found, self._classes, weight, self._options.z_loss, shares)
+        kernel("divisor_of_labels", code)((1,), (THREADS,), totals)
         self._weight = shares
         return found
 
@@ -105,6 +108,13 @@ class LossArguments:
         if isinstance(dloss, float):
             return dloss, NULL, 0, 0
         return 0.0, contiguous(dloss), kind_of(dloss.dtype), int(dloss.ndim > 0)
+
+
+def _apart(weight: Any, results: tuple[Array, ...]) -> Any:
+    """Weights; a copy if a result is written to their memory."""
+    if weight is None:
+        return NULL
+    return weight.copy() if any(result is weight for result in results) else contiguous(weight)
 
 
 @functools.cache  # NumPy takes microseconds to find the name of a dtype

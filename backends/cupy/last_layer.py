@@ -29,7 +29,7 @@ from plugrad.backends.workspace import Workspace
 THIN, GROUP = 2**12, 256
 
 # The arguments for ``ROW_PARAMETERS`` in last_layer.cu where every row counts.
-ALL_COUNT = (NULL, 0, 0, NULL, 0, 0, 1.0, 0.0, 1.0, NULL, 0)
+ALL_COUNT = (NULL, 0, 0, NULL, 0, 0, 1.0, 0.0, 1.0, NULL, NULL, 0.0, 0)
 
 
 def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results: Results) -> None:
@@ -53,14 +53,15 @@ class _DeviceChunks(Chunks):
     """The chunks of one call on the device."""
 
     def __init__(self, layer: Layer, loss_arguments: LossArguments, workspace: Workspace, results: Results) -> None:
-        self.loss_arguments, self.options = loss_arguments, loss_arguments.for_chunks._replace(axis=1)
+        self.loss_arguments, self.options = loss_arguments, loss_arguments.options_for(slice(0))
         x, dx, dw = layer.x, results.dx, results.dw
         (rows, inputs), classes, compute = x.shape, layer.w.shape[1], COMPUTE[x.dtype]
         is_narrow = x.dtype != compute
         is_thin = dw is not None and compute == FLOAT32 and dw.size <= THIN and rows > GROUP
         copies_x = dw is not None and not is_thin and (is_narrow or not loss_arguments.all_count)
         copies_w = copies_dx = dx is not None and is_narrow
-        a_row = (classes + inputs * (copies_x + copies_dx)) * compute.itemsize
+        caps = self.options.softcap is not None and results.have_gradients
+        a_row = (classes * (1 + caps) + inputs * (copies_x + copies_dx)) * compute.itemsize
         a_row += (classes + inputs) * FLOAT64.itemsize * is_thin
         sums = FLOAT64 if is_thin else compute if dw is not None and is_narrow else None
         most = rows if dw is None else SUMMED_ROWS
@@ -69,7 +70,8 @@ class _DeviceChunks(Chunks):
         place = "cupy", cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
         memory = workspace.memory(place, plan.bytes, lambda count: cupy.empty((count,), np.uint8))
         take = carved(memory, memory.data.ptr)
-        self._logits = take((plan.rows, classes), compute)
+        self._logits, *tanhs = take((1 + caps, plan.rows, classes), compute)
+        self._tanh = tanhs[0] if caps else None
         self._rows = take((plan.rows * inputs,), compute) if copies_x else None
         self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
         self._weights = take((inputs * plan.columns,), compute) if copies_w else None
@@ -90,7 +92,7 @@ class _DeviceChunks(Chunks):
 
     def _targets(self, chunk: slice | None) -> tuple[Any, ...]:
         """The arguments for ``ROW_PARAMETERS`` in last_layer.cu; without a chunk every row counts."""
-        return ALL_COUNT if chunk is None else (self.t[chunk], *self.loss_arguments.targets[1:], self.classes)
+        return ALL_COUNT if chunk is None else (self.t[chunk], *self.loss_arguments.for_chunk(chunk), self.classes)
 
     def _widened(self, name: str, rows: Array, target: Array, chunk: slice | None = None) -> Array:
         """Copy rows to `target`; rows of a chunk that do not count become zeros."""
@@ -105,18 +107,22 @@ class _DeviceChunks(Chunks):
         if self.b is not None:
             self._launch("put_biases", self.b.dtype, len(z), self.classes, self.b, z)
         product(self.x[chunk], self.w, z, adds=self.b is not None)
+        if self.options.softcap is not None:
+            tanh = NULL if self._tanh is None else self._tanh
+            self._launch("cap", self.x.dtype, len(z), self.classes, z, self.options.softcap, tanh)
         return z
 
     def put_loss(self, chunk: slice, logits: Array) -> None:
         """Compute the loss, and ``dz = softmax(z) - t`` times the factor of the reduction."""
-        if self._losses is None:
-            self._with_loss(logits, self.t[chunk], self.options, self.loss[chunk], logits)
-            return
-        number = chunk.start // self.plan.rows
-        part = self._losses[number : number + 1].reshape(())
-        self._with_loss(logits, self.t[chunk], self.options, part, logits)
-        if chunk.stop == self.rows:
+        part, options = self.loss[chunk] if self._losses is None else None, self.loss_arguments.options_for(chunk)
+        if self._losses is not None:
+            number = chunk.start // self.plan.rows
+            part = self._losses[number : number + 1].reshape(())
+        self._with_loss(logits, self.t[chunk], options, part, logits)
+        if self._losses is not None and chunk.stop == self.rows:
             column_sums(self._losses.reshape(-1, 1), self.loss.reshape(1))
+        if self._tanh is not None:
+            self._launch("uncap", self.x.dtype, len(logits), self.classes, self._tanh, logits)
 
     def add_weights(self, chunk: slice, slopes: Array, target: Array) -> None:
         """``dw += x^T dz``."""

@@ -20,6 +20,7 @@ from plugrad.backends.numba.targets import (
     EACH,
     GRADIENT,
     MEAN,
+    PER_ROW,
     checked,
     clear_ignored,
     fill_row,
@@ -29,6 +30,8 @@ from plugrad.backends.numba.targets import (
     targets_for,
     total_of_blocks,
     weighted,
+    weights_of_classes,
+    z_of_row,
 )
 from plugrad.backends.numba.tiles import (
     add,
@@ -79,12 +82,14 @@ def rows_of_class_indices(
     """``loss = -weight log(softmax(x))`` of one class per row."""
     gradient = mode & GRADIENT != 0
     whole, divisor = sums.size == 0, 1.0
-    if whole:
+    if weight.ndim != PER_ROW and whole:
         wrong, divisor = checked(t, x.shape[1], weight, ignore, mode)
         if wrong >= 0:
             return wrong
         divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
+    if weight.ndim == PER_ROW:
+        of_classes, z_losses = weights_of_classes(weight, x.shape[1]), scratch(x, block)
     e = scratch(x, x.shape[1])
     below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
     zero, one, slope_factor = e.dtype.type(0), e.dtype.type(1), real(x, factor)
@@ -101,19 +106,31 @@ def rows_of_class_indices(
                 total = exponentials(row, top, e)
                 norm = one / total
             if counts:
-                scale[r] = weight[label] if weight.size else one
+                if weight.ndim == PER_ROW:
+                    scale[r] = of_classes[label] * weight[0, i]
+                else:
+                    scale[r] = weight[label] if weight.size else one
                 below[r] = top - widen(row[label])
                 others[r] = sum_of_others(row, top, e, total)
                 slope = -others[r] / (one + others[r]) if below[r] == zero else e[label] * norm - one
+                share, at_label = slope_factor * scale[r], slope_factor * scale[r] * slope
+            if weight.ndim == PER_ROW:
+                z_losses[r] = zero
+                if counts:
+                    z_losses[r], z_slope = z_of_row(weight, x.shape[1], i, top, others[r])
+                    share += slope_factor * z_slope
+                    at_label += slope_factor * z_slope * (e[label] * norm)
             if not gradient:
                 store(e, norm, y[i])
             elif counts:
-                _store_gradient(e, norm, slope_factor * scale[r], y[i])
-                y[i, label] = narrow(slope_factor * scale[r] * slope, y[i, label])
+                _store_gradient(e, norm, share, y[i])
+                y[i, label] = narrow(at_label, y[i, label])
             else:
                 fill(y[i], zero)
         for r in range(rows):  # in a loop of their own, so that the logarithms are taken in vector registers
             others[r] = weighted(below[r] + log1p(others[r]), scale[r])
+        if weight.ndim == PER_ROW:
+            others[:rows] += z_losses[:rows]
         total_loss = 0.0
         for r in range(rows):
             total_loss += np.float64(others[r])
@@ -169,8 +186,14 @@ def rows_of_labels(
                 fill_row(targets, i, q)
                 others = sum_of_others(row, top, e, total)
                 loss = _inner_with_logs(q, row, top, log1p(others))
+                if weight.ndim == PER_ROW:
+                    z_loss, z_slope = z_of_row(weight, x.shape[1], i, top, others)
+                    loss += z_loss
             if counts and gradient:
-                _gradient_of_row(row, top, others, norm, q, e)
+                if weight.ndim == PER_ROW:
+                    _gradient_of_row(row, top, others, norm, q, z_slope, e)
+                else:
+                    _gradient_of_row(row, top, others, norm, q, None, e)
                 store(e, real(x, factor), y[i])
             elif gradient:
                 fill(y[i], zero)
@@ -183,8 +206,8 @@ def rows_of_labels(
 
 
 @inlined()
-def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, e: Any) -> None:
-    """``e = y sum(q) - q``, where `e` holds the exponentials and ``y = e * norm``."""
+def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, z_slope: Any, e: Any) -> None:
+    """``e = y (sum(q) + z_slope) - q``, where `e` holds the exponentials and ``y = e * norm``; None stands for 0."""
     target_sum, one = total_of(q), e.dtype.type(1)
     place = 0
     if others < CONFIDENT:
@@ -192,6 +215,9 @@ def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, e: Any)
             place += 1
     # The same, but no difference of like numbers where y is near 1.
     at_top = (target_sum - q[place]) - target_sum * (others / (one + others))
+    if z_slope is not None:
+        at_top += z_slope * (e[place] * norm)
+        target_sum += z_slope
     for j in range(q.size):
         e[j] = e[j] * norm * target_sum - q[j]
     if others < CONFIDENT:
@@ -218,12 +244,14 @@ def tiles_of_class_indices(
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
     gradient = mode & GRADIENT != 0
     whole, divisor = sums.size == 0, 1.0
-    if whole:
+    if weight.ndim != PER_ROW and whole:
         wrong, divisor = checked(t, classes, weight, ignore, mode)
         if wrong >= 0:
             return wrong
         divisor = divisor if mode & MEAN else 1.0
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
+    if weight.ndim == PER_ROW:
+        of_classes = weights_of_classes(weight, classes)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 12)
     tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
     top, others, log_of_sum, norm = vectors[5], vectors[6], vectors[7], vectors[8]
@@ -247,12 +275,20 @@ def tiles_of_class_indices(
                     e[:, lane] = zero
                     norm[lane] = zero
             else:
-                scale = weight[label] if weight.size else one
+                if weight.ndim == PER_ROW:
+                    scale = of_classes[label] * weight[0, place.first + lane]
+                else:
+                    scale = weight[label] if weight.size else one
                 is_top = tile[label, lane] == top[lane]
                 y_less_1 = -others[lane] / (one + others[lane]) if is_top else e[label, lane] * norm[lane] - one
                 loss_of[lane] = weighted((top[lane] - tile[label, lane]) + log_of_sum[lane], scale)
                 slope[lane] = slope_factor * scale * y_less_1
                 share[lane] = slope_factor * scale if gradient else one
+                if weight.ndim == PER_ROW:
+                    z_loss, z_slope = z_of_row(weight, classes, place.first + lane, top[lane], others[lane])
+                    loss_of[lane] += z_loss
+                    slope[lane] += slope_factor * z_slope * (e[label, lane] * norm[lane])
+                    share[lane] += slope_factor * z_slope if gradient else zero
         for k in range(classes):
             row = e[k]
             for lane in range(lanes):
@@ -290,7 +326,7 @@ def tiles_of_labels(
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
     targets, gradient = targets_for(x, classes, t, weight, ignore, smoothing), mode & GRADIENT != 0
-    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 13)
+    flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 14)
     tile, e, q = tile_of(memory, 0, classes), tile_of(memory, 1, classes), tile_of(memory, 2, classes)
     vectors = memory[3 * padded(classes) :]
     top, others, total, norm = vectors[5], vectors[6], vectors[7], vectors[8]
@@ -298,6 +334,9 @@ def tiles_of_labels(
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
     part_sum[:] = zero
     part_loss[:] = zero
+    if weight.ndim == PER_ROW:
+        z_slope = vectors[13]
+        z_slope[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
@@ -315,6 +354,10 @@ def tiles_of_labels(
                 part_loss[lane] += weighted((top[lane] - row[lane]) + total[lane], target[lane])
             add(target_sum, part_sum, k, len(tile))
             add(loss_of, part_loss, k, len(tile))
+        if weight.ndim == PER_ROW:
+            for lane in range(place.rows):
+                z_loss, z_slope[lane] = z_of_row(weight, classes, place.first + lane, top[lane], others[lane])
+                loss_of[lane] += z_loss
         for lane in range(lanes):
             total[lane] = one / (one + others[lane])
             norm[lane] = total[lane] / norm[lane]  # makes a scaled exponential the softmax
@@ -322,11 +365,15 @@ def tiles_of_labels(
             row, target, values = tile[k], q[k], e[k]
             if gradient:
                 for lane in range(lanes):
-                    slope = values[lane] * norm[lane] * target_sum[lane] - target[lane]
+                    y_of_class = values[lane] * norm[lane]
+                    slope = y_of_class * target_sum[lane] - target[lane]
                     # The same, but no difference of like numbers where the softmax is near 1.
                     at_top = (target_sum[lane] - target[lane]) - target_sum[lane] * (others[lane] * total[lane])
                     is_top = row[lane] == top[lane] and others[lane] < one
-                    values[lane] = slope_factor * (at_top if is_top else slope)
+                    slope = at_top if is_top else slope
+                    if weight.ndim == PER_ROW:
+                        slope += z_slope[lane] * y_of_class
+                    values[lane] = slope_factor * slope
             else:
                 for lane in range(lanes):
                     values[lane] *= norm[lane]

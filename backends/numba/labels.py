@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.cpu.class_indices import check
+from plugrad.backends.cpu.class_indices import check, divided
 from plugrad.backends.numba.arrays import contiguous
 from plugrad.backends.numba.targets import IGNORES, checked, total_of_blocks
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions, bad_label
@@ -32,7 +32,8 @@ class LabelArrays:
     compute : dtype
         The dtype that the loss is computed in.
     weight : array
-        The weight of each class, empty without weights; divided by the divisor of a mean.
+        The weight of each class, empty without weights; divided by the divisor of a mean. With weights of rows or a z
+        loss a matrix of one row that has all of them (see `targets`).
     ignore : int
         The class index of ignored rows; -1, which no label is then, if no row is ignored.
     divisor : float
@@ -58,6 +59,9 @@ class LabelArrays:
         else:
             t = contiguous(t)
         self.t = t if t.ndim == 1 else t.reshape(-1)
+        if options.sample_weight is not None or options.z_loss:
+            self._weigh_rows(t, is_index, classes)
+            return
         if options.reduction != "mean":
             self.divisor = 1.0
         elif options.divisor is not None:
@@ -67,6 +71,20 @@ class LabelArrays:
             with np.errstate(all="ignore"):
                 self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
             self.divisor = 1.0
+
+    def _weigh_rows(self, t: Array, is_index: bool, classes: int) -> None:
+        """Set `divisor`, and `weight` to all weights; class indices of rows of weight 0 become the ignored one."""
+        options = self.options
+        self.divisor, of_classes, z_loss = divided(t, is_index, self.rows, options)
+        rows = self.rows
+        self.weight = np.ones((1, rows + 1 + classes), self.compute)
+        self.weight[0, rows] = z_loss
+        if of_classes is not None:
+            self.weight[0, rows + 1 :] = of_classes
+        if options.sample_weight is not None:
+            self.weight[0, :rows] = options.sample_weight.reshape(-1)
+            if is_index:
+                self.t = np.where(self.weight[0, :rows] == 0, self.ignore, self.t)
 
     def _checked(self, t: Array, classes: int) -> Array:
         """The class indices, contiguous; sets `ignore`, and `divisor` to that of a mean."""
@@ -88,8 +106,12 @@ class LabelArrays:
         """The array for the losses of the rows, empty if only their sum is wanted."""
         if self.options.reduction != "none":
             return NO_WEIGHT[self.compute]
-        direct = loss.flags.carray and loss is not self.options.weight  # which is read to the end
-        return loss.reshape(-1) if direct else np.empty(self.rows, self.compute)
+        return loss.reshape(-1) if self._is_direct(loss) else np.empty(self.rows, self.compute)
+
+    def _is_direct(self, loss: Array) -> bool:
+        """Whether the losses of rows may be written where they belong: weights are read to the end."""
+        options = self.options
+        return loss.flags.carray and loss is not options.weight and loss is not options.sample_weight
 
     def collect(self, each: Array, sums: Array, loss: Array) -> None:
         """Write the loss, given the losses of the rows, or the sums of the blocks."""
@@ -97,7 +119,7 @@ class LabelArrays:
             total = sums[0] if sums.size == 1 else total_of_blocks(sums)
             with np.errstate(all="ignore"):
                 loss[...] = total / self.divisor if self.divisor else 0
-        elif not loss.flags.carray or loss is self.options.weight:
+        elif not self._is_direct(loss):
             loss[...] = each.reshape(loss.shape)
 
     def upstream(self, dloss: Any) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import fill, scratch, store
 from plugrad.backends.numba.rows import total_of
-from plugrad.backends.numba.targets import clear_ignored, fill_row, fill_tile, is_ignored, targets_for
+from plugrad.backends.numba.targets import clear_ignored, fill_row, fill_tile, is_ignored, is_wrong, targets_for
 from plugrad.backends.numba.tiles import Place, add, flat_like, gather, memory_like, padded, place_of, scatter, tile_of
 from plugrad.backends.numba.vector import widen
 
@@ -39,11 +39,14 @@ def rows_of_softmax(
 @compiled()
 def rows_of_probabilities(
     start: int, stop: int, ignore: int, smoothing: float, x: Any, t: Any, weight: Any, upstream: Any, out: Any
-) -> None:
-    """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
+) -> bool:
+    """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row.
+
+    Returns whether some number is no probability.
+    """
     q, values = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     targets, step = targets_for(x, x.shape[1], t, weight, ignore, smoothing), _step(upstream)
-    zero = q.dtype.type(0)
+    zero, wrong = q.dtype.type(0), False
     for i in range(start, stop):
         if is_ignored(targets, i):
             fill(out[i], zero)
@@ -52,8 +55,10 @@ def rows_of_probabilities(
         fill_row(targets, i, q)
         factor = upstream[i * step]
         for j in range(q.size):
+            wrong |= is_wrong(widen(row[j]), q[j])
             values[j] = zero if q[j] == zero else -factor * q[j] / widen(row[j])
         store(values, q.dtype.type(1), out[i])
+    return wrong
 
 
 @inlined()
@@ -118,13 +123,16 @@ def tiles_of_probabilities(
     weight: Any,
     upstream: Any,
     out: Any,
-) -> None:
-    """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row."""
+) -> bool:
+    """``out = -upstream q / x``, of the probabilities `x` and the targets `q` of each row.
+
+    Returns whether some number is no probability.
+    """
     classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
     targets = targets_for(x, classes, t, weight, ignore, smoothing)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 1)
     tile, q, factor = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes)]
-    zero = tile.dtype.type(0)
+    zero, wrong = tile.dtype.type(0), False
     factor[:] = zero
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
@@ -134,6 +142,8 @@ def tiles_of_probabilities(
         for k in range(len(q)):
             row, target = tile[k], q[k]
             for lane in range(lanes):
+                wrong |= is_wrong(row[lane], target[lane]) & (lane < place.rows)
                 row[lane] = zero if target[lane] == zero else -factor[lane] * target[lane] / row[lane]
         clear_ignored(targets, place, tile)
         scatter(tile, place, flat, flat_out)
+    return wrong

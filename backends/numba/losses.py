@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.cpu.probabilities import check_probabilities, is_read_after
 from plugrad.backends.numba import fused_losses, loss_gradients, probability_losses
 from plugrad.backends.numba.arrays import are_plain, contiguous, copy_result, result_array
 from plugrad.backends.numba.labels import INT64, NO_WEIGHT, LabelArrays, ignored_label
-from plugrad.backends.numba.targets import EACH, GRADIENT, IGNORES, MEAN
+from plugrad.backends.numba.targets import EACH, GRADIENT, IGNORES, MEAN, total_of_blocks
 from plugrad.backends.numba.team import WORTH_SHARING, share_work
 from plugrad.backends.numba.tiling import Cut, cut
 from plugrad.backends.options import FLOAT64, LossOptions
@@ -60,6 +61,7 @@ def _small_call(x: Array, t: Array, options: LossOptions, loss: Array, out: Arra
     """The one call of a compiled loop that computes the loss, if that takes the arrays as they are."""
     is_plain = (
         options.weight is None
+        and options.sample_weight is None
         and t.flags.carray
         and loss.flags.carray
         and are_plain((x, out))
@@ -111,6 +113,8 @@ def _one_call(shape: tuple[int, ...], labels_ndim: int, options: LossOptions, gr
     found = cut(shape, options.axis)
     if found is None or labels_ndim == len(shape) or options.label_smoothing or options.divisor is not None:
         return None
+    if options.z_loss:
+        return None
     place, units, work = found.in_blocks(found.size)
     if units * work >= WORTH_SHARING:
         return None
@@ -148,8 +152,10 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
         place, units, work = found.in_blocks(found.size)
         scalars = labels.ignore, float(options.label_smoothing)
     each, sums = labels.losses(loss), np.empty(units)
-    p = contiguous(p).reshape(found.shape)
-    share_work(loop, units, work, *place, *scalars, p, labels.t, labels.weight, each, sums)
+    rows = contiguous(p).reshape(found.shape)
+    share_work(loop, units, work, *place, *scalars, rows, labels.t, labels.weight, each, sums)
+    if math.isnan(sums[0] if units == 1 else total_of_blocks(sums)):
+        check_probabilities(p, t, options)
     labels.collect(each, sums, loss)
 
 
@@ -159,8 +165,8 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
 
 
 def _gradient(
-    row_loop: Callable[..., None],
-    tile_loop: Callable[..., None],
+    row_loop: Callable[..., Any],
+    tile_loop: Callable[..., Any],
     dloss: Any,
     x: Array,
     t: Array,
@@ -168,13 +174,32 @@ def _gradient(
     out: Array,
 ) -> None:
     """Run a loop of `loss_gradients` on `x`, the softmax or probabilities."""
+    is_checked = row_loop is loss_gradients.rows_of_probabilities
+    is_checked_after = is_checked and is_read_after(out, x, t, options)
     x, t, options, out, found = _cut(x, t, options, out)
     labels = LabelArrays(t, x, options)
     if not labels.divisor:
         out[...] = 0
         return
+    wrong: list[None] = []
     y, loop = result_array(out), tile_loop if found.tiles else row_loop
+    if is_checked_after:
+        loop = _noting(loop, wrong)
+    elif is_checked:
+        check_probabilities(x, t, options)
     scalars = *found.tiles, labels.ignore, float(options.label_smoothing)
     arrays = contiguous(x).reshape(found.shape), labels.t, labels.weight, labels.upstream(dloss)
     share_work(loop, found.units, found.size, *scalars, *arrays, y.reshape(found.shape))
+    if wrong:
+        check_probabilities(x, t, options)
     copy_result(y, out)
+
+
+def _noting(loop: Callable[..., bool], wrong: list[None]) -> Callable[..., None]:
+    """The loop, which adds to `wrong` if it has found a number that is no probability."""
+
+    def note(*arguments: Any) -> None:
+        if loop(*arguments):
+            wrong.append(None)
+
+    return note

@@ -1,6 +1,7 @@
 """Compiled loops for the cross-entropy of probabilities: over rows and over tiles.
 
-The losses of a block of rows, or of a tile, are added in float64 (see `fused_losses`).
+The losses of a block of rows, or of a tile, are added in float64 (see `fused_losses`). A number that is no probability
+makes its loss NaN, so that only then somebody has to look for it.
 """
 
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
 from plugrad.backends.numba.memory import copy, scratch
 from plugrad.backends.numba.targets import (
+    PER_ROW,
     fill_row,
     fill_tile,
     is_ignored,
+    probability,
     sum_of_losses,
     targets_for,
     weighted,
+    weights_of_classes,
 )
 from plugrad.backends.numba.tiles import add, flat_like, gather, memory_like, padded, place_of, tile_of
 from plugrad.backends.numba.vector import log, widen
@@ -28,13 +32,19 @@ def class_indices(
     """``loss = -weight log(p)`` of one class per row of a matrix of `p`; no other probability is read."""
     classes, flat_p = p.shape[1] // inner, p.reshape(-1)
     zero, one = losses.dtype.type(0), losses.dtype.type(1)
+    if weight.ndim == PER_ROW:
+        of_classes = weights_of_classes(weight, classes)
     for b in range(start, stop):
         total_loss = 0.0
         for i in range(b * block, min((b + 1) * block, t.size)):
             loss = zero
             if t[i] != ignore:
                 at = (i // inner * classes + t[i]) * inner + i % inner
-                loss = weighted(-log(widen(flat_p[at])), weight[t[i]] if weight.size else one)
+                if weight.ndim == PER_ROW:
+                    scale = of_classes[t[i]] * weight[0, i]
+                else:
+                    scale = weight[t[i]] if weight.size else one
+                loss = weighted(-log(probability(widen(flat_p[at]), scale)), scale)
             total_loss += np.float64(loss)
             if losses.size:
                 losses[i] = loss
@@ -46,7 +56,7 @@ def _inner_with_log(q: Any, p: Any) -> Any:
     """``-sum(q log(p))``; a target of 0 adds 0, even to an infinite logarithm."""
     total = q.dtype.type(0)
     for j in range(q.size):
-        total += weighted(-log(widen(p[j])), q[j])
+        total += weighted(-log(probability(widen(p[j]), q[j])), q[j])
     return total
 
 
@@ -108,7 +118,7 @@ def tiles_of_labels(
         for k in range(len(tile)):
             row, target = tile[k], q[k]
             for lane in range(lanes):
-                part[lane] += weighted(-log(row[lane]), target[lane])
+                part[lane] += weighted(-log(probability(row[lane], target[lane])), target[lane])
             add(loss_of, part, k, len(tile))
         for lane in range(place.rows):
             if is_ignored(targets, place.first + lane):

@@ -2,6 +2,11 @@
 
 Labels `t` are class indices, or numbers for each class in the format that is computed in, in the order of the array
 that they are compared with. A target is a label, smoothed and weighted: ``(t * keep + spread) * weight``.
+
+The argument `weight` has the weight of each class, and is empty if all are 1. Where rows have weights or a z loss, it
+is a matrix of one row, with the weight of each row, the factor of the z loss, and the weight of each class. Numba
+compiles loops anew for it, and leaves out what follows ``if weight.ndim == PER_ROW`` from all others: only calls with
+these options compile and compute them.
 """
 
 from typing import Any, NamedTuple
@@ -10,15 +15,19 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from plugrad.backends.cpu.probabilities import MOST
 from plugrad.backends.numba.compiling import compiled, inlined
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.tiles import PART, Place, gather
+from plugrad.backends.numba.vector import log1p
 
 # The mode of a loss is the sum of these.
 GRADIENT = 1  # the gradient is wanted
 EACH = 2  # the loss of each row is wanted, not their sum
 MEAN = 4  # the sum is divided by the number of class indices that count, or the sum of their weights
 IGNORES = 8  # rows can be ignored
+
+PER_ROW = 2  # the dimensions of `weight` where rows have weights or a z loss
 
 
 @compiled()
@@ -61,7 +70,7 @@ class Targets(NamedTuple):
     """The labels of all rows, and how they become targets."""
 
     t: Any
-    weight: Any  # of each class; empty: 1
+    weight: Any  # of classes, or of classes and rows
     ignore: int  # the class index of ignored rows; -1: no row is ignored
     keep: Any
     spread: Any
@@ -77,6 +86,34 @@ def _are_indices(targets: Any) -> bool:
     return isinstance(targets.types[0].dtype, types.Integer)
 
 
+def _are_per_row(targets: Any) -> bool:
+    return bool(targets.types[1].ndim == PER_ROW)
+
+
+@inlined()
+def weights_of_classes(weight: Any, classes: int) -> Any:
+    """The weight of each class, where rows have weights too."""
+    return weight[0][weight.size - classes :]
+
+
+@inlined()
+def z_of_row(weight: Any, classes: int, i: int, top: Any, others: Any) -> Any:
+    """The z loss ``c z^2`` of row `i`, and ``2 c z``, which its gradient multiplies the softmax by."""
+    factor, zero = weight[0, weight.size - classes - 1], weight.dtype.type(0)
+    if factor == zero:
+        return zero, zero  # even where the logarithm is infinite
+    log_of_sum = top + log1p(others)
+    share = factor * weight[0, i] * log_of_sum
+    return share * log_of_sum, share + share
+
+
+@inlined()
+def _of_classes(targets: Targets, classes: int) -> Any:
+    """The targets without the weights of rows."""
+    weight = weights_of_classes(targets.weight, classes)
+    return Targets(targets.t, weight, targets.ignore, targets.keep, targets.spread)
+
+
 def is_ignored(targets: Targets, i: int) -> bool:
     """Whether row `i` is ignored."""
     raise NotImplementedError
@@ -84,8 +121,10 @@ def is_ignored(targets: Targets, i: int) -> bool:
 
 @overload(is_ignored, strict=False)
 def _is_ignored(targets: Any, i: int) -> Any:
-    if _are_indices(targets):
+    if _are_indices(targets):  # rows of weight 0 have the ignored label
         return lambda targets, i: targets.t[i] == targets.ignore
+    if _are_per_row(targets):
+        return lambda targets, i: targets.weight[0, i] == 0
     return lambda targets, i: False
 
 
@@ -96,6 +135,14 @@ def fill_row(targets: Targets, i: int, q: Any) -> None:
 
 @overload(fill_row, strict=False)
 def _fill_row(targets: Any, i: int, q: Any) -> Any:
+    if _are_per_row(targets):
+
+        def of_row(targets: Targets, i: int, q: Any) -> None:
+            fill_row(_of_classes(targets, q.size), i, q)
+            q *= targets.weight[0, i]
+
+        return of_row
+
     if _are_indices(targets):
 
         def of_class(targets: Targets, i: int, q: Any) -> None:
@@ -129,6 +176,18 @@ def fill_tile(targets: Targets, place: Place, flat: Any, q: Any) -> None:
 
 @overload(fill_tile, strict=False)
 def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
+    if _are_per_row(targets):
+
+        def of_rows(targets: Targets, place: Place, flat: Any, q: Any) -> None:
+            fill_tile(_of_classes(targets, len(q)), place, flat, q)
+            weights = targets.weight[0][place.first : place.first + place.rows]
+            for k in range(len(q)):
+                row = q[k]
+                for lane in range(weights.size):
+                    row[lane] *= weights[lane]
+
+        return of_rows
+
     if _are_indices(targets):
 
         def of_class(targets: Targets, place: Place, flat: Any, q: Any) -> None:
@@ -164,6 +223,30 @@ def weighted(loss: Any, weight: Any) -> Any:
 def _weighted(loss: Any, weight: Any) -> Any:
     zero = np.float64(0) if weight == types.float64 else np.float32(0)
     return lambda loss, weight: zero if weight == zero and loss == np.inf else loss * weight
+
+
+def probability(p: Any, target: Any) -> Any:
+    """The probability `p`; NaN, as the logarithm of negative numbers is, if it is above 1 and there is a target."""
+    raise NotImplementedError
+
+
+@overload(probability, strict=False)
+def _probability(p: Any, target: Any) -> Any:
+    kind = np.float64 if p == types.float64 else np.float32
+    zero, most, nan = kind(0), kind(MOST), kind(np.nan)
+    return lambda p, target: nan if p > most and target != zero else p
+
+
+def is_wrong(p: Any, target: Any) -> bool:
+    """Whether `p` is no probability and there is a target."""
+    raise NotImplementedError
+
+
+@overload(is_wrong, strict=False)
+def _is_wrong(p: Any, target: Any) -> Any:
+    kind = np.float64 if p == types.float64 else np.float32
+    zero, most = kind(0), kind(MOST)
+    return lambda p, target: ((p < zero) | (p > most)) & (target != zero)
 
 
 @inlined()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
-from plugrad.backends.cpu.class_indices import check, counted, unignored
+from plugrad.backends.cpu.class_indices import check, divided, unignored
 from plugrad.backends.numpy.pool import Scratch
 from plugrad.backends.numpy.rows import classes_last, elements, row_sums
 from plugrad.backends.options import COMPUTE, LossOptions
@@ -26,11 +26,26 @@ class LabelBlocks:
         What the sum of the losses is divided by; 0 where nothing counts.
     weight : array or None
         The weight of each class, already divided so if there is one.
+    sample_weight : array or None
+        The weight of each row.
+    z_loss : float
+        The factor of the squared logarithms of sums, divided where `weight` is.
     compute : dtype
         What the loss is computed in.
     """
 
-    __slots__ = ("classes", "compute", "divisor", "indices", "one_class", "options", "t", "weight")
+    __slots__ = (
+        "classes",
+        "compute",
+        "divisor",
+        "indices",
+        "one_class",
+        "options",
+        "sample_weight",
+        "t",
+        "weight",
+        "z_loss",
+    )
 
     def __init__(self, t: Array, rows: Array, options: LossOptions) -> None:
         self.classes = rows.shape[options.axis]
@@ -41,24 +56,22 @@ class LabelBlocks:
         if self.indices:
             check(t, self.classes, options)
         self.t = t if self.indices else classes_last(t, options.axis)
-        self.weight = options.weight
-        self.divisor = 1.0
-        if options.reduction == "mean":
-            if options.divisor is not None:
-                self.divisor = options.divisor
-            else:
-                self.divisor = counted(t, options) if self.indices else float(t.size // self.classes)
-        if self.weight is not None and self.divisor:  # as small as they may be, their shares are not
-            with np.errstate(all="ignore"):
-                self.weight = (self.weight / np.float64(self.divisor)).astype(self.compute)
-            self.divisor = 1.0
+        self.sample_weight = options.sample_weight
+        given = divided(t, self.indices, rows.size // self.classes, options)
+        self.divisor, self.weight, self.z_loss = given
 
-    def single(self, t: Array) -> tuple[Array, Array | None, Array | None]:
+    def single(self, t: Array, of_rows: Array | None) -> tuple[Array, Array | None, Array | None]:
         """Of the rows of a block: the class, its weight (None: 1), and which rows are ignored (None: no row)."""
-        labels, ignored = unignored(t, self.options)
-        return labels, None if self.weight is None else self.weight[labels], ignored
+        labels, ignored = unignored(t, self.options, of_rows)
+        weight = None if self.weight is None else self.weight[labels]
+        if of_rows is not None:
+            of_rows = of_rows.reshape(-1)
+            weight = of_rows if weight is None else weight * of_rows
+        return labels, weight, ignored
 
-    def spread(self, t: Array, like: Array, scratch: Scratch) -> tuple[Array, Array, Array | None]:
+    def spread(
+        self, t: Array, of_rows: Array | None, like: Array, scratch: Scratch
+    ) -> tuple[Array, Array, Array | None]:
         """The weighted, smoothed labels of a block, laid out like the rows `like`.
 
         Returns them, their sum for each row, and which rows are ignored (None: no row).
@@ -67,7 +80,7 @@ class LabelBlocks:
         rows = scratch.like("labels", like)
         ignored = None
         if self.indices:
-            labels, ignored = unignored(t, self.options)
+            labels, ignored = unignored(t, self.options, of_rows)
             rows[...] = smoothing / self.classes
             flat, index = elements(rows, labels)
             flat[index] += 1 - smoothing
@@ -76,8 +89,11 @@ class LabelBlocks:
             if smoothing:
                 rows *= 1 - smoothing
                 rows += smoothing / self.classes
+            ignored = None if of_rows is None else of_rows.reshape(-1) == 0
         if self.weight is not None:
             rows *= self.weight
+        if of_rows is not None:
+            rows *= of_rows.reshape(-1, 1)
         if ignored is not None:
             rows[ignored] = 0
         return rows, row_sums(rows), ignored
@@ -89,15 +105,29 @@ class LabelBlocks:
             return dloss.reshape(-1)
         return dloss / self.compute.type(self.divisor)
 
-    def single_gradient(self, t: Array, dloss: Any) -> tuple[Array, Any, Array | None]:
+    def single_gradient(self, t: Array, of_rows: Array | None, dloss: Any) -> tuple[Array, Any, Array | None]:
         """Of the rows of a block: the class, what its gradient is multiplied by, and which rows are ignored."""
-        label, weight, ignored = self.single(t)
+        label, weight, ignored = self.single(t, of_rows)
         factor = self.upstream(dloss)
         if weight is not None:
             factor = factor * weight
         if ignored is not None:
             factor = np.where(ignored, 0, factor)
         return label, factor, ignored
+
+    def add_z_loss(self, losses: Array, of_rows: Array | None, log_of_sum: Array) -> Array | None:
+        """Add ``c z^2`` to the losses of a block, times the weights of its rows; ``z`` is the logarithm of a row's sum.
+
+        Returns what the probabilities of each row are multiplied by in the gradient, ``2 c z``; None without a z loss.
+        """
+        if not self.z_loss:
+            return None
+        share: Array = log_of_sum * self.compute.type(self.z_loss)
+        if of_rows is not None:
+            share *= of_rows.reshape(-1)
+        losses += share * log_of_sum
+        share *= 2
+        return share
 
     def collect(self, losses: Array, ignored: Array | None, loss: Array | None) -> float:
         """Take the losses of the rows of a block: write them to `loss` where each is wanted, else return their sum."""

@@ -3,8 +3,11 @@
 from plugrad.backends.chunks import functions
 from plugrad.backends.cpu.affine import column_sums
 from plugrad.backends.cpu.linear_cross_entropy import ChunkKernels, in_chunks
+from plugrad.backends.numpy.elementwise import tanh, tanh_backward
 from plugrad.backends.numpy.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_value_and_grad
 
-CHUNK_KERNELS = ChunkKernels(softmax_cross_entropy, softmax_cross_entropy_value_and_grad, column_sums)
+CHUNK_KERNELS = ChunkKernels(
+    softmax_cross_entropy, softmax_cross_entropy_value_and_grad, column_sums, tanh, tanh_backward
+)
 
 linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(lambda *call: in_chunks(CHUNK_KERNELS, *call))

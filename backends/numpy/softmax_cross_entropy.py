@@ -27,7 +27,8 @@ from plugrad.backends.numpy.rows import (
 )
 from plugrad.backends.options import LossOptions
 
-PLAIN = (None, 0.0, "mean", None)  # ignore_index, label_smoothing, reduction and divisor of most calls
+# ignore_index, label_smoothing, reduction, divisor, sample_weight, z_loss and softcap of most calls
+PLAIN = (None, 0.0, "mean", None, None, 0.0, None)
 
 
 def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array, y: Array) -> None:
@@ -38,9 +39,16 @@ def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array,
 
 @quietly
 def _loss_and_probabilities(
-    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, y: Array
+    labels: LabelBlocks,
+    in_out: bool,
+    scratch: Scratch,
+    x: Array,
+    t: Array,
+    of_rows: Array | None,
+    loss: Array | None,
+    y: Array,
 ) -> float:
-    e, (flat, index), rest, single, losses, _, _, ignored = _forward(labels, in_out, scratch, x, t, y)
+    e, (flat, index), rest, single, losses, _, _, ignored, _ = _forward(labels, in_out, scratch, x, t, of_rows, y)
     flat[index] = single
     write(np.divide, e, rest + single, y)
     return labels.collect(losses, ignored, loss)
@@ -70,6 +78,7 @@ def _are_few_rows(x: Array, t: Array, options: LossOptions) -> bool:
         and t.ndim == 1
         and x.flags.c_contiguous
         and options.weight is None
+        and options.sample_weight is None
         and options[3:] == PLAIN
     )
 
@@ -113,21 +122,39 @@ PREPARED = {"softmax_cross_entropy_value_and_grad": _prepared}
 
 @quietly
 def _loss_and_gradient(
-    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, loss: Array | None, dx: Array
+    labels: LabelBlocks,
+    in_out: bool,
+    scratch: Scratch,
+    x: Array,
+    t: Array,
+    of_rows: Array | None,
+    loss: Array | None,
+    dx: Array,
 ) -> float:
-    e, (flat, index), rest, single, losses, weight, spread, ignored = _forward(labels, in_out, scratch, x, t, dx)
-    factor = (1 if weight is None else weight) / labels.divisor / (rest + single)
+    forward = _forward(labels, in_out, scratch, x, t, of_rows, dx)
+    e, (flat, index), rest, single, losses, weight, spread, ignored, slope_of_z = forward
+    total = rest + single
+    factor = (1 if weight is None else weight) / labels.divisor / total
     # For the largest class y - 1 is -rest / sum, which keeps its accuracy where y is close to 1.
     flat[index] = -rest
+    if slope_of_z is not None:
+        slope_of_z /= labels.divisor * total
+        at_label = single * slope_of_z - rest * factor
+        factor += slope_of_z
     if ignored is not None:
         factor[ignored] = 0
         e[ignored] = 0
-    if spread is None:
+    if spread is None and slope_of_z is None:
         write(np.multiply, e, factor, dx)
+        return labels.collect(losses, ignored, loss)
+    np.multiply(e, factor[:, None], out=e)
+    if slope_of_z is not None:
+        flat[index] = at_label if ignored is None else np.where(ignored, 0, at_label)
+    if spread is None:
+        dx[...] = e.reshape(dx.shape)
     else:
         targets = (spread if spread.flags.c_contiguous else spread.T).reshape(-1)
         targets[index] -= weight
-        np.multiply(e, factor[:, None], out=e)
         np.divide(spread, labels.divisor, out=spread)
         np.subtract(e.reshape(dx.shape), spread.reshape(dx.shape), out=dx)
     return labels.collect(losses, ignored, loss)
@@ -140,7 +167,7 @@ def _over_rows(task: Callable[..., float], labels: LabelBlocks, x: Array, t: Arr
     apart = out is not x and out is not t
     x, out = classes_last(x, labels.options.axis), classes_last(out, labels.options.axis)
     task = partial(task, labels, apart and may_hold_work(out))
-    sums_of_blocks = run_blocks(task, (x, labels.t, each, out), x.shape[:-1], labels.classes)
+    sums_of_blocks = run_blocks(task, (x, labels.t, labels.sample_weight, each, out), x.shape[:-1], labels.classes)
     if each is None:
         loss[...] = labels.total(sums_of_blocks)
 
@@ -152,19 +179,25 @@ def softmax_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Loss
     if not labels.divisor:
         dx[...] = 0
         return
-    run_blocks(
-        partial(_gradient, labels, dloss), (y, labels.t, labels.rows_of(dloss), dx), y.shape[:-1], labels.classes
-    )
+    arrays = y, labels.t, labels.sample_weight, labels.rows_of(dloss), dx
+    run_blocks(partial(_gradient, labels, dloss), arrays, y.shape[:-1], labels.classes)
 
 
 @quietly
 def _gradient(
-    labels: LabelBlocks, dloss: Any, scratch: Scratch, y: Array, t: Array, dlosses: Array | None, dx: Array
+    labels: LabelBlocks,
+    dloss: Any,
+    scratch: Scratch,
+    y: Array,
+    t: Array,
+    of_rows: Array | None,
+    dlosses: Array | None,
+    dx: Array,
 ) -> None:
     if dlosses is not None:
         dloss = dlosses
     if labels.one_class:
-        label, factor, ignored = labels.single_gradient(t, dloss)
+        label, factor, ignored = labels.single_gradient(t, of_rows, dloss)
         where = label_elements(y, label)
         slope = (y[where].reshape(-1) - factor.dtype.type(1)) * factor  # before `dx`, which may be `y`, is written
         each = factor.reshape(*y.shape[:-1], 1) if factor.ndim else factor
@@ -172,7 +205,7 @@ def _gradient(
         dx[where] = slope.reshape(dx.shape[:-1])
     else:
         y = load(scratch, "y", y)
-        spread, weight, ignored = labels.spread(t, y, scratch)
+        spread, weight, ignored = labels.spread(t, of_rows, y, scratch)
         rows = np.multiply(y, weight[:, None], out=scratch.like("rows", y))
         rows -= spread
         write(np.multiply, rows, labels.upstream(dloss), dx)
@@ -181,35 +214,39 @@ def _gradient(
 
 
 def _forward(
-    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, out: Array
-) -> tuple[Array, Elements, Array, Array, Array, Array | None, Array | None, Array | None]:
+    labels: LabelBlocks, in_out: bool, scratch: Scratch, x: Array, t: Array, of_rows: Array | None, out: Array
+) -> tuple[Array, Elements, Array, Array, Array, Array | None, Array | None, Array | None, Array | None]:
     """The exponentials, their sums and the losses of a block of rows.
 
     Returns ``exp(x - max)`` of the rows, but 0 for one element of each row, the label's or the largest; where these
     are; the sums of what is left; what these were; the losses; the sum of the weighted labels of each row (None: 1);
-    the weighted labels (None: one class each); and which rows are ignored (None: no row).
+    the weighted labels (None: one class each); which rows are ignored (None: no row); and what the probabilities are
+    multiplied by in the gradient of the z loss (None: there is none).
     """
     x = load(scratch, "x", x)
     top = largest(x)
     e = np.subtract(x, top[:, None], out=work_in(in_out, out, scratch, "e", x))
     if labels.one_class:
         spread = None
-        columns, weight, ignored = labels.single(t)
+        columns, weight, ignored = labels.single(t, of_rows)
         one = elements(e, columns)
         label_logit = one[0][one[1]]
         np.exp(e, out=e)
         rest, single = sums(e, one)
         refine(rest, columns, x, top)
-        losses = log_of_sum(rest, single) - label_logit
+        logs = log_of_sum(rest, single)
+        losses = logs - label_logit
         if weight is not None:
             losses = weighted(losses, weight)
     else:
-        spread, weight, ignored = labels.spread(t, e, scratch)
+        spread, weight, ignored = labels.spread(t, of_rows, e, scratch)
         product = inner(spread, e, scratch)
         columns = e.argmax(axis=1)
         np.exp(e, out=e)
         one = elements(e, columns)
         rest, single = sums(e, one)
         refine(rest, columns, x, top)
-        losses = weight * log_of_sum(rest, single) - product
-    return e, one, rest, single, losses, weight, spread, ignored
+        logs = log_of_sum(rest, single)
+        losses = weight * logs - product
+    slope_of_z = labels.add_z_loss(losses, of_rows, top + logs) if labels.z_loss else None
+    return e, one, rest, single, losses, weight, spread, ignored, slope_of_z

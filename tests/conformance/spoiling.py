@@ -97,9 +97,13 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "label_smoothing": (
         float("nan"), -0.1, 1.1, float("inf"), "0.1", None, True, 10**400, Fraction(1, 3), np.float16(0.1), [0.1], 1,
     ),
+    "z_loss": (float("nan"), -0.1, float("inf"), "0.1", None, True, 10**400, Fraction(1, 3), np.float16(0.1), [0.1], 1),
+    "softcap": (float("nan"), 0, -1.0, float("inf"), "30", True, 10**400, Fraction(1, 3), np.float16(0.5), [0.1], 30),
     "ignore_index": (2**70, -(2**70), 1.5, "a", True, np.uint64(2**64 - 1), np.int8(1), None, 0, [1]),
     "reduction": ("Mean", None, b"mean", "", 3, "none ", ["mean"], "mean", "sum", "none"),
     "weight": (1.0, [1.0], np.ones((2, 2)), "w", np.ones(3, complex), np.ma.masked_array([1.0, 2.0]), np.array(1.0)),
+    "pos_weight": (2, [1.0], np.ones((3, 2)), b"w", np.ones(3, complex), np.ma.masked_array([1.0]), np.array([[0.5]])),
+    "sample_weight": (1.0, [1.0], np.ones((2, 2)), "w", np.ones(3, complex), np.array(2.0), np.array(0)),
     "needs": ((), ("dx",), ("dw", "dw"), "dx", None, ("dy",), 5, ("db", "dx"), ["dw"], {"db"}, ("dx", None)),
     "max_workspace": (1, 0, -1, "1KB", "64MB", "lots", 2**80, 1.5, None, True, "1GiB", b"1KB", "999999999TB"),
 }  # fmt: skip

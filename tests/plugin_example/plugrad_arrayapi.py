@@ -18,11 +18,13 @@ from plugrad.backends.options import (
     GELU_A,
     GELU_B,
     PHILOX,
+    BinaryLossOptions,
     DropoutOptions,
     GeluOptions,
     LeakyReluOptions,
     LossOptions,
     bad_label,
+    bad_probability,
 )
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
@@ -261,6 +263,7 @@ def cross_entropy(p: Array, t: Array, options: LossOptions, loss: Array) -> None
     """``loss = -sum(q log(p))``."""
     q = _targets(t, p, options)
     xp, p = _in_float64(p)
+    _check_probabilities(p, q, options)
     _write(loss, _loss(q, xp.log(p), options))
 
 
@@ -269,6 +272,7 @@ def cross_entropy_backward(dloss: Any, p: Array, t: Array, options: LossOptions,
     """``dp = -dloss q / p``."""
     q = _targets(t, p, options)
     xp, p = _in_float64(p)
+    _check_probabilities(p, q, options)
     _write(dp, xp.where(q == 0, 0.0, -_upstream(dloss, q, options) * q / p))
 
 
@@ -277,7 +281,10 @@ def softmax_cross_entropy(x: Array, t: Array, options: LossOptions, loss: Array,
     """``y = softmax(x)``, ``loss = -sum(q log(y))``."""
     q = _targets(t, x, options)
     probabilities, logs, _ = _softmax(x, options.axis)
-    _write(loss, _loss(q, logs, options))
+    losses = _loss(q, logs, options)
+    if options.z_loss:
+        losses = losses + _reduced(_z_loss(t, x, options)[0], options)
+    _write(loss, losses)
     _write(y, probabilities)
 
 
@@ -298,8 +305,93 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     y, logs, others = _softmax(x, options.axis)
     # The same as y sum(q) - q, without the difference of like numbers where y is close to 1.
     slope = y * (xp.sum(q, axis=options.axis, keepdims=True) - q) - q * others
-    _write(loss, _loss(q, logs, options))
-    _write(dx, _where_rows_count(q, slope, options))
+    losses, slope = _loss(q, logs, options), _where_rows_count(q, slope, options)
+    if options.z_loss:
+        each, share = _z_loss(t, x, options)
+        share = xp.expand_dims(share, axis=options.axis)
+        losses, slope = losses + _reduced(each, options), slope + xp.where(share == 0, 0.0, share * y)
+    _write(loss, losses)
+    _write(dx, slope)
+
+
+@silently
+def top_k_accuracy(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+    """``accuracy``: the share of the rows whose label has fewer than `k` logits before it."""
+    xp, x = _in_float64(x)
+    axis, numbers = options.axis, _class_numbers(x, options.axis)
+    counts = _check(t, x.shape[axis], options)
+    number = xp.expand_dims(xp.where(counts, xp.astype(t, xp.int64), 0), axis=axis)
+    label = xp.sum(xp.where(numbers == number, x, 0.0), axis=axis, keepdims=True)
+    is_before = (x > label) | ((x == label) & (numbers < number))
+    rank = xp.sum(xp.astype(is_before, xp.int64), axis=axis)
+    right = counts & (rank < k) & ~xp.any(xp.isnan(x), axis=axis)
+    counted = float(xp.sum(xp.astype(counts, xp.float64)))
+    accuracy[...] = xp.sum(xp.astype(right, xp.float64)) / (counted or 1.0)
+
+
+@silently
+def sigmoid_cross_entropy(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
+    """``y = sigmoid(x)`` and ``loss = -t log(y) - (1 - t) log(1 - y)``."""
+    losses, _, probabilities = _of_elements(x, t, options)
+    _write(loss, losses)
+    _write(y, probabilities)
+
+
+@silently
+def sigmoid_cross_entropy_value_and_grad(
+    x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array
+) -> None:
+    """The same loss, and ``dx = y - t``."""
+    losses, slopes, _ = _of_elements(x, t, options)
+    _write(loss, losses)
+    _write(dx, slopes)
+
+
+@silently
+def sigmoid_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: BinaryLossOptions, dx: Array) -> None:
+    """``dx = dloss (y - t)``."""
+    xp, y = _in_float64(y)
+    positive, negative, counts, divisor = _factors(t, options)
+    slope = (negative * y - positive * (1 - y)) * xp.asarray(dloss, dtype=xp.float64)
+    _write(dx, xp.where(counts, slope / divisor, 0.0))
+
+
+def _of_elements(x: Array, t: Array, options: BinaryLossOptions) -> tuple[Array, Array, Array]:
+    """The loss of each element or of all of them, its gradient, and the probabilities.
+
+    Of a probability and its complement, the smaller one is ``exp(-abs(x))`` times the larger one.
+    """
+    xp, x = _in_float64(x)
+    positive, negative, counts, divisor = _factors(t, options)
+    e = xp.exp(-xp.abs(x))
+    larger, is_negative = 1 / (1 + e), x < 0
+    y, rest = xp.where(is_negative, e * larger, larger), xp.where(is_negative, larger, e * larger)
+    factor = xp.where(is_negative, positive, negative)
+    losses = (positive + negative) * xp.log1p(e) + xp.where(factor == 0, 0.0, factor * xp.abs(x))
+    losses = xp.where(counts, losses, 0.0)
+    if options.reduction != "none":
+        losses = xp.sum(losses) / divisor
+    return losses, xp.where(counts, (negative * y - positive * rest) / divisor, 0.0), y
+
+
+def _factors(t: Array, options: BinaryLossOptions) -> tuple[Array, Array, Array, float]:
+    """The factors of both logarithms, the mask of the elements that count, and the divisor of the mean."""
+    xp, labels = _in_float64(t)
+    ignored = options.ignored_label(t.dtype)
+    counts = xp.ones(t.shape, dtype=xp.bool) if ignored is None else t != ignored
+    wrong = counts & ~((labels >= 0) & (labels <= 1))
+    if xp.any(wrong):
+        first = tuple(int(i[0]) for i in xp.nonzero(wrong)) if t.ndim else ()
+        raise options.bad_label(t[first].item(), first)
+    positive = (1 - options.label_smoothing) * labels + options.label_smoothing / 2
+    negative = (1 - options.label_smoothing) * (1 - labels) + options.label_smoothing / 2
+    if options.pos_weight is not None:
+        positive = positive * xp.astype(options.pos_weight, xp.float64)
+    if options.weight is not None:
+        weight = xp.astype(options.weight, xp.float64)
+        positive, negative = positive * weight, negative * weight
+    counted = float(xp.sum(xp.astype(counts, xp.float64))) if options.reduction == "mean" else 1.0
+    return positive, negative, counts, counted or 1.0  # where nothing counts, all is 0 anyway
 
 
 @silently
@@ -316,8 +408,12 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
             f"{options.kernel}: max_workspace: expected at least {a_row} bytes, for one row of {classes} classes, "
             f"got {workspace.size}"
         )
-    options = options._replace(axis=1, divisor=_divisor(t, classes, options, layer.is_index))
     rows, t = xp.reshape(rows, (-1, inputs)), xp.reshape(t, (-1,) if layer.is_index else (-1, classes))
+    if options.sample_weight is not None:
+        options = options._replace(sample_weight=xp.reshape(options.sample_weight, (-1,)))
+    options = options._replace(axis=1)
+    logits = xp.broadcast_to(xp.zeros((1, 1), dtype=xp.float64), (rows.shape[0], classes))
+    options = options._replace(divisor=_divisors(t, logits, options))
     losses, slopes = [], []
     sums = [xp.zeros(shape, dtype=xp.float64) for shape in (w.shape, (classes,))]
     for start in range(0, rows.shape[0], workspace.size // a_row):
@@ -326,8 +422,12 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
         z = xp.matmul(part, w) if b is None else xp.matmul(part, w) + xp.astype(b, xp.float64)
         losses.append(xp.zeros(part.shape[:1] if options.reduction == "none" else (1,), dtype=xp.float64))
         target = losses[-1] if options.reduction == "none" else losses[-1][0, ...]
-        softmax_cross_entropy_value_and_grad(z, labels, options, target, z)
+        u = xp.zeros_like(z) if options.softcap is None else xp.tanh(z / options.softcap)
+        z = z if options.softcap is None else options.softcap * u
+        of_chunk = None if options.sample_weight is None else options.sample_weight[chunk]
+        softmax_cross_entropy_value_and_grad(z, labels, options._replace(sample_weight=of_chunk), target, z)
         counts = xp.any(z != 0, axis=1, keepdims=True)
+        z = xp.where(counts, z * (1 - u) * (1 + u), 0.0)
         part = xp.where(counts, part, 0.0)  # 0 * inf is NaN
         sums[0] += xp.matmul(part.T, z)
         sums[1] += xp.sum(z, axis=0)
@@ -353,20 +453,39 @@ def _targets(t: Array, rows: Array, options: LossOptions) -> Array:
     weight = xp.ones(numbers.shape, dtype=xp.float64)
     if options.weight is not None:
         weight = xp.reshape(xp.astype(options.weight, xp.float64), numbers.shape)
+    of_rows = xp.expand_dims(_of_rows(t, rows, options), axis=options.axis)
     if t.ndim == rows.ndim:
-        counts = xp.ones(numbers.shape, dtype=xp.bool)
         labels = xp.astype(t, xp.float64)
     else:
-        counts = xp.expand_dims(_check(t, classes, options), axis=options.axis)
-        is_label = counts & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
+        is_label = (of_rows != 0) & (xp.expand_dims(xp.astype(t, xp.int64), axis=options.axis) == numbers)
         labels = xp.astype(is_label, xp.float64)
     if options.reduction == "mean":
-        divisor = options.divisor  # of all rows, if `rows` is a chunk
-        if divisor is None:
-            divisor = _divisor(t, classes, options, t.ndim < rows.ndim)
+        divisor = _divisors(t, rows, options)[0]
         weight = weight / divisor if divisor else xp.zeros_like(weight)
     smoothing = options.label_smoothing
-    return xp.where(counts, weight * ((1 - smoothing) * labels + smoothing / classes), 0.0)
+    return xp.where(of_rows == 0, 0.0, of_rows * weight * ((1 - smoothing) * labels + smoothing / classes))
+
+
+def _of_rows(t: Array, rows: Array, options: LossOptions) -> Array:
+    """The weight of each row, 0 for rows that do not count."""
+    xp = array_namespace(rows)
+    shape = rows.shape[: options.axis] + rows.shape[options.axis + 1 :]
+    weight = xp.ones(shape, dtype=xp.float64)
+    if options.sample_weight is not None:
+        weight = xp.astype(options.sample_weight, xp.float64)
+    return weight if t.ndim == rows.ndim else xp.where(_check(t, rows.shape[options.axis], options), weight, 0.0)
+
+
+def _z_loss(t: Array, rows: Array, options: LossOptions) -> tuple[Array, Array]:
+    """The z loss of each row, and what its probabilities are multiplied by in the gradient, divided if it is a mean."""
+    xp, x = _in_float64(rows)
+    top = xp.max(x, axis=options.axis)
+    z = top + xp.log(xp.sum(xp.exp(x - xp.expand_dims(top, axis=options.axis)), axis=options.axis))
+    of_rows, divisor = _of_rows(t, rows, options), 1.0
+    if options.reduction == "mean":
+        divisor = _divisors(t, rows, options)[1]
+    share = xp.where(of_rows == 0, 0.0, options.z_loss * of_rows * z) / (divisor or math.inf)
+    return xp.where(of_rows == 0, 0.0, share * z), 2 * share
 
 
 def _check(t: Array, classes: int, options: LossOptions) -> Array:
@@ -380,16 +499,27 @@ def _check(t: Array, classes: int, options: LossOptions) -> Array:
     return counts
 
 
-def _divisor(t: Array, classes: int, options: LossOptions, is_index: bool) -> float:
-    """The divisor of the mean."""
-    if not is_index:
-        return float(t.size / classes)
-    xp, counts = array_namespace(t), _check(t, classes, options)
-    weight = xp.ones((classes,), dtype=xp.float64)
-    if options.weight is not None:
-        weight = xp.astype(options.weight, xp.float64)
-    label = xp.reshape(xp.where(counts, xp.astype(t, xp.int64), 0), (-1,))
-    return float(xp.sum(xp.where(xp.reshape(counts, (-1,)), xp.take(weight, label), 0.0)))
+def _check_probabilities(p: Array, q: Array, options: LossOptions) -> None:
+    """Raise an error if a number that a target selects is no probability."""
+    xp = array_namespace(p)
+    wrong = xp.moveaxis((q != 0) & ((p < 0) | (p > 1.001)), options.axis, -1)
+    if xp.any(wrong):
+        first = tuple(int(i[0]) for i in xp.nonzero(wrong))
+        raise bad_probability(float(xp.moveaxis(p, options.axis, -1)[first]), first[:-1], options)
+
+
+def _divisors(t: Array, rows: Array, options: LossOptions) -> tuple[float, float]:
+    """The divisors of the mean, and of its z loss."""
+    if options.divisor is not None:  # of all rows, if `rows` is a chunk
+        divisors: tuple[float, float] = options.divisor
+        return divisors
+    xp, of_rows = array_namespace(rows), _of_rows(t, rows, options)
+    total = float(xp.sum(of_rows))
+    if t.ndim == rows.ndim or options.weight is None:
+        return total, total
+    label = xp.reshape(xp.where(of_rows == 0, 0, xp.astype(t, xp.int64)), (-1,))
+    weight = xp.reshape(xp.take(xp.astype(options.weight, xp.float64), label), of_rows.shape)
+    return float(xp.sum(xp.where(of_rows == 0, 0.0, of_rows * weight))), total
 
 
 def _loss(q: Array, logs: Array, options: LossOptions) -> Array:
@@ -397,6 +527,10 @@ def _loss(q: Array, logs: Array, options: LossOptions) -> Array:
     xp = array_namespace(q)
     terms = xp.where(q == 0, 0.0, q * logs)
     return 0 - xp.sum(terms, axis=options.axis if options.reduction == "none" else None)
+
+
+def _reduced(losses: Array, options: LossOptions) -> Array:
+    return losses if options.reduction == "none" else array_namespace(losses).sum(losses)
 
 
 def _upstream(dloss: Any, q: Array, options: LossOptions) -> Array:

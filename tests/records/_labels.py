@@ -13,7 +13,13 @@ def sample_labels(rng: np.random.Generator, rows: int, classes: int) -> Any:
 
 
 def spread(
-    t: Any, shape: tuple[int, ...], axis: int, weight: Any, ignore_index: int | None, smoothing: float
+    t: Any,
+    shape: tuple[int, ...],
+    axis: int,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    sample_weight: Any = None,
 ) -> tuple[Array, float]:
     """The weighted, smoothed labels of every class, with the classes last, and the divisor of the mean."""
     t = np.asarray(t)
@@ -21,13 +27,64 @@ def spread(
     w = np.ones(classes) if weight is None else double(weight)
     if t.ndim == len(shape):
         labels = np.moveaxis(double(t), axis, -1)
-        counts = np.ones(labels.shape[:-1], bool)
-        divisor = float(counts.size)
+        rows = of_rows(labels[..., 0], None, sample_weight)
+        divisor = float(rows.sum())
     else:
         labels = np.arange(classes) == t[..., None]
-        counts = np.ones(t.shape, bool) if ignore_index is None else t != ignore_index
-        divisor = float(w[t[counts]].sum())
-    return np.where(counts[..., None], w * ((1 - smoothing) * labels + smoothing / classes), 0.0), divisor
+        rows = of_rows(t, ignore_index, sample_weight)
+        divisor = float((w[t[rows != 0]] * rows[rows != 0]).sum())
+    q = (1 - label_smoothing) * labels + label_smoothing / classes
+    return np.where(rows[..., None] == 0, 0.0, rows[..., None] * w * q), divisor
+
+
+def of_rows(t: Array, ignore_index: int | None, sample_weight: Any) -> Array:
+    """The weight of each row, 0 for rows that do not count; `t` has the shape of the loss."""
+    counts = np.ones(t.shape, bool) if ignore_index is None else t != ignore_index
+    return np.where(counts, 1.0 if sample_weight is None else double(sample_weight), 0.0)
+
+
+def z_of(x: Any, t: Any, axis: int, ignore_index: int | None, sample_weight: Any) -> tuple[Array, Array, float]:
+    """The logarithm of each row's sum of exponentials, the row's weight, and the sum of all weights."""
+    x, t = np.moveaxis(double(x), axis, -1), np.asarray(t)
+    labels = np.moveaxis(t, axis, -1)[..., 0] if t.ndim == x.ndim else t
+    rows = of_rows(labels, ignore_index, sample_weight)
+    with np.errstate(all="ignore"):
+        z = np.logaddexp.reduce(x, axis=-1)
+    return np.where(rows == 0, 0.0, np.where(np.isfinite(z), z, np.nan)), rows, float(rows.sum())
+
+
+def loss_of_z(
+    x: Any,
+    t: Any,
+    axis: int = -1,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    sample_weight: Any = None,
+    **_: Any,
+) -> Array:
+    """The z loss."""
+    if not z_loss:
+        return np.zeros(())
+    z, rows, divisor = z_of(x, t, axis, ignore_index, sample_weight)
+    return reduced(rows * z_loss * z**2, reduction, divisor)
+
+
+def slope_of_z(
+    x: Any,
+    t: Any,
+    axis: int = -1,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    sample_weight: Any = None,
+    **_: Any,
+) -> Array:
+    """What the probabilities of each row are multiplied by in the gradient of the z loss, with the class axis kept."""
+    if not z_loss:
+        return np.zeros(())
+    z, rows, divisor = z_of(x, t, axis, ignore_index, sample_weight)
+    return (2 * z_loss * rows * z)[..., None] * share(1.0, (*z.shape, 1), reduction, divisor)
 
 
 def times_log(q: Array, logs: Array) -> Array:
@@ -57,14 +114,12 @@ def loss_of_logarithms(
     logs: Array,
     t: Any,
     axis: int,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
     sizes: bool = False,
+    **options: Any,
 ) -> Array:
     """The loss, given the logarithms of probabilities with the classes last; with `sizes` that of its terms' sizes."""
-    q, divisor = spread(t, np.moveaxis(logs, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    q, divisor = spread(t, np.moveaxis(logs, -1, axis).shape, axis, **options)
     terms = times_log(q, logs)
     with np.errstate(all="ignore"):
         losses = np.where(q.any(axis=-1), (abs(terms) if sizes else -terms).sum(axis=-1), 0.0)
@@ -107,9 +162,22 @@ def mistakes_of_labels(kernel: str) -> tuple[Mistake, ...]:
             ValueError,
             f"{kernel}: ignore_index: expected None with one label per class, got 0",
         ),
-        Mistake({"ignore_index": 0.5}, TypeError, f"{kernel}: ignore_index: expected an integer or None, got 0.5"),
         Mistake({"weight": [1.0, 2.0]}, ValueError, rf"{kernel}: weight: expected one weight per class, shape \(3,\)"),
         Mistake({"weight": ["a"] * 3}, TypeError, f"{kernel}: weight: expected .*, got dtype <U1"),
+        *mistakes_of_options(kernel),
+    )
+
+
+def mistakes_of_options(kernel: str) -> tuple[Mistake, ...]:
+    """The mistakes that can be made with the options of any loss, but for weights and axis."""
+    return (
+        Mistake({"ignore_index": 0.5}, TypeError, f"{kernel}: ignore_index: expected an integer or None, got 0.5"),
+        Mistake(
+            {"sample_weight": [1.0, 2.0, 3.0]},
+            ValueError,
+            rf"{kernel}: sample_weight: expected one weight per row, shape \(2,\), got \(3,\)",
+        ),
+        Mistake({"sample_weight": 1j}, TypeError, f"{kernel}: sample_weight: expected .*, got dtype complex128"),
         Mistake(
             {"label_smoothing": 1.5}, ValueError, rf"{kernel}: label_smoothing: expected a number in \[0, 1\], got 1"
         ),
@@ -117,6 +185,16 @@ def mistakes_of_labels(kernel: str) -> tuple[Mistake, ...]:
         Mistake({"label_smoothing": "0"}, TypeError, f"{kernel}: label_smoothing: expected a number in .*, got '0'"),
         Mistake({"reduction": "avg"}, ValueError, f"{kernel}: reduction: expected one of mean, sum, none; got 'avg'"),
         Mistake({"reduction": None}, TypeError, f"{kernel}: reduction: expected one of mean, sum, none; got None"),
+    )
+
+
+def mistakes_of_z_loss(kernel: str) -> tuple[Mistake, ...]:
+    """The mistakes that can be made with the z loss."""
+    return (
+        Mistake({"z_loss": -0.1}, ValueError, f"{kernel}: z_loss: expected a finite number of at least 0, got -0.1"),
+        Mistake({"z_loss": float("inf")}, ValueError, f"{kernel}: z_loss: expected a finite number .*, got inf"),
+        Mistake({"z_loss": float("nan")}, ValueError, f"{kernel}: z_loss: expected a finite number .*, got nan"),
+        Mistake({"z_loss": None}, TypeError, f"{kernel}: z_loss: expected a finite number .*, got None"),
     )
 
 

@@ -41,13 +41,11 @@ def _backward(
     p: Any,
     t: Any,
     axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
+    **options: Any,
 ) -> tuple[Array, ...]:
     p = np.moveaxis(double(p), axis, -1)
-    q, divisor = spread(t, np.moveaxis(p, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    q, divisor = spread(t, np.moveaxis(p, -1, axis).shape, axis, **options)
     with np.errstate(all="ignore"):
         slope = np.where(q == 0, 0.0, -q / p * share(dloss, p.shape, reduction, divisor))
     return (np.moveaxis(slope, -1, axis),)

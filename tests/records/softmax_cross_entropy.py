@@ -8,10 +8,13 @@ from plugrad import kernels as K
 from plugrad.tests.records import cross_entropy, softmax
 from plugrad.tests.records._labels import (
     loss_of_logarithms,
+    loss_of_z,
     mistakes_of_losses,
     mistakes_of_upstream,
+    mistakes_of_z_loss,
     sample_labels,
     share,
+    slope_of_z,
     spread,
 )
 from plugrad.tests.records._record import UNIT, Array, Budget, Inputs, Mistake, Record, double
@@ -56,8 +59,9 @@ def _mistakes_of_out(kernel: str, second: str) -> tuple[Mistake, ...]:
 
 def loss_and_softmax(x: Any, t: Any, axis: int = -1, **options: Any) -> tuple[Array, ...]:
     """The oracle of the loss and the probabilities."""
-    logs = np.moveaxis(log_softmax(x, axis)[0], axis, -1)
-    return loss_of_logarithms(logs, t, axis, **options), softmax.softmax(x, axis)[0]
+    logs, z_loss = np.moveaxis(log_softmax(x, axis)[0], axis, -1), options.pop("z_loss", 0.0)
+    loss = loss_of_logarithms(logs, t, axis, **options) + loss_of_z(x, t, axis, z_loss, **options)
+    return loss, softmax.softmax(x, axis)[0]
 
 
 def _backward(
@@ -65,13 +69,11 @@ def _backward(
     y: Any,
     t: Any,
     axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
+    **options: Any,
 ) -> tuple[Array, ...]:
     y = np.moveaxis(double(y), axis, -1)
-    q, divisor = spread(t, np.moveaxis(y, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    q, divisor = spread(t, np.moveaxis(y, -1, axis).shape, axis, **options)
     slope = (y * q.sum(axis=-1, keepdims=True) - q) * share(dloss, y.shape, reduction, divisor)
     return (np.moveaxis(np.where(q.any(axis=-1, keepdims=True), slope, 0.0), -1, axis),)
 
@@ -81,13 +83,11 @@ def _backward_terms(
     y: Any,
     t: Any,
     axis: int = -1,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
+    **options: Any,
 ) -> tuple[Array, ...]:
     y = np.moveaxis(double(y), axis, -1)
-    q, divisor = spread(t, np.moveaxis(y, -1, axis).shape, axis, weight, ignore_index, label_smoothing)
+    q, divisor = spread(t, np.moveaxis(y, -1, axis).shape, axis, **options)
     terms = y * abs(q).sum(axis=-1, keepdims=True) + abs(q)
     return (np.moveaxis(terms * share(abs(double(dloss)), y.shape, reduction, divisor), -1, axis),)
 
@@ -95,23 +95,28 @@ def _backward_terms(
 def value_and_grad(x: Any, t: Any, axis: int = -1, **options: Any) -> tuple[Array, ...]:
     """The oracle of the loss and its gradient."""
     loss, y = loss_and_softmax(x, t, axis, **options)
+    y, of_z = np.moveaxis(y, axis, -1), slope_of_z(x, t, axis, **options)
     reduction = options.pop("reduction", "mean")
-    y = np.moveaxis(y, axis, -1)
-    given = options.get("weight"), options.get("ignore_index"), options.get("label_smoothing", 0.0)
-    q, divisor = spread(t, np.shape(x), axis, *given)
+    options.pop("z_loss", None)
+    q, divisor = spread(t, np.shape(x), axis, **options)
     with np.errstate(all="ignore"):
         # y sum(q) - q, as y (sum(q) - q) - q (1 - y), where 1 - y of the largest is the sum of the others.
         top = np.arange(y.shape[-1]) == y.argmax(axis=-1)[..., None]
         rest = np.where(top, without_the_largest(y, -1), 1 - y)
         slope = y * (q.sum(axis=-1, keepdims=True) - q) - q * rest
         slope = np.where(q.any(axis=-1, keepdims=True), slope, 0.0)
-    return loss, np.moveaxis(slope * share(1.0, y.shape, reduction, divisor), -1, axis)
+        slope = slope * share(1.0, y.shape, reduction, divisor)
+        slope = slope + np.where(of_z == 0, 0.0, y * of_z)
+    return loss, np.moveaxis(slope, -1, axis)
 
 
 def value_and_grad_terms(x: Any, t: Any, **options: Any) -> tuple[Array, ...]:
     """The sums of the magnitudes of the terms."""
     loss, y = loss_and_softmax(x, t, **options, sizes=True)
-    return loss, _backward_terms(np.ones(np.shape(loss)), y, t, **options)[0]
+    axis, of_z = options.get("axis", -1), abs(slope_of_z(x, t, **options))
+    options.pop("z_loss", None)
+    terms = _backward_terms(np.ones(np.shape(loss)), y, t, **options)[0]
+    return loss, terms + np.moveaxis(np.where(of_z == 0, 0.0, np.moveaxis(y, axis, -1) * of_z), -1, axis)
 
 
 def _textbook(x: Any, t: Any) -> tuple[Array, ...]:
@@ -148,6 +153,7 @@ RECORDS = (
         keeps_small_elements=True,
         mistakes=(
             *mistakes_of_losses("softmax_cross_entropy", "x"),
+            *mistakes_of_z_loss("softmax_cross_entropy"),
             *_mistakes_of_out("softmax_cross_entropy", "y"),
         ),
         passes=2,
@@ -165,6 +171,12 @@ RECORDS = (
         mistakes=(
             *mistakes_of_losses("softmax_cross_entropy_backward", "y"),
             *mistakes_of_upstream("softmax_cross_entropy_backward"),
+            Mistake(
+                {"z_loss": 0.1},
+                TypeError,
+                "softmax_cross_entropy_backward: z_loss: .* call softmax_cross_entropy_value_and_grad",
+            ),
+            Mistake({"smooth": 0.1}, TypeError, r"softmax_cross_entropy_backward\(\) got an unexpected .* 'smooth'"),
         ),
         passes=2,
         operations=1,
@@ -181,6 +193,7 @@ RECORDS = (
         keeps_small_elements=True,
         mistakes=(
             *mistakes_of_losses("softmax_cross_entropy_value_and_grad", "x"),
+            *mistakes_of_z_loss("softmax_cross_entropy_value_and_grad"),
             *_mistakes_of_out("softmax_cross_entropy_value_and_grad", "dx"),
         ),
         passes=2,

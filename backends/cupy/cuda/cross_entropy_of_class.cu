@@ -13,8 +13,9 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         targets.start(row, divided_by.value != 0);
         A value = targets.is_bad ? not_a_number<A>() : A(0);
         if (targets.label >= 0) {
-            A weight = targets.weight ? targets.weight[targets.label] : A(1);
-            A term = -log(widen(p[(row / inner * classes + targets.label) * inner + row % inner]));
+            A weight = (targets.weight ? targets.weight[targets.label] : A(1)) * targets.scale;
+            A probability = widen(p[(row / inner * classes + targets.label) * inner + row % inner]);
+            A term = weight != 0 && probability > MOST<A> ? not_a_number<A>() : -log(probability);
             value = weight == 0 && term == infinity<A>() ? A(0) : term * weight;
         }
         losses.put(row, value);

@@ -27,13 +27,13 @@ template <class T> struct CrossEntropy : Operation<T> {
         for (int i = 0; i < W; i++) items[i] = {widen(values.element[i]), q[i]};
     }
     template <class S> __device__ void add(S* sums, Item& item, int64) {
-        A term = -log(item.p);
+        A term = item.q != 0 && item.p > MOST<A> ? not_a_number<A>() : -log(item.p);
         sums[0] += item.q == 0 && term == infinity<A>() ? A(0) : item.q * term;
     }
     template <class S> __device__ void know(const S* sums) { loss = A(sums[0]); }
     template <int W> __device__ void store(const Item*, int64, int64) const {}
     __device__ void finish(int64 row, bool first) {
-        if (first) losses.put(row, targets.is_bad ? not_a_number<A>() : targets.counts ? loss : A(0));
+        if (first) losses.put(row, targets.is_bad ? not_a_number<A>() : targets.counts ? loss * targets.scale : A(0));
     }
     __device__ void end() { losses.end(divisor); }
 };

@@ -37,6 +37,25 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
 }
 
+// Caps the logits, z = s u with u = tanh(z / s). Writes u to `tanhs` unless that is null.
+extern "C" __global__ void __launch_bounds__(256, 2)
+    cap(int64 rows, int64 columns, Compute<REAL>* z, double softcap, Compute<REAL>* tanhs) {
+    for (int64 row = blockIdx.x; row < rows; row += gridDim.x)
+        for (int64 j = row * columns + threadIdx.x; j < (row + 1) * columns; j += blockDim.x) {
+            Compute<REAL> u = tanh(z[j] / Compute<REAL>(softcap));
+            z[j] = u * Compute<REAL>(softcap);
+            if (tanhs) tanhs[j] = u;
+        }
+}
+
+// The gradient of logits before they are capped, from that of capped ones; 0 stays 0, even where u is NaN.
+extern "C" __global__ void __launch_bounds__(256, 2)
+    uncap(int64 rows, int64 columns, const Compute<REAL>* tanhs, Compute<REAL>* slopes) {
+    for (int64 row = blockIdx.x; row < rows; row += gridDim.x)
+        for (int64 j = row * columns + threadIdx.x; j < (row + 1) * columns; j += blockDim.x)
+            if (slopes[j] != 0) slopes[j] *= (1 - tanhs[j]) * (1 + tanhs[j]);
+}
+
 // Writes the biases to every row.
 extern "C" __global__ void __launch_bounds__(256, 2)
     put_biases(int64 rows, int64 columns, const REAL* b, Compute<REAL>* y) {

@@ -30,7 +30,7 @@ template <class T> struct LossGradient : Operation<T> {
     __device__ static Item padding() { return {1, 0}; }
     __device__ void start(int64 row) {
         targets.start(row, divisor.value != 0);
-        factor = targets.is_bad ? not_a_number<A>() : A(upstream(row) * divisor.inverse);
+        factor = targets.is_bad ? not_a_number<A>() : A(upstream(row) * divisor.inverse) * targets.scale;
     }
     template <int W> __device__ void load(Item* items, int64 at, int64 j) const {
         auto values = read<W>(x + at);

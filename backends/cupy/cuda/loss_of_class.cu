@@ -1,6 +1,6 @@
 #include "logit_loss.cuh"
 
-// For one class per row: loss = w (log(sum(exp(x))) - x_label), dx = w (y - 1) at the label, else w y.
+// For one class per row: loss = w (log(sum(exp(x))) - x_label), dx = w (y - 1) at the label, else w y; and the z loss.
 template <class T> struct LossOfClass : LogitLoss<T> {
     using A = Compute<T>;
     static constexpr int SUMS = 2;
@@ -17,7 +17,6 @@ template <class T> struct LossOfClass : LogitLoss<T> {
         LogitLoss<T>::start(row);
         is_mine = false;
         weight = this->targets.weight && this->targets.label >= 0 ? this->targets.weight[this->targets.label] : A(1);
-        this->factor *= weight;
     }
     template <int W> __device__ void load(Item* items, int64 at, int64) const {
         auto values = read<W>(this->x + at);
@@ -39,7 +38,7 @@ template <class T> struct LossOfClass : LogitLoss<T> {
                 // Where y is near 1, y - 1 would lose the digits that the rest of the sum has.
                 bool is_sure = items[i].x == 1 && this->rest < 1;
                 A slope = j + i != this->targets.label ? y : is_sure ? -(this->rest * this->inverse) : y - 1;
-                value = this->targets.counts ? slope * this->factor : A(0);
+                value = this->targets.counts ? slope * (this->factor * weight) + y * this->z_slope : A(0);
             }
             values.element[i] = narrow<T>(value);
         }
@@ -48,11 +47,12 @@ template <class T> struct LossOfClass : LogitLoss<T> {
     __device__ void finish(int64 row, bool first) {
         if (is_mine) {
             A loss = (this->top - label_logit) + log1p(this->rest);
-            this->losses.put(row, weight == 0 && loss == infinity<A>() ? A(0) : loss * weight);
+            A scale = weight * this->targets.scale;
+            this->losses.put(row, (scale == 0 && loss == infinity<A>() ? A(0) : loss * scale) + this->z_loss);
         } else if (first && this->targets.label < 0) {
             this->losses.put(row, this->targets.is_bad ? not_a_number<A>() : A(0));
         }
     }
 };
 
-ROW_KERNEL(loss_of_class, (LossOfClass<REAL>(x, out, is_gradient, TARGETS, LOSSES, DIVISOR)), LOGIT_LOSS_PARAMETERS)
+ROW_KERNEL(loss_of_class, (LossOfClass<REAL>(x, out, is_gradient, TARGETS, LOSSES, DIVISOR, Z_LOSS)), LOGIT_LOSS_PARAMETERS)

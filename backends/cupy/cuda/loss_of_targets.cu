@@ -1,6 +1,6 @@
 #include "logit_loss.cuh"
 
-// For a target q_j for each class: loss = sum(q (log(sum(exp(x))) - x)), dx = y sum(q) - q.
+// For a target q_j for each class: loss = sum(q (log(sum(exp(x))) - x)), dx = y sum(q) - q; and the z loss.
 template <class T> struct LossOfTargets : LogitLoss<T> {
     using A = Compute<T>;
     static constexpr int SUMS = 4, BELOW = 2, TOGETHER = 3;  // sum(q (top - x)) and sum(q)
@@ -31,7 +31,7 @@ template <class T> struct LossOfTargets : LogitLoss<T> {
         Exponentials<T>::rescale(sums, top);
     }
     template <class S> __device__ void know(const S* sums) {
-        Exponentials<T>::know(sums);
+        LogitLoss<T>::know(sums);
         together = A(sums[TOGETHER]);
         loss = A(sums[BELOW] + sums[TOGETHER] * S(log1p(this->rest)));
     }
@@ -43,16 +43,17 @@ template <class T> struct LossOfTargets : LogitLoss<T> {
                 // The same as y sum(q) - q, but no difference of like numbers where y is near 1.
                 A slope = e == 1 && this->rest < 1 ? (together - q) - together * (this->rest * this->inverse)
                                                    : together * value - q;
-                value = this->targets.counts ? slope * this->factor : A(0);
+                value = this->targets.counts ? slope * this->factor + value * this->z_slope : A(0);
             }
             values.element[i] = narrow<T>(value);
         }
         write(this->out + at, values);
     }
     __device__ void finish(int64 row, bool first) {
+        A total = loss * this->targets.scale + this->z_loss;
         if (first)
-            this->losses.put(row, this->targets.is_bad ? not_a_number<A>() : this->targets.counts ? loss : A(0));
+            this->losses.put(row, this->targets.is_bad ? not_a_number<A>() : this->targets.counts ? total : A(0));
     }
 };
 
-ROW_KERNEL(loss_of_targets, (LossOfTargets<REAL>(x, out, is_gradient, TARGETS, LOSSES, DIVISOR)), LOGIT_LOSS_PARAMETERS)
+ROW_KERNEL(loss_of_targets, (LossOfTargets<REAL>(x, out, is_gradient, TARGETS, LOSSES, DIVISOR, Z_LOSS)), LOGIT_LOSS_PARAMETERS)

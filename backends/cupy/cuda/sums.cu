@@ -2,21 +2,26 @@
 // results are the same in each run.
 #include "targets.cuh"
 
-// The number of class indices that count, or the sum of the weights of their classes: a part for each block.
+// The sum of the weights of the rows that count, times those of their labels, and the sum without these; a part of both
+// for each block.
 extern "C" __global__ void __launch_bounds__(256, 2)
-    count_labels(int64 rows, int64 classes, const void* t, int64 kind, const Compute<REAL>* weight, int64 ignore,
-                 int64 is_ignoring, double* parts) {
-    double total[1] = {0};
+    count_labels(int64 rows, int64 classes, const void* t, int64 kind, int64 is_index, const Compute<REAL>* weight,
+                 int64 ignore, int64 is_ignoring, const Compute<REAL>* of_rows, double* parts) {
+    double total[2] = {0, 0};
     for (int64 row = blockIdx.x * int64(blockDim.x) + threadIdx.x; row < rows; row += int64(gridDim.x) * blockDim.x) {
-        int64 label = class_index(t, int(kind), row);
-        if (is_ignoring && label == ignore) continue;
-        if (!weight)
-            total[0] += 1;
+        double scale = of_rows ? double(of_rows[row]) : 1;
+        int64 label = is_index ? class_index(t, int(kind), row) : 0;
+        if ((is_ignoring && label == ignore) || scale == 0) continue;
+        total[1] += scale;
+        if (!weight || !is_index)
+            total[0] += scale;
         else if (label >= 0 && label < classes)
-            total[0] += double(weight[label]);
+            total[0] += scale * double(weight[label]);
     }
     Block{int(blockDim.x), int(threadIdx.x)}.sum(total);
-    if (threadIdx.x == 0) parts[blockIdx.x] = total[0];
+    if (threadIdx.x) return;
+    parts[blockIdx.x] = total[0];
+    parts[gridDim.x + blockIdx.x] = total[1];
 }
 
 __device__ inline double sum_of(const double* parts, int64 count) {
@@ -27,14 +32,19 @@ __device__ inline double sum_of(const double* parts, int64 count) {
 }
 
 // Sums the parts. Weights are normalised first, because products of tiny weights would underflow: they are divided by
-// the sum, and the remaining divisor of the losses is 1, or 0 where nothing counts.
+// the sum, and the remaining divisor of the losses is 1, or 0 where nothing counts. The second number is what the z loss
+// is multiplied by before.
 extern "C" __global__ void __launch_bounds__(256, 2)
     divisor_of_labels(const double* parts, int64 count, double* divisor, int64 classes, const Compute<REAL>* weight,
-                      Compute<REAL>* shares) {
-    double total = sum_of(parts, count);
+                      double z_loss, Compute<REAL>* shares) {
+    double total = sum_of(parts, count), of_rows = sum_of(parts + count, count);
     if (weight)
-        for (int64 j = threadIdx.x; j < classes; j += blockDim.x) shares[j] = Compute<REAL>(double(weight[j]) / total);
-    if (threadIdx.x == 0) *divisor = weight ? double(total != 0) : total;
+        for (int64 j = threadIdx.x; j < classes; j += blockDim.x)
+            shares[j] = total == 0 ? Compute<REAL>(0) : Compute<REAL>(double(weight[j]) / total);
+    if (threadIdx.x) return;
+    bool counts = total != 0 || (z_loss != 0 && of_rows != 0);
+    divisor[0] = weight ? double(counts) : total;
+    divisor[1] = !weight ? 1 : of_rows != 0 ? 1 / of_rows : 0;
 }
 
 // The loss, from the sums of the blocks.

@@ -36,6 +36,9 @@ template <class A> __device__ inline A number(const void* x, int kind, int64 i) 
     }
 }
 
+// The largest number that is taken for a probability: more than rounding makes of 1.
+template <class A> constexpr A MOST = A(1.001);
+
 // The divisor of the sum of the losses: given by the host, or computed by an earlier kernel.
 struct Divisor {
     double value, inverse;
@@ -53,13 +56,17 @@ template <class T> struct Targets {
     int64 ignore;
     bool is_ignoring;
     A keep, spread;  // 1 - e, and e / classes
+    const A* of_rows;  // the weight of each row, or null
     int64 classes;
 
-    // Of the current row: its class index, whether it counts, and whether its index is out of range.
+    // Of the current row: its class index, its weight, whether it counts, and whether its index is out of range.
     int64 label;
+    A scale;
     bool counts, is_bad;
 
     __device__ void start(int64 row, bool is_divided) {
+        scale = of_rows ? of_rows[row] : A(1);
+        is_divided = is_divided && scale != 0;
         counts = is_divided;
         is_bad = false;
         if (!is_index) return;
@@ -115,12 +122,15 @@ template <class T> struct Losses {
 // The parameters of every kernel of a loss, and the structs made of them.
 #define TARGET_PARAMETERS                                                                                               \
     const void *t, int64 kind, int64 is_index, const Compute<REAL>*weight, int64 ignore, int64 is_ignoring,            \
-        double keep, double spread, double divisor, const double *found_divisor
+        double keep, double spread, double divisor, const double *found_divisor, const Compute<REAL>*of_rows,          \
+        double z_loss
 #define TARGETS                                                                                                         \
     Targets<REAL> {                                                                                                     \
         t, int(kind), bool(is_index), weight, ignore, bool(is_ignoring), Compute<REAL>(keep), Compute<REAL>(spread),    \
-            classes                                                                                                    \
+            of_rows, classes                                                                                                    \
     }
+// The factor of the z loss; where weights of classes are divided by a sum of their own, it follows the divisor.
+#define Z_LOSS Compute<REAL>(z_loss * (found_divisor ? found_divisor[1] : 1))
 #define DIVISOR                                                                                                        \
     Divisor(divisor, found_divisor)
 #define LOSS_PARAMETERS Compute<REAL>*each, double *block_sums, Compute<REAL>*loss

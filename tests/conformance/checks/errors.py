@@ -15,6 +15,8 @@ from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
+WEIGHTS = ("weight", "pos_weight")  # the options that are arrays
+
 
 def raised(
     subject: Subject, case: Case, arrays: dict[str, Any], options: dict[str, Any], check: bool = False
@@ -73,14 +75,15 @@ def _moved(subject: Subject, kernel: Record, name: str, value: Any) -> Any:
     """A value of a call as the user of a backend passes it: numbers for an array are moved to where it computes."""
     if isinstance(value, tuple) and name == "out":
         return tuple(_moved(subject, kernel, name, item) for item in value)
-    if subject.backend.arrays != "numpy" and name in (*kernel.arguments, "weight") and _is_numeric(value):
-        return value if isinstance(value, float) and name == "dloss" else subject.array(np.asarray(value))
+    if subject.backend.arrays != "numpy" and name in (*kernel.arguments, *WEIGHTS) and _is_numeric(value):
+        is_number = name == "k" or (isinstance(value, float) and name == "dloss")
+        return value if is_number else subject.array(np.asarray(value))
     return subject.array(value) if _is_numeric(value) else value
 
 
 def _can_be_own(subject: Subject, kernel: Record, name: str, value: Any) -> bool:
     """Whether a value reaches the checks of the kernel: text and objects do not become arrays of a device."""
-    return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, "weight") or _is_numeric(value)
+    return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, *WEIGHTS) or _is_numeric(value)
 
 
 def _is_numeric(value: Any) -> bool:
@@ -122,6 +125,47 @@ def labels_that_name_no_class(subject: Subject, kernel: Record, dtype: DType) ->
             subject.compare(ignoring, subject.call(ignoring, mode))
 
 
+@check(lambda kernel: "p" in kernel.arguments)
+def numbers_that_are_no_probabilities(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Logits are refused, or make their row NaN on a device; those that no label or weight selects are not read."""
+    on_device = subject.backend.arrays != "numpy"
+    for rows, classes, bad in itertools.product((12, 3000), (4, 40), (1.5, -2.0, float("inf"))):
+        plain = sample(kernel, rows, classes, dtype)
+        p, t = plain.inputs["p"].copy(), plain.inputs["t"].copy()
+        p[7, 1], t[7] = bad, 1
+        weights, one_hot = (np.arange(rows) != 7).astype(np.float32), np.eye(classes)[t]
+        each = {"reduction": "none", "dloss": np.ones(rows, np.float32)}
+        for labels, options, is_read in (
+            (t, {}, True),
+            (t, {"label_smoothing": 0.1}, True),
+            (one_hot, {}, True),
+            (t, {"sample_weight": weights}, False),
+            (one_hot, {"sample_weight": weights}, False),
+            (t, {"ignore_index": 1}, False),
+            *(((np.where(np.arange(rows) == 7, 0, t), {}, False),) if bad == 1.5 else ()),  # others have no logarithm
+            *(((t, {"weight": (np.arange(classes) != 1).astype(np.float32)}, False),) if bad == 1.5 else ()),
+        ):
+            inputs = {**plain.inputs, "p": p, "t": labels, "dloss": each["dloss"]}
+            case = Case(kernel, inputs, {**options, "reduction": "none"}, about=f"{bad}, read: {is_read}, {options}")
+            if not is_read:
+                subject.compare(case, subject.call(case))
+                continue
+            with naming_the_call(subject, case):
+                if on_device:
+                    values = np.asarray(subject.numpy(subject.call(case)[0])).astype(np.float64).reshape(rows, -1)
+                    wrong = np.isnan(values)
+                    assert wrong[7].all(), f"expected a row of NaN, got {values[7]}"
+                    assert not np.delete(wrong, 7, 0).any(), "expected other rows as they would be"
+                    continue
+                for in_place in (False, *([True] if kernel.results == ("dp",) else [])):
+                    arrays = {name: subject.array(x) for name, x in inputs.items()}
+                    given = {**case.options, **({"out": arrays["p"]} if in_place else {})}
+                    error = raised(subject, case, arrays, given)
+                    assert isinstance(error, ValueError), f"expected ValueError, got {error!r}"
+                    expected = rf"^{kernel.name}: p: expected probabilities .* got {bad:g} at row 7; .* softmax_cross"
+                    assert re.search(expected, str(error)), f"expected a message like {expected!r}, got {error}"
+
+
 @check(dtypes=(FLOAT32,))
 def arrays_that_are_elsewhere(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Arrays in another memory are refused with the call to make; nothing is moved in silence."""
@@ -134,7 +178,7 @@ def arrays_that_are_elsewhere(subject: Subject, kernel: Record, dtype: DType) ->
     elsewhere: Any = OnDevice() if subject.backend.arrays == "numpy" else np.ones((3, 4), dtype)
     hint = "to_numpy" if subject.backend.arrays == "numpy" else "asarray"
     for name in kernel.arguments:
-        if name == "dloss":
+        if name in ("dloss", "k"):
             continue
         arrays = {n: subject.array(x) for n, x in case.inputs.items()}
         error = raised(subject, case, {**arrays, name: elsewhere}, {})

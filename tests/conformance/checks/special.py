@@ -20,7 +20,7 @@ NAN, INF = np.nan, np.inf
 
 def takes_logits(kernel: Record) -> bool:
     """Whether the kernel takes a softmax of its first argument."""
-    return kernel.arguments[0] == "x" and cases.has_axis(kernel)
+    return kernel.arguments[0] == "x" and cases.has_axis(kernel) and not cases.is_accuracy(kernel)
 
 
 def is_elementwise(kernel: Record) -> bool:
@@ -83,35 +83,39 @@ def special_numbers(subject: Subject, kernel: Record, dtype: DType) -> None:
     numbers += [most, -most, *small, *(-number for number in small), INF, -INF, NAN]
     numbers += [0.5, float(np.nextafter(np.float32(1), np.float32(0)))]
     roles = []
-    for name in kernel.arguments:
+    names = [name for name in kernel.arguments if name != "dloss"]
+    for name in names:
         smallest, largest = kernel.domain.get(name, (-INF, INF))
-        roles.append([number for number in numbers if not (number < smallest or number > largest)])
+        roles.append([x for x in numbers if not (x < smallest or x > largest or (name == "t" and np.isnan(x)))])
     grid = np.array(list(itertools.product(*roles))).astype(dtype)
     for repeats in (1, 3000 // len(grid) + 1):
-        inputs = {name: np.tile(grid[:, i], repeats) for i, name in enumerate(kernel.arguments)}
-        for case in cases.variants(Case(kernel, inputs, about="special numbers")):
-            _check_numbers(subject, case, dtype)
+        inputs = {name: np.tile(grid[:, i], repeats) for i, name in enumerate(names)}
+        case = Case(kernel, inputs, about="special numbers")
+        if cases.is_binary(kernel):
+            case = cases.with_a_loss_for_each(Case(kernel, {**inputs, "dloss": 0.7}, about=case.about))
+        for variant in cases.variants(case):
+            _check_numbers(subject, variant, dtype)
 
 
 def _check_numbers(subject: Subject, case: Case, dtype: DType) -> None:
     """Assert that each element is right, relative to itself or to the sum of the magnitudes of its terms."""
-    kernel = case.kernel
-    (got,) = subject.call(case)
-    with np.errstate(all="ignore"):
-        exact = overflowed(case.expected()[0], dtype)
-        scale = case.sizes(case.expected())[0]
-    values = np.asarray(subject.numpy(got)).astype(np.float64)
-    relative, absolute = subject.tolerance(kernel, kernel.results[0], dtype)
-    with np.errstate(invalid="ignore"):
-        right = (values == exact) | (np.abs(values - exact) <= relative * np.abs(scale) + 2 * absolute)
-    right |= np.isnan(values) & np.isnan(exact)
-    if kernel.terms is not None:  # infinity times a slope that is 0 in the dtype, or not
-        right |= np.isinf(scale) & ~np.isfinite(values)
-    wrong = np.argwhere(~right)
-    assert not len(wrong), (
-        f"{kernel.name} of {[float(case.inputs[n][wrong[0][0]]) for n in kernel.arguments]}, {dict(case.options)}: "
-        f"expected {exact[tuple(wrong[0])]}, got {values[tuple(wrong[0])]}"
-    )
+    kernel, exact = case.kernel, case.expected()
+    names = [name for name in kernel.arguments if name != "dloss"]
+    for name, value, true, size in zip(kernel.results, subject.call(case), exact, case.sizes(exact), strict=True):
+        with np.errstate(all="ignore"):
+            true = overflowed(true, result_dtype(name, dtype))
+        values = np.asarray(subject.numpy(value)).astype(np.float64)
+        relative, absolute = subject.tolerance(kernel, name, dtype)
+        with np.errstate(invalid="ignore"):
+            right = (values == true) | (np.abs(values - true) <= relative * np.abs(size) + 2 * absolute)
+        right |= np.isnan(values) & np.isnan(true)
+        if kernel.terms is not None:  # infinity times a slope that is 0 in the dtype, or not
+            right |= np.isinf(size) & ~np.isfinite(values)
+        wrong = np.argwhere(~right)
+        assert not len(wrong), (
+            f"{kernel.name} of {[float(case.inputs[n][wrong[0][0]]) for n in names]}, {dict(case.options)}: "
+            f"{name}: expected {true[tuple(wrong[0])]}, got {values[tuple(wrong[0])]}"
+        )
 
 
 @check(lambda kernel: not kernel.tolerance)
@@ -174,15 +178,16 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
     rows, place = 70, 33
     for classes in (5, 40):
         plain = sample(kernel, rows, classes, dtype)
-        if cases.is_loss(kernel):
-            inputs = {n: np.full(rows, 0.7, np.float32) if n == "dloss" else x for n, x in plain.inputs.items()}
-            inputs["t"][place] = 2  # the class that is poisoned
-            plain = Case(kernel, inputs, {"reduction": "none"})
+        if cases.is_any_loss(kernel):
+            plain = cases.with_a_loss_for_each(plain)
+            plain.inputs["t"][place] = 1 if cases.is_binary(kernel) else 2  # the class that is poisoned
         clean = subject.call(plain)
         for name, bad in itertools.product(kernel.arguments, (NAN, INF)):
             x = plain.inputs[name]
             if name == "t" or not isinstance(x, np.ndarray):
                 continue
+            if name == "p" and bad is INF:
+                continue  # no probability: refused, or NaN on a device
             poisoned = x.copy()
             poisoned[2 if name in ("w", "b") else place, *[2] * (x.ndim - 1)] = bad
             case = Case(
@@ -204,9 +209,9 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
 
 @check(lambda kernel: "p" in kernel.arguments)
 def special_probabilities(subject: Subject, kernel: Record, dtype: DType) -> None:
-    """Probabilities of 0, of the smallest numbers, 1, infinity and NaN: nothing is added to them, nothing cut off."""
+    """Probabilities of 0, of the smallest numbers, 1 and NaN: nothing is added to them, nothing cut off."""
     _, normal, tiny = extremes(dtype)
-    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, INF, NAN])
+    numbers = np.array([0.0, -0.0, tiny, 3 * tiny, normal / 2, normal, 0.3, 1.0, NAN])
     for repeats, smoothing in itertools.product((1, 30), (0.0, 0.1)):
         p = np.full((len(numbers) * repeats, 3), 0.25)
         p[:, 1] = np.tile(numbers, repeats)
@@ -266,6 +271,39 @@ def ignored_rows_count_for_nothing(subject: Subject, kernel: Record, dtype: DTyp
                         assert (a[~kept] == 0).all(), f"{name}: expected zeros in ignored rows, got {a[~kept]}"
                     a = a[kept]
                 close(name, a, b, relative, absolute)
+
+
+@check(lambda kernel: "sample_weight" in kernel.options)
+def rows_without_weight_count_for_nothing(subject: Subject, kernel: Record, dtype: DType) -> None:
+    """Rows of weight 0 are as ignored ones: exact zeros, whatever their logits and upstream gradients."""
+    rng, first, kept = np.random.default_rng(0), cases.rows_of(kernel), np.arange(40) % 3 != 1
+    more: list[dict[str, Any]] = [{name: 0.3} for name in ("z_loss", "softcap") if name in kernel.options]
+    forms = (cases.INDICES, cases.SOFT)
+    for form, classes, bad, reduction, given in itertools.product(
+        forms, (4, 30), (NAN, INF), ("mean", "sum", "none"), ({}, *more)
+    ):
+        case = sample(kernel, 40, classes, dtype)
+        x, t = case.inputs[first].copy(), cases.label_forms(case.inputs["t"], classes, -1, rng)[form]
+        x[~kept] = bad
+        weights = np.where(kept, rng.normal(1.0, 0.5, 40), 0).astype(np.float32)
+        options = {**given, "reduction": reduction}
+        inputs = {**case.inputs, first: x, "t": t}
+        rows = {**inputs, first: x[kept], "t": t[kept]}
+        if "dloss" in inputs and reduction == "none":
+            inputs["dloss"] = np.where(kept, 0.7, bad).astype(np.float32)
+            rows["dloss"] = inputs["dloss"][kept]
+        about = f"{bad} in rows of weight 0, {form}, {options}"
+        case = Case(kernel, inputs, {**options, "sample_weight": weights}, about)
+        alone = Case(kernel, rows, {**options, "sample_weight": weights[kept]})
+        with naming_the_call(subject, case):
+            sizes, exact = alone.largest(alone.expected()), subject.call(alone)
+            for name, value, other, size in zip(kernel.results, subject.call(case), exact, sizes, strict=True):
+                a, b = (np.asarray(subject.numpy(v)).astype(np.float64) for v in (value, other))
+                relative, absolute = subject.tolerance(kernel, name, dtype)
+                if a.ndim and name not in ("dw", "db"):
+                    assert name == "y" or (a[~kept] == 0).all(), f"{name}: expected zeros, got {a[~kept]}"
+                    a = a[kept]
+                close(name, a, b, relative, absolute + relative * size)
 
 
 @check(cases.is_loss)
