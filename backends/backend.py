@@ -10,6 +10,7 @@ from plugrad.backends import host, updates, wrappers
 
 if TYPE_CHECKING:
     from plugrad.backends.contract import Hooks
+    from plugrad.backends.libraries import Foreign
     from plugrad.backends.recording import Recorder
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
@@ -84,6 +85,8 @@ class Backend:
         The constants ``ARRAYS``, ``NATIVE``, ``OPTIONS`` (with ``check``) and ``STAND_INS`` of the module.
     describe, take, asarray, to_numpy, empty, overlap, prepare, warmup
         The hooks of the module, or the defaults of `plugrad.backends.host`.
+    foreign : Foreign or None
+        In whose arrays results come back, of a `libraries.LibraryBackend` only: those of another library.
     recorder : Recorder or None
         Where the calls go that `plugrad.kernels.capture` records; None but for a `recording.RecordingBackend`.
     """
@@ -98,6 +101,7 @@ class Backend:
         "describe",
         "described",
         "empty",
+        "foreign",
         "functions",
         "module",
         "name",
@@ -116,6 +120,7 @@ class Backend:
         self.described = described
         self.module = module
         self.functions: dict[str, Callable[..., Any]] = _Functions(self)
+        self.foreign: Foreign | None = None
         self._origin = origin
         self._get = get  # finds another backend by its name
         hooks = hooks_of(module)

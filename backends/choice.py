@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plugrad.backends import log, profile, registry
+from plugrad.backends import host, libraries, log, profile, registry
 from plugrad.backends.backend import Backend, BackendUnavailableError, is_array_of
 from plugrad.backends.registry import AUTO
 
@@ -35,7 +35,18 @@ class Choice:
         Type of an array -> the backend of every call with such arrays, whatever the kernel and the size.
     """
 
-    __slots__ = ("_found", "_profile_state", "_tuned", "by_type", "names", "options", "origin", "outer", "scope")
+    __slots__ = (
+        "_foreign",
+        "_found",
+        "_profile_state",
+        "_tuned",
+        "by_type",
+        "names",
+        "options",
+        "origin",
+        "outer",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -61,6 +72,7 @@ class Choice:
         self.outer = outer
         self.by_type: dict[type, Backend] = {}
         self._found: dict[type, Backend] = {}  # as by_type, but a profile may have another backend for a call
+        self._foreign: dict[tuple[Backend, str], Backend] = {}  # for arrays of the library with that name
         self._tuned: Tuned = {}  # from the profile, for NumPy's arrays
         self._profile_state = ""
 
@@ -73,6 +85,10 @@ class Choice:
     def plain(self) -> "Choice":
         """The choice without what a capture adds."""
         return self
+
+    def wrapped(self, backend: Backend) -> Backend:
+        """The backend as a call gets it; a capture has it record."""
+        return backend
 
     @property
     def is_auto(self) -> bool:
@@ -95,7 +111,7 @@ class Choice:
         """The backend that computes on arrays of type `kind`, found at the first call and then kept."""
         backend = self._found.get(kind)
         if backend is None:
-            backend = self._find(kind)
+            backend = self._find(self.candidates(kind), kind)
             if kind is np.ndarray and self.is_auto:
                 self._tuned, self._profile_state = _tuned(backend)
                 if self._profile_state:
@@ -110,6 +126,9 @@ class Choice:
         kind = type(array)
         backend = self._found.get(kind)
         if backend is None:
+            library = libraries.library_of(kind)
+            if library is not None:
+                return self._of_library(library, kernel, array)
             backend = self.backend_for(kind)
         if kind is np.ndarray and (dtypes := self._tuned.get(kernel)):
             for start, fastest in dtypes.get(array.dtype, ()):
@@ -128,8 +147,30 @@ class Choice:
         self.backend_for(np.ndarray)  # reads the profile
         return type(array) is np.ndarray and array.dtype in self._tuned.get(kernel, {})
 
-    def _find(self, kind: type) -> Backend:
-        candidates = self.candidates(kind)
+    def candidates_of(self, array: Any) -> tuple[str, ...]:
+        """The names of the backends that may compute on `array`, in order of preference."""
+        kind = type(array)
+        library = libraries.library_of(kind)
+        is_on_gpu = library is not None and self.is_auto and library.on_gpu(array)
+        return AUTO_ORDER["cupy"] if is_on_gpu else self.candidates(kind)
+
+    def _of_library(self, library: libraries.Library, kernel: str, array: Any) -> Backend:
+        """The backend for a call of `kernel` with `array`, which belongs to another library, first."""
+        candidates = self.candidates_of(array)
+        if candidates == AUTO_ORDER["cupy"] and self.is_auto:
+            plain = self._find(candidates, type(array))
+        else:
+            plain = self.backend_for(np.ndarray)  # reads the profile
+            if kernel in self._tuned:
+                plain = self.backend_of_call(kernel, host.take(kernel, array))
+        if plain.arrays not in (host.ARRAYS, "cupy"):
+            return plain
+        found = self._foreign.get((plain, library.name))
+        if found is None:
+            found = self._foreign[plain, library.name] = libraries.LibraryBackend(plain, library)
+        return found
+
+    def _find(self, candidates: tuple[str, ...], kind: type) -> Backend:
         backend, reasons = registry.first_usable(candidates)
         if backend is None:
             several = "none of these backends can run here: " if len(candidates) > 1 else ""

@@ -66,7 +66,7 @@ def explain(kernel: str | Callable[..., Any], *arrays: Any) -> Explanation:
     choice = chosen()
     given = tuple(array for array in arrays if not isinstance(array, numbers.Number))  # without a gradient of a loss
     kind = type(given[0]) if given else np.ndarray
-    candidates = choice.candidates(kind)
+    candidates = choice.candidates_of(given[0]) if given else choice.candidates(kind)
     decision = _decide(choice, candidates, name, given)
     runs = None
     reasons: dict[str, str] = {}

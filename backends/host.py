@@ -40,6 +40,8 @@ def take(what: str, x: Any) -> npt.NDArray[Any]:
         raise TypeError(f"{what}: expected an array without a mask, got a masked array; call its .filled(value) first")
     if kind is not np.ndarray and tensors.is_tensor(x):
         return tensors.seen_by_numpy(what, x)
+    if kind is not np.ndarray and (problem := tensors.problem_of_jax(x)):
+        raise TypeError(f"{what}: expected an array, got {problem}")
     if on_device(x):
         raise TypeError(
             f"{what}: expected an array in host memory, got a {kind.__module__}.{kind.__qualname__} on a device; "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plugrad.backends import host, selection, updates
+from plugrad.backends import host, selection, tensors, updates
 from plugrad.backends.backend import Backend
 from plugrad.backends.choice import Choice
 
@@ -113,7 +113,10 @@ class RecordingBackend(Backend):
     def _take_unconverted(self, what: str, x: Any, /) -> Any:
         """The argument `x` if a kernel can read it where it is."""
         array = self._plain_take(what, x)
-        is_view = isinstance(x, np.ndarray) and (not x.size or self.overlap(array, x) == "same")
+        # A tensor is taken as a view of its memory.
+        is_view = tensors.is_tensor(x) or (
+            isinstance(x, np.ndarray) and (not x.size or self.overlap(array, x) == "same")
+        )
         if array is not x and not is_view and array.dtype.kind not in "OSUmM":  # which the kernel refuses
             raise would_be_converted(what, f"an array of backend {self.name!r}", host.name_of(type(x)))
         return array
@@ -158,13 +161,14 @@ class RecordingChoice(Choice):
 
     def backend_for(self, kind: type) -> Backend:
         """The recording backend for arrays of type `kind`."""
-        return self._recording(self._plain.backend_for(kind))
+        return self.wrapped(self._plain.backend_for(kind))
 
     def backend_of_call(self, kernel: str, array: Any) -> Backend:
         """The recording backend for a call of `kernel` with `array` first."""
-        return self._recording(self._plain.backend_of_call(kernel, array))
+        return self.wrapped(self._plain.backend_of_call(kernel, array))
 
-    def _recording(self, backend: Backend) -> Backend:
+    def wrapped(self, backend: Backend) -> Backend:
+        """The backend, recording while the block runs in its own thread."""
         recorder = self.recorder
         if recorder is None:
             return backend

@@ -68,9 +68,14 @@ def backend_for(array: Any, kernel: str = "") -> Backend:
     return choice.backend_of_call(kernel, array) if backend is None else backend
 
 
+def in_force() -> Choice:
+    """The choice in force for the running thread or task."""
+    return scope.get() or _default or _of_environment()
+
+
 def chosen() -> Choice:
     """The choice in force for the running thread or task; in a block that is captured the one it was entered with."""
-    return (scope.get() or _default or _of_environment()).plain
+    return in_force().plain
 
 
 def recorder() -> "Recorder | None":

@@ -1,6 +1,6 @@
-"""Tensors of PyTorch in host memory, seen as NumPy arrays without a copy.
+"""Tensors of PyTorch and arrays of JAX, seen as arrays of NumPy or CuPy without a copy.
 
-PyTorch is not imported here: whoever passes a tensor has imported it.
+Neither library is imported here: a caller that passes an array has imported its library.
 """
 
 import importlib
@@ -13,22 +13,58 @@ import numpy.typing as npt
 
 def is_tensor(x: Any) -> bool:
     """Whether `x` is a tensor of PyTorch, of a subclass too."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
+    return is_tensor_type(type(x))
+
+
+def is_tensor_type(kind: type) -> bool:
+    """Whether `kind` is the type of PyTorch's tensors, or a subclass."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # absent while PyTorch is being imported
+    return tensor is not None and issubclass(kind, tensor)
 
 
 def seen_by_numpy(what: str, x: Any) -> npt.NDArray[Any]:
     """The tensor `x`, called `what` in messages, as a NumPy array in the same memory."""
     torch: Any = sys.modules["torch"]
-    if (problem := _problem(torch, x)) is not None:
+    problem = _problem(torch, x)
+    if problem is None and x.device.type != "cpu":
+        problem = f"one on the device {x.device}; call its .cpu() first, or select the backend that computes there"
+    if problem is not None:
         raise TypeError(f"{what}: expected a plain tensor in host memory, got {problem}")
     if x.dtype is torch.bfloat16:
         return x.view(torch.int16).numpy().view(_bfloat16(what))  # type: ignore[no-any-return]
     return x.numpy()  # type: ignore[no-any-return]
 
 
+def seen_by_cupy(what: str, x: Any, cupy: Any) -> Any:
+    """The tensor `x` on a GPU, called `what` in messages, as an array of the module `cupy` in the same memory."""
+    torch: Any = sys.modules["torch"]
+    problem = _problem(torch, x)
+    if problem is None and not x.is_cuda:
+        problem = f"one on the device {x.device}; call its .cuda() first, or select a backend that computes there"
+    if problem is not None:
+        raise TypeError(f"{what}: expected a plain tensor on a GPU, got {problem}")
+    if x.dtype is torch.bfloat16:
+        return cupy.from_dlpack(x.view(torch.int16)).view(_bfloat16(what))
+    return cupy.from_dlpack(x)
+
+
+def problem_of_jax(x: Any) -> str | None:
+    """What keeps a kernel from the memory of `x`, if that is an array of JAX, and the call that helps."""
+    jax: Any = sys.modules.get("jax")
+    kind: Any = getattr(jax, "Array", None)  # absent while JAX is being imported
+    if kind is None or not isinstance(x, kind):
+        return None
+    if isinstance(x, jax.core.Tracer):
+        return "a tracer of JAX, which has no data; inside jax.jit, jax.grad and jax.vmap call plugrad.bridges.jax"
+    if x.is_deleted():
+        return "a JAX array that was deleted or donated; pass a copy to the function that it was donated to"
+    if len(x.devices()) > 1:
+        return f"a JAX array spread over {len(x.devices())} devices; call jax.device_put(x, device) first"
+    return None
+
+
 def _problem(torch: Any, x: Any) -> str | None:
-    """What keeps NumPy from the memory of a tensor, and the call that helps; None if nothing does."""
+    """What keeps others from the memory of a tensor, and the call that helps; None if nothing does."""
     if x.requires_grad:
         return (
             "one that requires grad; call its .detach() first, or plugrad.bridges.torch, whose functions have gradients"
@@ -39,8 +75,6 @@ def _problem(torch: Any, x: Any) -> str | None:
         return f"one of layout {x.layout}; call its .to_dense() first"
     if x.device.type == "meta":
         return "one on the device meta, which has no data"
-    if x.device.type != "cpu":
-        return f"one on the device {x.device}; call its .cpu() first, or select the backend that computes there"
     if x.is_quantized:
         return "a quantised one; call its .dequantize() first"
     if x.is_complex():

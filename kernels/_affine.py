@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend, contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -79,6 +80,8 @@ def _product(x: Any, w: Any, b: Any, out: Any) -> Array:
     if type(x) is type(w) is backend.native and x.dtype is w.dtype and x.dtype in COMPUTE:
         is_ready = b is None or (type(b) is backend.native and b.dtype is x.dtype)
     else:
+        if backend.foreign is not None:
+            return in_library(backend.foreign, x, _product, x, w, b, out)
         is_ready = False
         x, w = real("affine", "x", x, backend), real("affine", "w", w, backend)
     rows, weights = x.shape, w.shape
@@ -156,6 +159,8 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
         and dy.dtype in COMPUTE
     )
     if not is_ready:
+        if backend.foreign is not None:
+            return in_library(backend.foreign, dy, _backward, dy, x, w, needs, out)
         dy, x, w = real(name, "dy", dy, backend), real(name, "x", x, backend), real(name, "w", w, backend)
     rows, weights = x.shape, w.shape
     if len(weights) != 2 or not rows or rows[-1] != weights[0]:

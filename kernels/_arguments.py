@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from plugrad.backends import Backend, log
+from plugrad.backends import Backend, libraries, log, tensors
 from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions, is_supported
 from plugrad.backends.recording import would_be_converted
 
@@ -179,7 +179,7 @@ def result(
         or out.shape != shape
         or not ((flags := out.flags).c_contiguous and getattr(flags, "writeable", True))  # CuPy's arrays always are
     ):
-        _check_result(f"{kernel}: {name}", out, shape, dtype, backend)
+        out = _checked_result(f"{kernel}: {name}", out, shape, dtype, backend)
     for written in writes:
         if written is None or (owns_memory and written is not out and written.base is None):
             continue
@@ -222,8 +222,11 @@ def views(read: Any, out: Any) -> bool:
     return type(base) is not np.ndarray or base.base is not None or base is out
 
 
-def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> None:
-    """Refuse an array that a result cannot be written to."""
+def _checked_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], backend: Backend) -> Any:
+    """`out` as an array of the backend; an array that a result cannot be written to is refused."""
+    if tensors.is_tensor(out):
+        out = backend.take(what, out)
+    libraries.refuse_immutable(what, out, "call without out=, and use the array that is returned")
     if not backend.owns(type(out)):
         raise TypeError(f"{what}: expected a plain array of backend {backend.name!r}, got {type(out).__qualname__}")
     backend.take(what, out)  # refuses what lies on another device
@@ -235,6 +238,7 @@ def _check_result(what: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[A
         raise ValueError(f"{what}: expected an array that can be written, got a read-only one")
     if not out.flags.c_contiguous and overlaps_itself(out):
         raise ValueError(f"{what}: expected an array without repeated elements, got strides {out.strides}")
+    return out
 
 
 def overlaps_itself(x: Any) -> bool:

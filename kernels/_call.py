@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -38,6 +39,8 @@ def forward(
     """
     backend = backend_for(x, kernel)
     if type(x) is not backend.native or x.dtype not in COMPUTE:
+        if backend.foreign is not None:
+            return in_library(backend.foreign, x, forward, kernel, x, out, axis, options, reads, name)
         x = floating(kernel, name, x, backend)
     if axis is not ELEMENTWISE:
         axis = axis_index(kernel, axis, x.ndim)
@@ -69,6 +72,8 @@ def backward(
     backend = backend_for(dy, kernel)
     is_ready = type(dy) is type(y) is backend.native and dy.dtype is y.dtype and y.dtype in COMPUTE
     if not is_ready:
+        if backend.foreign is not None:
+            return in_library(backend.foreign, dy, backward, kernel, dy, y, out, axis, options, name)
         dy, y = real(kernel, "dy", dy, backend), real(kernel, name, y, backend)
     if dy.shape != y.shape:
         same_shape(kernel, name, y, "dy", dy.shape)
@@ -110,6 +115,9 @@ def loss_backward(
 ) -> Array:
     """Compute the gradient of a loss with respect to its rows, the argument called `name`."""
     backend = backend_for(x, kernel)
+    if backend.foreign is not None:
+        given = axis, weight, sample_weight, ignore_index, label_smoothing, reduction
+        return in_library(backend.foreign, x, loss_backward, kernel, dloss, name, x, t, *given, out)
     x, t, options = loss_arguments(
         kernel, name, x, t, axis, weight, sample_weight, ignore_index, label_smoothing, 0.0, reduction, backend
     )

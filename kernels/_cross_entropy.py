@@ -3,6 +3,7 @@
 from typing import Any
 
 from plugrad.backends import contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -84,6 +85,9 @@ def _loss(
 ) -> Loss:
     """Check the arguments of `cross_entropy` and compute it."""
     backend = backend_for(p, "cross_entropy")
+    if backend.foreign is not None:
+        given_options = axis, weight, sample_weight, ignore_index, label_smoothing, reduction
+        return in_library(backend.foreign, p, _loss, p, t, *given_options, out)
     given = axis, weight, sample_weight, ignore_index, label_smoothing, 0.0, reduction, backend
     p, t, options = loss_arguments("cross_entropy", "p", p, t, *given)
     reads, dtype = (p, t, options.weight, options.sample_weight), COMPUTE[p.dtype]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plugrad.backends import Backend, contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import Workspace, bytes_of
@@ -132,6 +133,8 @@ def _loss(
     name = "linear_cross_entropy"
     backend = backend_for(x)
     given_options = weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
+    if backend.foreign is not None:
+        return in_library(backend.foreign, x, _loss, x, w, b, t, *given_options, max_workspace, out)
     reads, options = _arguments(name, x, w, b, t, *given_options, backend)
     workspace = _workspace(name, max_workspace)
     logits = _logits(reads[0], reads[1])
@@ -243,6 +246,10 @@ def _loss_and_gradients(
     name = "linear_cross_entropy_value_and_grad"
     backend = backend_for(x)
     given_options = weight, sample_weight, ignore_index, label_smoothing, z_loss, softcap, reduction
+    if backend.foreign is not None:
+        return in_library(
+            backend.foreign, x, _loss_and_gradients, x, w, b, t, *given_options, needs, max_workspace, out
+        )
     reads, options = _arguments(name, x, w, b, t, *given_options, backend)
     workspace = _workspace(name, max_workspace)
     wanted = needed(name, needs)

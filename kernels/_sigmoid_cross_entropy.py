@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend, contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE, BinaryLossOptions
 from plugrad.backends.recording import would_be_converted
 from plugrad.backends.selection import backend_for
@@ -210,6 +211,8 @@ def _loss_and(
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
     given = t, weight, pos_weight, ignore_index, label_smoothing, reduction
+    if backend.foreign is not None:
+        return in_library(backend.foreign, x, _loss_and, kernel, second, x, *given, out)
     x, t, options = _arguments(kernel, "x", x, *given, backend)
     loss_out, array_out = given_results(kernel, out, ("loss", second), lone=second)
     reads = (x, t, options.weight, options.pos_weight)
@@ -239,6 +242,8 @@ def _backward(
     """The gradient of the loss with respect to the logits, whose sigmoid is `y`."""
     backend = backend_for(y, kernel)
     given = t, weight, pos_weight, ignore_index, label_smoothing, reduction
+    if backend.foreign is not None:
+        return in_library(backend.foreign, y, _backward, kernel, dloss, y, *given, out)
     y, t, options = _arguments(kernel, "y", y, *given, backend)
     dloss = gradient_of_loss(kernel, dloss, _loss_shape(y, options), options.reduction, backend)
     reads = (y, t, options.weight, options.pos_weight, None if isinstance(dloss, float) else dloss)

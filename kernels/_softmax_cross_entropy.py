@@ -3,6 +3,7 @@
 from typing import Any, NoReturn
 
 from plugrad.backends import contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -244,6 +245,9 @@ def _loss_and(
 ) -> tuple[Loss, Array]:
     """The loss of logits, and an array of their shape called `second`: probabilities or gradient."""
     backend = backend_for(x, kernel)
+    if backend.foreign is not None:
+        given = axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction
+        return in_library(backend.foreign, x, _loss_and, kernel, second, x, t, *given, out)
     x, t, options = loss_arguments(
         kernel, "x", x, t, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, backend
     )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from plugrad.backends import contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.options import FLOAT64
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -78,6 +79,8 @@ def top_k_accuracy(
 
 def _accuracy(kernel: str, x: Any, t: Any, k: Any, axis: Any, ignore_index: Any, out: Any) -> Loss:
     backend = backend_for(x, kernel)
+    if backend.foreign is not None:
+        return in_library(backend.foreign, x, _accuracy, kernel, x, t, k, axis, ignore_index, out)
     x = floating(kernel, "x", x, backend)
     options = checked_options(kernel, axis_index(kernel, axis, x.ndim), ignore_index, 0.0, "mean")
     some_classes(kernel, "x", x, options.axis)

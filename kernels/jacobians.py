@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend
+from plugrad.backends.calls import follows_first
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.kernels._affine import fit
@@ -17,6 +18,7 @@ from plugrad.kernels._arguments import Array, ArrayLike, floating, promoted, rea
 __all__ = ["affine_jacobian", "relu_jacobian", "sigmoid_jacobian", "softmax_jacobian"]
 
 
+@follows_first
 def softmax_jacobian(y: ArrayLike) -> Array:
     """Jacobian of softmax, ``dy_i / dx_j = y_i (1 - y_i)`` for i = j, else ``-y_i y_j``.
 
@@ -53,6 +55,7 @@ def softmax_jacobian(y: ArrayLike) -> Array:
         return jacobian
 
 
+@follows_first
 def relu_jacobian(y: ArrayLike) -> Array:
     """Jacobian of ReLU: 1 on the diagonal where ``y > 0``, else 0.
 
@@ -82,6 +85,7 @@ def relu_jacobian(y: ArrayLike) -> Array:
     return diagonal(backend, (rows > 0).astype(rows.dtype))
 
 
+@follows_first
 def sigmoid_jacobian(y: ArrayLike) -> Array:
     """Jacobian of the logistic sigmoid: ``y (1 - y)`` on the diagonal.
 
@@ -113,6 +117,7 @@ def sigmoid_jacobian(y: ArrayLike) -> Array:
         return diagonal(backend, work * (1 - work)).astype(rows.dtype, copy=False)
 
 
+@follows_first
 def affine_jacobian(x: ArrayLike, w: ArrayLike) -> tuple[Array, Array, Array]:
     """Jacobians of ``y = x w + b`` with respect to `x`, `w` and `b`.
 

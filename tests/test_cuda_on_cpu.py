@@ -463,6 +463,102 @@ def test_the_manners_of_cupy(cache: Path) -> None:
     assert done.stdout == "done\n", done.stderr
 
 
+LIBRARIES = """
+import sys
+from types import SimpleNamespace
+import cupy, ml_dtypes, numpy as np
+from plugrad import backends, kernels as K
+from plugrad.kernels import layers, optim
+backends.set_default("auto")
+
+# Stand-ins for PyTorch and JAX, whose arrays have the memory of an array of the device.
+class Tensor:
+    requires_grad = False
+    layout = "strided"
+    is_quantized = False
+    def __init__(self, on_device, kind="cuda"):
+        self.on_device, self.device = on_device, SimpleNamespace(type=kind, index=on_device.device.id)
+    is_cuda = property(lambda self: self.device.type == "cuda")
+    dtype = property(lambda self: self.on_device.dtype)
+    shape = property(lambda self: self.on_device.shape)
+    def is_complex(self): return False
+    def is_neg(self): return False
+    def data_ptr(self): return self.on_device.data.ptr
+    def view(self, dtype): return Tensor(self.on_device.view(dtype), self.device.type)
+
+class Array:
+    def __init__(self, on_device): self.on_device = on_device
+    def devices(self): return [SimpleNamespace(platform="gpu")]
+    def is_deleted(self): return False
+    dtype = property(lambda self: self.on_device.dtype)
+    shape = property(lambda self: self.on_device.shape)
+
+sys.modules["torch"] = torch = SimpleNamespace(
+    Tensor=Tensor, nn=SimpleNamespace(Parameter=Tensor), strided="strided", from_dlpack=Tensor,
+    bfloat16=np.dtype(ml_dtypes.bfloat16), int16=np.dtype(np.int16),
+    cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77 + device.index)),
+)
+sys.modules["jax"] = SimpleNamespace(
+    Array=Array, core=SimpleNamespace(Tracer=()), dlpack=SimpleNamespace(from_dlpack=Array)
+)
+d = lambda x: backends.get("cupy").asarray(x)
+streams = []
+functions = backends.get("cupy").functions
+for name in ("relu", "softmax_cross_entropy_value_and_grad", "affine"):
+    def watched(*given, function=functions[name]):
+        streams.append(cupy.cuda.get_current_stream().ptr)
+        function(*given)
+    functions[name] = watched
+
+x, w, t = np.linspace(-2, 2, 12, dtype="f4").reshape(3, 4), np.eye(4, dtype="f4"), np.array([0, 3, 1])
+for kind, stream in ((Tensor, 77), (Array, 0)):
+    streams.clear()
+    a = kind(d(x))
+    y = K.relu(a)
+    assert type(y) is kind and (y.on_device.get() == np.maximum(x, 0)).all()
+    loss, dx = K.softmax_cross_entropy_value_and_grad(a, kind(d(t)), weight=kind(d(np.ones(4, "f4"))))
+    expected = K.softmax_cross_entropy_value_and_grad(d(x), d(t))
+    assert type(loss) is type(dx) is kind and loss.on_device.get() == expected[0].get()
+    assert (dx.on_device.get() == expected[1].get()).all()
+    assert (K.affine(a, d(w)).on_device.get() == x).all()
+    assert K.relu(kind(d(x.astype(ml_dtypes.bfloat16)))).dtype == ml_dtypes.bfloat16
+    assert streams == [stream, stream, 0, stream, stream], streams
+    assert backends.explain(K.relu, a).backend == "cupy"
+    assert cupy.cuda.get_current_stream().ptr == 0
+    layer = layers.Relu()
+    assert type(layer(a)) is type(layer.backward(a)) is kind
+
+out = Tensor(d(np.zeros_like(x)))
+assert K.relu(Tensor(d(x)), out=out) is out and (out.on_device.get() == np.maximum(x, 0)).all()
+assert K.relu(out, out=out) is out
+p = Tensor(d(np.ones(3, "f4")))
+optim.SGD([p], lr=0.5).step([Tensor(d(np.ones(3, "f4")))])
+assert (p.on_device.get() == 0.5).all()
+
+def refused(call):
+    try:
+        call()
+    except TypeError as error:
+        return str(error)
+
+host = Tensor(d(x), "cpu")
+assert "affine: w: expected a plain tensor on a GPU, got one on the device" in refused(lambda: K.affine(a, host))
+assert "relu: out: expected a plain tensor on a GPU" in refused(lambda: K.relu(Tensor(d(x)), out=host))
+assert "immutable" in refused(lambda: K.relu(Tensor(d(x)), out=Array(d(x))))
+with backends.use("numpy"):
+    assert "in host memory, got one on the device" in refused(lambda: K.relu(Tensor(d(x))))
+with cupy.cuda.Device(1):
+    other = Tensor(cupy.asarray(np.ones(3, "f4")))
+assert "relu: x: expected an array on the current device, 0, got one on device 1" in refused(lambda: K.relu(other))
+print("done")
+"""
+
+
+def test_arrays_of_other_libraries_on_the_device(cache: Path) -> None:
+    done = run("-c", LIBRARIES, variables=environment(cache, "ascending"))
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_benchmarks_tell_of_the_device(cache: Path) -> None:
     arguments = ("-m", "plugrad.bench", "softmax", "step", "--backend", "cupy", "--rounds", "1", "--seconds", "0.01")
     done = run(*arguments[:3], *arguments[4:], "--sizes", "64x24", variables=environment(cache, "ascending"))

@@ -22,6 +22,7 @@ from plugrad.tests.ranks import Rank, Ranks
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/distributed.md", "docs/from-pytorch-jax-numpy.md"]
+WITH_LIBRARIES = ["docs/arrays.md"]  # their snippets need PyTorch or JAX
 MAPS = ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -80,7 +81,13 @@ def test_docstrings_tell_arguments_results_and_errors(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("auto", marks=pytest.mark.slow)])  # auto: numba compiles
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document",
+    [
+        *DOCUMENTS,
+        *(pytest.param(d, marks=[pytest.mark.needs("torch"), pytest.mark.needs("jax")]) for d in WITH_LIBRARIES),
+    ],
+)
 def test_python_snippets(document: str, backend: str, known: dict[str, Any]) -> None:
     snippets = blocks(document, "python")
     assert snippets
@@ -154,7 +161,7 @@ def test_the_changelog_has_this_version() -> None:
     assert f"\n## {plugrad.__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *MAPS, "CHANGELOG.md", "SECURITY.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *WITH_LIBRARIES, *MAPS, "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
         assert (ROOT / document).parent.joinpath(target).exists(), target

@@ -5,14 +5,20 @@ from typing import Any, TypeAlias
 import cupy
 import numpy as np
 
-from plugrad.backends import host
+from plugrad.backends import host, libraries, tensors
 
 Array: TypeAlias = Any
 
 
 def take(what: str, x: Any) -> Array:
     """The argument `x`, called `what` in messages, as a CuPy array on the current device; no data is moved."""
-    if not isinstance(x, cupy.ndarray):
+    if tensors.is_tensor(x):
+        x = tensors.seen_by_cupy(what, x, cupy)
+    elif (library := libraries.library_of(type(x))) is not None and library.on_gpu(x):
+        if problem := tensors.problem_of_jax(x):
+            raise TypeError(f"{what}: expected an array, got {problem}")
+        x = cupy.from_dlpack(x)
+    elif not isinstance(x, cupy.ndarray):
         kind = type(x)
         # An array that could be on a device but is not lacks the attribute, which its type may have.
         if getattr(x, "__cuda_array_interface__", None) is None:

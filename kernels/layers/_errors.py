@@ -1,8 +1,10 @@
-"""Errors of kernels, prefixed with the layer that called the kernel."""
+"""Errors of kernels, prefixed with the layer that called the kernel, and results in the library of the argument."""
 
 import functools
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
+
+from plugrad.backends.calls import foreign_of, in_library
 
 LayerT = TypeVar("LayerT")
 P = ParamSpec("P")
@@ -10,12 +12,18 @@ R = TypeVar("R")
 
 
 def errors_name_layer(method: Callable[Concatenate[LayerT, P], R]) -> Callable[Concatenate[LayerT, P], R]:
-    """Decorate a method of a layer: its errors begin with the name of the layer's class."""
+    """Decorate a method of a layer: its errors begin with the name of the layer's class.
+
+    Its results come back in the library of its first argument.
+    """
 
     @functools.wraps(method)
     def call(self: LayerT, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return method(self, *args, **kwargs)
+            first = args[0] if args else None
+            if (foreign := foreign_of(first)) is None:
+                return method(self, *args, **kwargs)
+            return in_library(foreign, first, method, self, *args, **kwargs)
         except (TypeError, ValueError) as error:
             name_place(error, type(self).__name__, type(self).__name__)
             raise

@@ -86,7 +86,7 @@ class Layer(ABC):
 
     def _computed(self) -> dict[str, Any]:
         """The attributes that the layer has computed, and computes anew: gradients, and what it has saved."""
-        names = {"_saved", *(f"d{name}" for name in self.names)}
+        names = {"_saved", "_library", *(f"d{name}" for name in self.names)}
         return {name: value for name, value in vars(self).items() if name in names}
 
     def __repr__(self) -> str:

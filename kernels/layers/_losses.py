@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend
+from plugrad.backends.calls import handed_back, library_in_force
 from plugrad.backends.options import COMPUTE, BinaryLossOptions
 from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
 from plugrad.kernels._arguments import (
@@ -82,6 +83,17 @@ class Loss(ComputingLayer):
         given = (f"{key}={value!r}" for key, value in self.options.items() if value is not parameters[key].default)
         return f"{type(self).__name__}({', '.join(given)})"
 
+    _library: Any = None  # in whose arrays the gradient comes back, as the loss did
+
+    def forget(self) -> None:
+        """Release everything that `forward` has kept."""
+        super().forget()
+        self._library = None
+
+    def _in_library(self, dx: Any) -> Array:
+        result: Array = dx if self._library is None else handed_back(self._library, dx)
+        return result
+
     @abstractmethod
     def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
         """Compute the loss of `x` for labels `t`."""
@@ -141,7 +153,7 @@ class CrossEntropy(Loss):
         options = self._options_for(sample_weight)
         loss = cross_entropy(p, labels, **options)
         self._name_call(backend)
-        self._saved = p, labels, options, loss
+        self._saved, self._library = (p, labels, options, loss), library_in_force()
         return loss
 
     @errors_name_layer
@@ -150,11 +162,11 @@ class CrossEntropy(Loss):
         p, t, options, loss = self.saved()
         checked = self._upstream(dloss, p, loss)
         if use_jacobian:
-            return cross_entropy_backward(checked, p, t, **options)
+            return self._in_library(cross_entropy_backward(checked, p, t, **options))
         backend = backend_for(p)
         dp = cross_entropy_backward(checked, p, t, out=self._gradients.take(backend, p.shape, p.dtype), **options)
         self._name_call(backend)
-        return dp
+        return self._in_library(dp)
 
 
 class _LossOfLogits(Loss):
@@ -171,12 +183,16 @@ class _LossOfLogits(Loss):
         loss: LossValue
         loss, dx = self._value_and_grad(logits, t, out=out, **options)
         self._name_call(backend)
-        self._saved = logits, t, options, loss, dx
+        self._saved, self._library = (logits, t, options, loss, dx), library_in_force()
         return loss
 
     @errors_name_layer
     def backward(self, dloss: ArrayLike = 1.0, *, use_jacobian: bool = False) -> Array:
         """Compute the gradient of the logits; `forward` has computed it already for the default, 1."""
+        return self._in_library(self._gradient(dloss, use_jacobian))
+
+    def _gradient(self, dloss: Any, use_jacobian: bool) -> Array:
+        """Compute the gradient as an array of the backend."""
         x, t, options, loss, kept = self.saved()
         dx: Array
         if use_jacobian:

@@ -4,11 +4,12 @@ import contextlib
 import inspect
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from plugrad.backends import Backend
+from plugrad.backends.calls import foreign_of, handed_back
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.recording import Call
 from plugrad.backends.selection import backend_for
@@ -93,6 +94,9 @@ class TrainingStep:
         params = self.net.params
         if len(params) != len(self.optimizer.params) or not all(map(operator.is_, params, self.optimizer.params)):
             raise ValueError("TrainingStep: optimizer: expected the parameters of net, got others; pass net.params")
+        if (foreign := foreign_of(x)) is not None:
+            taken = foreign.inner.take("TrainingStep: x", x)
+            return cast(LossValue, handed_back(foreign.library, self.step(taken, t)))
         backend = backend_for(x)
         batch: Any = x if type(x) is backend.native else backend.take("TrainingStep: x", x)
         labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)

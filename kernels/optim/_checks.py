@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends.libraries import library_of, refuse_immutable
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, overlaps_itself
 
 
-def arrays_of(name: str, argument: str, given: Any) -> tuple[Array, ...]:
-    """Return arrays given as any iterable as a tuple; raise a TypeError for what looks like one and means another."""
+def arrays_of(name: str, argument: str, given: Any, *, are_written: bool = False) -> tuple[Array, ...]:
+    """Return arrays given as any iterable as a tuple; raise a TypeError for what looks like one and means another.
+
+    Arrays of other libraries become views of their memory.
+    """
     kind = type(given).__qualname__
     if hasattr(given, "dtype"):
         raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got one array; pass (array,)")
@@ -22,7 +26,22 @@ def arrays_of(name: str, argument: str, given: Any) -> tuple[Array, ...]:
         raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got {kind}; pass its {argument}")
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError(f"{name}: {argument}: expected a sequence of arrays, got {kind}")
-    return tuple(given)
+    return views_of(f"{name}: {argument}", tuple(given), are_written=are_written)
+
+
+def views_of(place: str, arrays: tuple[Any, ...], *, are_written: bool = False) -> tuple[Any, ...]:
+    """Return the arrays; those of other libraries as arrays of the backend in the same memory."""
+    if set(map(type, arrays)) <= {np.ndarray}:
+        return arrays
+    return tuple([_view(f"{place}: {position}", array, are_written) for position, array in enumerate(arrays)])
+
+
+def _view(what: str, array: Any, is_written: bool) -> Any:
+    if library_of(type(array)) is None:
+        return array
+    if is_written:
+        refuse_immutable(what, array, "pass a NumPy array, such as np.array(x)")
+    return backend_for(array).take(what, array)
 
 
 def check_updatable(place: str, arrays: tuple[Array, ...]) -> None:

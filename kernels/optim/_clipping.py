@@ -51,7 +51,7 @@ def clip_by_global_norm(grads: Iterable[Array], max_norm: float) -> Loss:
     """
     name = "clip_by_global_norm"
     limit = math.inf if isinstance(max_norm, float) and max_norm == math.inf else at_least_0(name, "max_norm", max_norm)
-    arrays = arrays_of(name, "grads", grads)
+    arrays = arrays_of(name, "grads", grads, are_written=True)
     check_updatable(f"{name}: grads", arrays)
     norm: Loss = _clip(arrays, limit)
     if (recording := recorder()) is None:

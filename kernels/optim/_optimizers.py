@@ -26,6 +26,7 @@ from plugrad.kernels.optim._checks import (
     share_below_1,
     switch,
     two_shares,
+    views_of,
 )
 from plugrad.kernels.optim._schedules import Schedule
 from plugrad.kernels.optim._state import rate_by_name, rate_of, shapes_of_rates
@@ -39,7 +40,7 @@ class Optimizer(ABC):
     Attributes
     ----------
     params : tuple of arrays
-        The parameters.
+        The parameters; those given as tensors of PyTorch are views of their memory.
     lr : float or callable
         The learning rate, or a schedule; may be set between steps.
     weight_decay : float
@@ -61,7 +62,7 @@ class Optimizer(ABC):
 
     def __init__(self, params: Iterable[Array], lr: float | Schedule, *, weight_decay: float) -> None:
         name = type(self).__name__
-        self.params = arrays_of(name, "params", params)
+        self.params = arrays_of(name, "params", params, are_written=True)
         check_updatable(f"{name}: params", self.params)
         self.lr = lr if callable(lr) else at_least_0(name, "lr", lr)
         self.weight_decay = at_least_0(name, "weight_decay", weight_decay)
@@ -210,6 +211,7 @@ class Optimizer(ABC):
         name, params = type(self).__name__, self.params
         grads = grads if type(grads) is tuple else arrays_of(f"{name}.step", "grads", grads)
         if not are_ready(params, grads):
+            grads = views_of(f"{name}.step: grads", grads)
             self._check_step(grads)
         if self._is_copy:
             self._tell_if_detached()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64
 from plugrad.backends.selection import backend_for, recorder
 from plugrad.kernels._arguments import Array, ArrayLike, Loss, floating
-from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads
+from plugrad.kernels.optim._checks import at_least_0, check_writeable, checked_grads, views_of
 
 
 def l2_penalty(params: Iterable[ArrayLike], factor: float, *, grads: Iterable[Array] | None = None) -> Loss:
@@ -49,7 +49,8 @@ def l2_penalty(params: Iterable[ArrayLike], factor: float, *, grads: Iterable[Ar
     """
     factor = at_least_0("l2_penalty", "factor", factor)
     arrays = tuple([floating("l2_penalty", "params", parameter, backend_for(parameter)) for parameter in params])
-    given = None if grads is None else checked_grads("l2_penalty", arrays, grads)
+    views = None if grads is None else views_of("l2_penalty: grads", tuple(grads), are_written=True)
+    given = None if views is None else checked_grads("l2_penalty", arrays, views)
     for position, gradient in enumerate(given or ()):
         check_writeable(f"l2_penalty: grads: {position}", gradient)
     penalty = _penalty(arrays, factor, given)

