@@ -17,6 +17,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
     "myst_nb",
+    "command_help",
+    "kernel_pages",
     "links",
     "mathml",
     "project_pages",
@@ -28,7 +30,8 @@ default_role = "py:obj"
 add_module_names = False
 python_use_unqualified_type_names = True
 autodoc_typehints = "none"  # the docstrings describe the types
-autodoc_mock_imports = ["jax", "torch"]
+# The bridges need libraries that need not be installed.
+autodoc_mock_imports = ["jax", "torch", "plugrad.bridges._torch_operators"]
 numpydoc_show_class_members = False
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
