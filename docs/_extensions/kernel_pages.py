@@ -83,7 +83,7 @@ def _of_python(path: Path, text: str, name: str, count: int) -> Iterator[tuple[i
 
 def _of_cuda(path: Path, text: str, name: str) -> Iterator[tuple[int, Source]]:
     for macro in re.finditer(rf"^MAP\w*\({name}, (\w+)\)", text, re.MULTILINE):
-        struct = re.search(rf"^template .*\bstruct {macro[1]} {{\n.*?^}};", text, re.MULTILINE | re.DOTALL)
+        struct = re.search(rf"^template [^\n]*\bstruct {macro[1]} {{\n.*?^}};", text, re.MULTILINE | re.DOTALL)
         line = _line(text, macro.start())
         yield 1, Source(path, *(_line(text, at) for at in struct.span()), line) if struct else Source(path, line, line)
 
@@ -335,14 +335,14 @@ def index() -> str:
     return "\n".join(
         [
             *_heading("Kernels", "="),
-            "``from plugrad import kernels as K``. Every function is pure: it returns new arrays, or writes to ``out``.",
+            "``from plugrad import kernels as K``. Each function is pure: it returns new arrays, or writes to ``out``.",
             "The upstream gradient is the first argument, followed by the arrays that the forward pass saved. Options",
             "are keyword-only.",
             "",
             *_table([("kernel", "formula", "results"), *rows], "kernels"),
             *_heading("Dtypes", "-"),
-            "Results have the promoted dtype of the floating arguments. Integers are promoted as by NumPy's ``@``; alone",
-            "they become float64.",
+            "Results have the promoted dtype of the floating arguments. Integers are promoted as by NumPy's ``@``;",
+            "alone they become float64.",
             "",
             *_table([("arrays", "computed in", "loss"), *kinds], "kernels"),
             ".. toctree::",
