@@ -161,6 +161,17 @@ def test_the_tables_of_the_guide_are_those_of_the_contract() -> None:
     assert printed.strip() == f"{contract.forms_table()}\n\n{contract.hooks_table()}"
 
 
+def test_the_page_of_environment_variables_lists_those_that_are_read() -> None:
+    page = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/how-to/environment-variables.md").read_text(), re.MULTILINE))
+    folders = ("backends", "bench", "bridges", "distributed", "kernels")
+    code = "\n".join(file.read_text() for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    prefix = "(?:PLUGRAD|NUMBA|CUPY|XDG)"
+    read = set(re.findall(rf'"({prefix}_[A-Z_]+)"', code)) | set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', code))
+    assert len(read) >= 4
+    assert read <= page
+    assert page <= set(re.findall(rf"\b{prefix}_[A-Z_]+", code))
+
+
 def test_the_changelog_has_this_version() -> None:
     assert f"\n## {plugrad.__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
