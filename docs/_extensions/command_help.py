@@ -18,7 +18,7 @@ class CommandHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the command and its output."""
         command = ["-m", *self.arguments[0].split(), "--help"]
-        environment = {**os.environ, "COLUMNS": "88", "PYTHON_COLORS": "0"}
+        environment = {**os.environ, "COLUMNS": "76", "PYTHON_COLORS": "0"}
         done = subprocess.run(  # noqa: S603  (a command of this package)
             [sys.executable, *command], env=environment, capture_output=True, text=True, check=True, timeout=120
         )

@@ -134,8 +134,8 @@ def measured(kernel: str) -> Iterator[Table]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def refused(record: Record) -> Iterator[tuple[str, str]]:
-    """The changed arguments of each mistake, and its error."""
+def refused(record: Record) -> Iterator[tuple[str, str, str]]:
+    """The changed arguments of each mistake, the class of its error, and the message after the kernel's name."""
     seen = set()
     for mistake in record.mistakes:
         sample = record.sample(np.random.default_rng(0), 2, 3, np.dtype(np.float32))
@@ -143,12 +143,12 @@ def refused(record: Record) -> Iterator[tuple[str, str]]:
             try:
                 record.function(**{**sample, **record.given, **mistake.changed})
             except mistake.error as error:
-                message = f"{type(error).__name__}: {error}"
+                kind, message = type(error).__name__, str(error).removeprefix(f"{record.name}: ")
             else:
                 raise AssertionError(f"{record.name}: expected {mistake.error.__name__} for {mistake.changed}")
         if message not in seen:
             seen.add(message)
-            yield ", ".join(f"{name}={_shown(value)}" for name, value in mistake.changed.items()), message
+            yield ", ".join(f"{name}={_shown(value)}" for name, value in mistake.changed.items()), kind, message
 
 
 def _shown(value: Any) -> str:
@@ -241,10 +241,15 @@ def _errors(record: Record) -> list[str]:
         return []
     return [
         *_heading("Errors", "-"),
-        "Calls on 2 x 3 samples, with one argument changed, and the error of each:",
+        "Each row is a call on a 2 x 3 sample with one argument changed. The message begins with the kernel's name.",
         "",
         *_table(
-            [("changed", "error"), *((_code(changed), _code(error)) for changed, error in cases)], "errors", "35 65"
+            [
+                ("changed", "error", "message"),
+                *((_code(changed), kind, _code(message)) for changed, kind, message in cases),
+            ],
+            "errors",
+            "30 15 55",
         ),
     ]
 
@@ -327,7 +332,7 @@ def page(kernel: Kernel) -> str:
 
 def index() -> str:
     """The page that lists the kernels."""
-    rows = [(_function(k.name), _escaped(k.formula), _codes(k.results)) for k in KERNELS.values()]
+    rows = [(_function(k.name), _escaped(k.formula)) for k in KERNELS.values()]
     kinds = [
         (_code(dtype.name), _code(compute.name), _code(compute.name))
         for dtype, compute in ((d, COMPUTE[d]) for d in _dtypes())
@@ -339,12 +344,12 @@ def index() -> str:
             "The upstream gradient is the first argument, followed by the arrays that the forward pass saved. Options",
             "are keyword-only.",
             "",
-            *_table([("kernel", "formula", "results"), *rows], "kernels"),
+            *_table([("kernel", "formula"), *rows], "kernels"),
             *_heading("Dtypes", "-"),
             "Results have the promoted dtype of the floating arguments. Integers are promoted as by NumPy's ``@``;",
             "alone they become float64.",
             "",
-            *_table([("arrays", "computed in", "loss"), *kinds], "kernels"),
+            *_table([("arrays", "computed in", "loss"), *kinds], "facts"),
             ".. toctree::",
             "   :hidden:",
             "",
