@@ -73,7 +73,7 @@ def source(backend: str, kernel: Kernel) -> Source | None:
 def _of_python(path: Path, text: str, name: str, count: int) -> Iterator[tuple[int, Source]]:
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            first = min(n.lineno for n in (node, *node.decorator_list))
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             yield 0 if len(node.args.args) == count else 2, Source(path, first, node.end_lineno or first)
         elif isinstance(node, ast.Assign):
             names = {item.id for target in node.targets for item in ast.walk(target) if isinstance(item, ast.Name)}
@@ -85,7 +85,10 @@ def _of_cuda(path: Path, text: str, name: str) -> Iterator[tuple[int, Source]]:
     for macro in re.finditer(rf"^MAP\w*\({name}, (\w+)\)", text, re.MULTILINE):
         struct = re.search(rf"^template [^\n]*\bstruct {macro[1]} {{\n.*?^}};", text, re.MULTILINE | re.DOTALL)
         line = _line(text, macro.start())
-        yield 1, Source(path, *(_line(text, at) for at in struct.span()), line) if struct else Source(path, line, line)
+        if struct:
+            yield 1, Source(path, _line(text, struct.start()), _line(text, struct.end()), line)
+        else:
+            yield 1, Source(path, line, line)
 
 
 def _line(text: str, position: int) -> int:

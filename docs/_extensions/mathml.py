@@ -21,7 +21,7 @@ def _mathml(node: nodes.Element, as_block: bool) -> str:
     text = node.astext()
     for command, replacement in _REPLACED:
         text = command.sub(replacement, text)
-    return tex2mathml(text, as_block=as_block)
+    return str(tex2mathml(text, as_block=as_block))
 
 
 def _inline(translator: HTML5Translator, node: nodes.math) -> None:
