@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.options import LossOptions
+from plugrad.backends.options import BinaryLossOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 
 Array: TypeAlias = Any
@@ -217,6 +217,47 @@ class LinearLossAndGradients(Protocol):
         dw: Array | None,
         db: Array | None,
         /,
+    ) -> object: ...
+
+
+class Accuracy(Protocol):
+    """The share of rows whose label is among the `k` largest of the row, as in `top_k_accuracy`.
+
+    `t` holds class indices, and `options` the axis of the classes and the ignored label. Of equal numbers the one with
+    the lower class comes first; a row with a NaN is wrong. `accuracy` has no dimensions, and is float64; it is 0 where
+    no row counts. Labels are checked as in `Loss`; a backend that cannot raise the error makes `accuracy` NaN.
+    """
+
+    def __call__(self, x: Array, t: Array, k: int, options: LossOptions, accuracy: Array, /) -> object: ...
+
+
+class BinaryLossAnd(Protocol):
+    """A loss of each element by itself, and an array of the shape of its logits, as in `sigmoid_cross_entropy`.
+
+    `x` has any shape, which may be ``()``, and `t` the same; `t` holds labels of any integer, boolean or floating dtype
+    in native byte order. `loss` has the shape of `x` if ``options.reduction == "none"``, else no dimensions, and the
+    dtype that `x` is computed in. `out` has the shape and dtype of `x`. Each result may be any argument of its shape
+    and dtype, the weights included.
+
+    The function raises ``options.bad_label`` for the first label that is outside [0, 1], or NaN, and is not equal to
+    ``options.ignored_label(t.dtype)``, before it writes anything. A backend that cannot read labels without
+    synchronising a device makes the loss and the gradient of that element NaN, and raises only if the option ``check``
+    is set.
+    """
+
+    def __call__(self, x: Array, t: Array, options: BinaryLossOptions, loss: Array, out: Array, /) -> object: ...
+
+
+class BinaryLossBackward(Protocol):
+    """The gradient of such a loss with respect to the logits, as in `sigmoid_cross_entropy_backward`.
+
+    `y` is the sigmoid of the logits, and `dx` has its shape and dtype. `t` and `options` are as in `BinaryLossAnd`,
+    with the labels unchecked. `dloss` is a Python float, or an array of the shape of the loss and of any floating
+    dtype. `dx` may be any argument of its shape and dtype.
+    """
+
+    def __call__(
+        self, dloss: float | Array, y: Array, t: Array, options: BinaryLossOptions, dx: Array, /
     ) -> object: ...
 
 
@@ -411,6 +452,9 @@ FORMS: tuple[type, ...] = (
     LossAnd,
     LinearLoss,
     LinearLossAndGradients,
+    Accuracy,
+    BinaryLossAnd,
+    BinaryLossBackward,
     SGD,
     Adam,
     AdamW,

@@ -135,3 +135,55 @@ def bad_label(label: int, row: tuple[int, ...], classes: int, options: LossOptio
     elif label < 0 and options.ignore_index is None:
         hint = "; pass ignore_index for rows that shall not count"
     return ValueError(f"{options.kernel}: t: expected labels in [0, {classes}){ignored}, got {label}{where}{hint}")
+
+
+class BinaryLossOptions(NamedTuple):
+    """The options of a loss whose elements are two classes each, checked.
+
+    Attributes
+    ----------
+    kernel : str
+        The kernel's name, for messages.
+    weight : array, or None
+        The weight of each element, in a shape that broadcasts to that of the logits, and in the dtype that the loss is
+        computed in.
+    pos_weight : array, or None
+        The same for the part of each label that is 1.
+    ignore_index : int or None
+        The label of elements that do not count.
+    label_smoothing : float
+        The share in [0, 1] of each label that is replaced by 1/2.
+    reduction : str
+        ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    kernel: str
+    weight: Any
+    pos_weight: Any
+    ignore_index: int | None
+    label_smoothing: float
+    reduction: str
+
+    def ignored_label(self, dtype: np.dtype[Any]) -> float | None:
+        """The label of ignored elements, a float for floating labels; None if no label of `dtype` can equal it."""
+        label = self.ignore_index
+        if label is None or dtype.kind == "b":
+            return label if label in (0, 1) else None
+        if dtype.kind in "iu":
+            return label if np.iinfo(dtype).min <= label <= np.iinfo(dtype).max else None
+        if abs(label) >= 2**1023:
+            return None
+        with np.errstate(all="ignore"):
+            return float(label) if float(np.asarray(label, FLOAT64).astype(dtype)) == label else None
+
+    def bad_label(self, label: Any, place: tuple[int, ...]) -> ValueError:
+        """The error for a label outside [0, 1]; the same text whichever backend finds it."""
+        ignored = "" if self.ignore_index is None else f" or the ignored label {self.ignore_index}"
+        where = f" at {place[0] if len(place) == 1 else place}" if place else ""
+        if label != label or (label < 0 and self.ignore_index is None):
+            hint = "; give elements that shall not count an integer such as -1, and pass it as ignore_index"
+        elif label > 1:
+            hint = "; give one label in [0, 1] for each logit, or softmax_cross_entropy class indices"
+        else:
+            hint = "; give one label in [0, 1] for each logit"
+        return ValueError(f"{self.kernel}: t: expected labels in [0, 1]{ignored}, got {label}{where}{hint}")

@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+from plugrad.backends import sources
+
 
 @functools.cache
 def untrusted_part(folder: str) -> str | None:
@@ -27,7 +29,7 @@ def untrusted(path: str | Path, is_parent: bool = False) -> str | None:
     if not hasattr(os, "getuid"):
         return None
     about = os.lstat(path)
-    if about.st_uid not in (0, os.getuid(), os.stat(__file__).st_uid):
+    if about.st_uid not in (0, os.getuid(), os.stat(sources.place()).st_uid):
         return f"{path} belongs to another user"
     if is_parent and about.st_mode & stat.S_ISVTX:
         return None  # a directory for temporary files: only the owner of an entry can replace it

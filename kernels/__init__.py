@@ -26,6 +26,11 @@ from plugrad.kernels._linear_cross_entropy import (
 from plugrad.kernels._log_softmax import log_softmax as log_softmax, log_softmax_backward as log_softmax_backward
 from plugrad.kernels._relu import relu as relu, relu_backward as relu_backward
 from plugrad.kernels._sigmoid import sigmoid as sigmoid, sigmoid_backward as sigmoid_backward
+from plugrad.kernels._sigmoid_cross_entropy import (
+    sigmoid_cross_entropy as sigmoid_cross_entropy,
+    sigmoid_cross_entropy_backward as sigmoid_cross_entropy_backward,
+    sigmoid_cross_entropy_value_and_grad as sigmoid_cross_entropy_value_and_grad,
+)
 from plugrad.kernels._silu import silu as silu, silu_backward as silu_backward
 from plugrad.kernels._softmax import softmax as softmax, softmax_backward as softmax_backward
 from plugrad.kernels._softmax_cross_entropy import (
@@ -34,6 +39,7 @@ from plugrad.kernels._softmax_cross_entropy import (
     softmax_cross_entropy_value_and_grad as softmax_cross_entropy_value_and_grad,
 )
 from plugrad.kernels._tanh import tanh as tanh, tanh_backward as tanh_backward
+from plugrad.kernels._top_k_accuracy import top_k_accuracy as top_k_accuracy
 
 MODULES = ("gradcheck", "jacobians", "layers", "optim")
 

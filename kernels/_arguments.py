@@ -350,10 +350,7 @@ def loss_options(
         some_classes(kernel, name, x, index)
     if x.shape[index] == 1:
         _warn_of_one_class()
-    try:
-        options = _checked_options(kernel, index, ignore_index, label_smoothing, reduction)
-    except TypeError:  # of the checks, or because an argument has no hash: then the checks name it
-        options = _checked_options.__wrapped__(kernel, index, ignore_index, label_smoothing, reduction)
+    options = checked_options(kernel, index, ignore_index, label_smoothing, reduction)
     if weight is None:
         return options
     weight = floating(kernel, "weight", weight, backend)
@@ -361,13 +358,26 @@ def loss_options(
         raise ValueError(
             f"{kernel}: weight: expected one weight per class, shape {(x.shape[index],)}, got {weight.shape}"
         )
+    return options._replace(weight=in_dtype_of_loss(kernel, "weight", weight, x, backend))
+
+
+def in_dtype_of_loss(kernel: str, name: str, weight: Any, x: Any, backend: Backend) -> Any:
+    """Weights, the argument called `name`, in the dtype in which the loss of `x` is computed."""
     if weight.dtype != COMPUTE[x.dtype]:
         if backend.recorder is not None:
             expected = f"dtype {COMPUTE[x.dtype]}, in which the loss is computed"
-            raise would_be_converted(f"{kernel}: weight", expected, f"dtype {weight.dtype}")
+            raise would_be_converted(f"{kernel}: {name}", expected, f"dtype {weight.dtype}")
         with np.errstate(all="ignore"):  # a weight that float32 cannot hold becomes infinite, or 0
             weight = weight.astype(COMPUTE[x.dtype])
-    return options._replace(weight=weight)
+    return weight
+
+
+def checked_options(kernel: str, axis: int, ignore_index: Any, label_smoothing: Any, reduction: Any) -> LossOptions:
+    """The options of a loss, but for the weights, checked."""
+    try:
+        return _checked_options(kernel, axis, ignore_index, label_smoothing, reduction)
+    except TypeError:  # of the checks, or because an argument has no hash: then the checks name it
+        return _checked_options.__wrapped__(kernel, axis, ignore_index, label_smoothing, reduction)
 
 
 @functools.cache
@@ -457,21 +467,23 @@ def loss_shape(x: Any, options: LossOptions) -> tuple[int, ...]:
 
 def upstream(kernel: str, dloss: Any, x: Any, options: LossOptions, backend: Backend) -> Any:
     """The gradient of the loss: a Python float, or an array of the backend of the shape of the loss."""
-    shape = loss_shape(x, options)
+    return gradient_of_loss(kernel, dloss, loss_shape(x, options), options.reduction, backend)
+
+
+def gradient_of_loss(kernel: str, dloss: Any, shape: tuple[int, ...], reduction: str, backend: Backend) -> Any:
+    """The gradient of a loss of that shape: a Python float, or an array of the backend."""
     if isinstance(dloss, float | int | np.floating | np.integer):
         if shape:
-            raise ValueError(_upstream_shape(kernel, options, shape, ()))
+            raise ValueError(_upstream_shape(kernel, reduction, shape, ()))
         try:
             return float(dloss)
         except OverflowError as error:
             raise ValueError(f"{kernel}: dloss: expected a number that a float can hold, got {dloss}") from error
     dloss = floating(kernel, "dloss", dloss, backend)
     if dloss.shape != shape:
-        raise ValueError(_upstream_shape(kernel, options, shape, dloss.shape))
+        raise ValueError(_upstream_shape(kernel, reduction, shape, dloss.shape))
     return dloss
 
 
-def _upstream_shape(kernel: str, options: LossOptions, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
-    return (
-        f"{kernel}: dloss: expected the shape of the loss with reduction={options.reduction!r}, {expected}, got {got}"
-    )
+def _upstream_shape(kernel: str, reduction: str, expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    return f"{kernel}: dloss: expected the shape of the loss with reduction={reduction!r}, {expected}, got {got}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugrad.backends import profile, registry, selection
+from plugrad.backends import profile, registry, selection, threads
 from plugrad.tests.conformance.checks import CHECKS, Check
 from plugrad.tests.conformance.selection import not_a_backend, under_test
 from plugrad.tests.conformance.subject import DTYPES, Subject
@@ -58,9 +58,23 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: begins first, so that no worker is left alone with it at the end")
     config.addinivalue_line("markers", "xdist_group(name): these share a worker under --dist loadgroup")
     os.environ[profile.VARIABLE] = profile.OFF
+    _share_processors(config)
     for name in config.getoption("backend") or ():
         if complaint := not_a_backend(name):
             raise pytest.UsageError(complaint)
+
+
+def _share_processors(config: pytest.Config) -> None:
+    """In the slow tests, divide the threads of NumPy's matrix products by the number of workers.
+
+    The threads of OpenBLAS spin while they wait for each other. If there are more of them than processors, they use
+    three times as much time as the products need. The quick tests keep all threads, and so do the processes that tests
+    start, unless they run the conformance suite.
+    """
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers and config.option.markexpr != "not slow" and (blas := threads._blas()):
+        set_number, number = blas
+        set_number(max(1, number() // int(workers)))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

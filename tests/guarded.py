@@ -48,8 +48,8 @@ def calls(subject: Subject, at_end: bool) -> int:
     for kernel, dtype, (rows, classes) in itertools.product(RECORDS.values(), DTYPES, SHAPES):
         plain = cases.sample(kernel, rows, classes, dtype)
         turned = [cases.reshaped(plain, (rows,), 0)] if cases.has_axis(kernel) else []
-        soft = _soft(plain) if cases.is_loss(kernel) else []
-        for case in (plain, *turned, *soft):
+        others = _others(plain) if cases.is_any_loss(kernel) else []
+        for case in (plain, *turned, *others):
             given = {n: guarded(x, at_end) if isinstance(x, np.ndarray) else x for n, x in case.inputs.items()}
             options = {n: guarded(x, at_end) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
             exact = case.expected()
@@ -62,14 +62,14 @@ def calls(subject: Subject, at_end: bool) -> int:
     return made
 
 
-def _soft(plain: Case) -> list[Case]:
-    """The other samples of a loss: a label for each class; weights and a loss for each row."""
+def _others(plain: Case) -> list[Case]:
+    """The other samples of a loss: other labels; weights and a loss for each row or element."""
     case = list(cases.samples(plain.kernel, *_sizes(plain), plain.dtype))
     return case[1:]
 
 
 def _sizes(plain: Case) -> tuple[int, int]:
-    rows = np.size(plain.inputs["t"])
+    rows = len(plain.inputs["t"])
     return rows, plain.inputs["w"].shape[1] if "w" in plain.inputs else plain.inputs[cases.rows_of(plain.kernel)].shape[
         1
     ]

@@ -19,7 +19,7 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import host, threads
-from plugrad.backends.options import DropoutOptions, GeluOptions, LossOptions
+from plugrad.backends.options import BinaryLossOptions, DropoutOptions, GeluOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import KERNELS
 from plugrad.tests.records.dropout import words
@@ -1012,6 +1012,188 @@ def what_the_last_call_left_counts(module: BackendModule) -> None:
         seen.add(workspace)
 
     afterwards(module, LAYER_WITH_LOSS, change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses of elements
+# ---------------------------------------------------------------------------------------------------------------------
+
+OF_ELEMENTS = "sigmoid_cross_entropy_value_and_grad"
+
+
+def with_options_of_elements(
+    module: BackendModule, kernel: str, change: Callable[[BinaryLossOptions], BinaryLossOptions]
+) -> None:
+    """Pass changed options to `kernel`."""
+    sound = getattr(module, kernel)
+
+    def broken(*arguments: Any) -> None:
+        sound(*(change(a) if isinstance(a, BinaryLossOptions) else a for a in arguments))
+
+    setattr(module, kernel, broken)
+
+
+@mutant(OF_ELEMENTS, "options_with_a_label_for_each_element")
+def weights_of_positive_labels_forgotten_where_labels_are_smoothed(module: BackendModule) -> None:
+    with_options_of_elements(
+        module, OF_ELEMENTS, lambda o: o._replace(pos_weight=None) if 0 < o.label_smoothing < 1 else o
+    )
+
+
+@mutant("sigmoid_cross_entropy_backward", "options_with_a_label_for_each_element")
+def labels_of_elements_smoothed_towards_zero(module: BackendModule) -> None:
+    sound = module.sigmoid_cross_entropy_backward
+
+    def broken(dloss: Any, y: Array, t: Array, options: BinaryLossOptions, dx: Array) -> None:
+        counts = t != options.ignore_index if options.ignore_index in (-1, -100) else np.ones(t.shape, bool)
+        kept = np.where(counts, t.astype(np.float64) * (1 - options.label_smoothing), t.astype(np.float64))
+        sound(dloss, y, kept, options._replace(label_smoothing=0.0), dx)
+
+    module.sigmoid_cross_entropy_backward = broken
+
+
+@mutant("sigmoid_cross_entropy", "options_of_many_elements")
+def weights_of_rows_taken_for_weights_of_columns(module: BackendModule) -> None:
+    sound = module.sigmoid_cross_entropy
+
+    def broken(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
+        weight = options.weight
+        if weight is not None and weight.ndim == 2 and weight.shape[1] == 1 and x.size > 2**14:
+            flat = np.resize(weight, x.size)  # repeated along the columns, whatever the shape of the logits
+            options = options._replace(weight=flat.reshape(x.shape))
+        sound(x, t, options, loss, y)
+
+    module.sigmoid_cross_entropy = broken
+
+
+@mutant(OF_ELEMENTS, "labels_outside_of_zero_and_one")
+def labels_cut_to_zero_and_one(module: BackendModule) -> None:
+    sound = getattr(module, OF_ELEMENTS)
+
+    def broken(x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array) -> None:
+        with np.errstate(invalid="ignore"):
+            cut = t if options.ignore_index is not None else np.clip(t, t.dtype.type(0), t.dtype.type(1))
+        sound(x, cut, options, loss, dx)
+
+    setattr(module, OF_ELEMENTS, broken)
+
+
+@mutant(OF_ELEMENTS, "ignored_elements_count_for_nothing")
+def ignored_elements_multiplied_by_zero(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array) -> None:
+        ignored = t == options.ignore_index
+        with np.errstate(all="ignore"):
+            dx[ignored] = (x * np.zeros_like(x))[ignored]
+
+    afterwards(module, OF_ELEMENTS, change)
+
+
+@mutant("sigmoid_cross_entropy", "ignored_elements_count_for_nothing")
+def ignored_elements_counted_in_the_mean(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
+        if options.reduction == "mean" and options.ignore_index is not None:
+            loss *= np.count_nonzero(t != options.ignore_index) / t.size
+
+    afterwards(module, "sigmoid_cross_entropy", change)
+
+
+@mutant("sigmoid_cross_entropy", "where_no_element_counts")
+def mean_over_no_elements(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
+        if options.reduction == "mean" and (t == options.ignore_index).all():
+            loss[...] = np.nan
+
+    afterwards(module, "sigmoid_cross_entropy", change)
+
+
+@mutant(OF_ELEMENTS, "confident_elements_keep_their_accuracy")
+def gradient_of_elements_as_the_difference_from_one(module: BackendModule) -> None:
+    sound = getattr(module, OF_ELEMENTS)
+    forward, backward = module.sigmoid_cross_entropy, module.sigmoid_cross_entropy_backward
+
+    def broken(x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array) -> None:
+        y = np.empty_like(x)
+        forward(x, t, options, loss, y)
+        if options.reduction == "none":
+            backward(np.ones(x.shape, loss.dtype), y, t, options, dx)
+        else:
+            sound(x, t, options, loss, dx)
+
+    setattr(module, OF_ELEMENTS, broken)
+
+
+@mutant("sigmoid_cross_entropy", "confident_elements_keep_their_accuracy")
+def loss_of_elements_by_the_logarithm_of_rounded_probabilities(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
+        if loss.ndim == 1 and t.dtype == np.int8:
+            with np.errstate(all="ignore"):
+                loss[...] = -np.log(np.where(t == 1, y, 1 - y).astype(loss.dtype))
+
+    afterwards(module, "sigmoid_cross_entropy", change)
+
+
+@mutant(OF_ELEMENTS, "in_place_of_the_weights_of_elements")
+def weights_read_after_the_gradient_was_written(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array) -> None:
+        if options.weight is dx and loss.ndim:
+            loss *= options.weight
+
+    afterwards(module, OF_ELEMENTS, change)
+
+
+@mutant(OF_ELEMENTS, "special_numbers")
+def infinite_logits_of_the_right_sign_give_nan(module: BackendModule) -> None:
+    def change(x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array) -> None:
+        if loss.ndim:
+            with np.errstate(all="ignore"):
+                loss += np.where(t == (x > 0), (0 * np.abs(x)).astype(loss.dtype), 0)
+
+    afterwards(module, OF_ELEMENTS, change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accuracies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("top_k_accuracy", "the_order_of_logits")
+def equal_logits_all_among_the_largest(module: BackendModule) -> None:
+    def broken(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        rows = np.moveaxis(x, options.axis, -1).reshape(-1, x.shape[options.axis]).astype(np.float64)
+        label = np.take_along_axis(rows, t.reshape(-1, 1).astype(np.int64), 1)
+        accuracy[...] = (((rows > label).sum(axis=1) < k) & ~np.isnan(rows).any(axis=1)).mean()
+
+    module.top_k_accuracy = broken
+
+
+@mutant("top_k_accuracy", "the_order_of_logits")
+def nan_smaller_than_all_numbers(module: BackendModule) -> None:
+    sound = module.top_k_accuracy
+
+    def broken(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        sound(np.where(np.isnan(x), x.dtype.type(-np.inf), x), t, k, options, accuracy)
+
+    module.top_k_accuracy = broken
+
+
+@mutant("top_k_accuracy", "rows_that_count")
+def ignored_rows_counted_as_wrong(module: BackendModule) -> None:
+    def change(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        if options.ignore_index is not None:
+            accuracy *= np.count_nonzero(t != options.ignore_index) / t.size
+
+    afterwards(module, "top_k_accuracy", change)
+
+
+@mutant("top_k_accuracy", "labels_of_accuracies_that_name_no_class")
+def labels_of_accuracies_wrapped(module: BackendModule) -> None:
+    sound = module.top_k_accuracy
+
+    def broken(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+        wrapped = t if options.ignore_index is not None else t.astype(np.int64) % x.shape[options.axis]
+        sound(x, wrapped, k, options, accuracy)
+
+    module.top_k_accuracy = broken
 
 
 # ---------------------------------------------------------------------------------------------------------------------

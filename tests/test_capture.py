@@ -101,6 +101,12 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     ),
     "loss of labels per class": lambda i: K.softmax_cross_entropy_value_and_grad(i.z, i.q, label_smoothing=0.1),
     "loss of strided": lambda i: K.softmax_cross_entropy_value_and_grad(i.strided, i.t, out=(None, i.z)),
+    "sigmoid_cross_entropy": lambda i: K.sigmoid_cross_entropy(i.z, i.q, pos_weight=i.weight),
+    "sigmoid_cross_entropy_backward": lambda i: K.sigmoid_cross_entropy_backward(i.dz, i.p, i.q, reduction="none"),
+    "sigmoid_cross_entropy_value_and_grad": lambda i: K.sigmoid_cross_entropy_value_and_grad(
+        i.strided, i.q, weight=i.weight, label_smoothing=0.1, out=(None, i.z)
+    ),
+    "top_k_accuracy": lambda i: K.top_k_accuracy(i.z, i.small, 2, ignore_index=3),
     "linear_cross_entropy": lambda i: K.linear_cross_entropy(i.x, i.w, i.b, i.t, max_workspace=500),
     "linear_cross_entropy_value_and_grad": lambda i: K.linear_cross_entropy_value_and_grad(
         i.x, i.w, i.b, i.t, weight=i.weight, ignore_index=1, max_workspace=K.Workspace("1kB")

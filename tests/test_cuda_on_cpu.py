@@ -123,6 +123,8 @@ PARTS: tuple[tuple[list[str], tuple[str, str]], ...] = (
     (["log_softmax", "softmax_backward", "softmax_cross_entropy_backward", "tanh_backward"], ("float16", "float64")),
     (["leaky_relu", "silu_backward", "gelu", "dropout"], ("float16", "float32")),
     (["leaky_relu_backward", "silu", "gelu_backward", "dropout_backward"], ("bfloat16", "float64")),
+    (["sigmoid_cross_entropy", "sigmoid_cross_entropy_backward"], ("bfloat16", "float64")),
+    (["sigmoid_cross_entropy_value_and_grad", "top_k_accuracy"], ("float16", "float32")),
 )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels as K
-from plugrad.backends import trust
+from plugrad.backends import sources, trust
 from plugrad.backends.numba import (
     compiling,
     elementwise,
@@ -697,6 +697,25 @@ print(before, before == [len(function.signatures) for function in found])
     assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
 
 
+def test_warming_up_leaves_nothing_to_compile_for_labels_of_elements() -> None:
+    code = """
+from plugrad.backends.numba import accuracies, binary_losses
+kernels = [K.sigmoid_cross_entropy, K.sigmoid_cross_entropy_backward, K.top_k_accuracy]
+backends.warmup(kernels, dtypes=["float32"])
+found = binary_losses._forward, binary_losses._backward, accuracies._count
+before = [len(function.signatures) for function in found]
+x = x[:40, :30].copy()
+for t in (x * 0, x > 0, (x > 0).astype(np.uint8), np.zeros(x.shape), np.zeros(x.shape, np.float16)):
+    for reduction in ("mean", "none"):
+        _, y = K.sigmoid_cross_entropy(x, t, reduction=reduction, weight=np.ones(30), ignore_index=-1)
+        K.sigmoid_cross_entropy_value_and_grad(x, t, reduction=reduction)
+        K.sigmoid_cross_entropy_backward(x if reduction == "none" else 1.0, y, t, reduction=reduction)
+K.top_k_accuracy(x, np.zeros(30, np.int8), 2, axis=0)
+print(before, before == [len(function.signatures) for function in found])
+"""
+    assert python(code).splitlines()[0] == "[2, 2, 1] True"
+
+
 def test_every_kernel_can_be_compiled_ahead() -> None:
     with backends.use("numba"):
         backends.warmup(dtypes=[np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
@@ -797,7 +816,7 @@ def test_the_message_names_what_another_user_owns(tmp_path: Path, monkeypatch: p
         os.chown(path, 65534, 65534)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 1)
-    monkeypatch.setattr(trust, "__file__", "/")  # owned by root
+    monkeypatch.setattr(sources, "place", lambda: Path("/"))  # owned by root
     assert trust.untrusted(path) == f"{path} belongs to another user"
 
 
@@ -814,14 +833,17 @@ def test_the_message_names_what_a_group_can_write_to(tmp_path: Path) -> None:
 
 
 def test_code_of_another_version_of_the_source_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = tmp_path / "compiling.py"
-    source.write_text("one")
-    monkeypatch.setattr(compiling, "__file__", str(source))
-    stamp = compiling._stamp.__wrapped__
-    before = stamp()
-    assert stamp() == before
-    (tmp_path / "losses.py").write_text("what others call")
-    assert stamp() != before
+    folder = tmp_path / "stamped"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    before = sources.stamp("stamped")
+    assert sources.stamp("stamped") == before
+    (folder / "losses.py").write_text("what others call")
+    assert sources.stamp("stamped") != before
+    assert compiling._stamp() == sources.stamp("plugrad.backends.numba") != before
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # no sources: the program tells
+    assert sources.stamp("stamped") == sources.stamp("plugrad.backends.numba") != before
 
 
 def test_code_for_other_types_is_not_run(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_results_do_not_depend_on_the_blocks(
 )
 def test_with_out_no_allocation_grows_with_the_batch(kernel: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool.threads, "count", lambda: 1)  # with two threads the peak would depend on timing
-    if "t" not in kernel.arguments:  # labels are read half a million rows at a time
+    if "t" not in kernel.arguments or "pos_weight" in kernel.options:  # class indices are read half a million at a time
         monkeypatch.setattr(blocks, "BLOCK", blocks.BLOCK // 8)
 
     cut, counts = blocks.cut, [0]
@@ -247,7 +247,7 @@ def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> N
         for name, kernel in RECORDS.items():
             inputs = sample(kernel, 2, 4)
             for position, x in enumerate(inputs):
-                if isinstance(x, np.ndarray) and x.shape == bad.shape:
+                if isinstance(x, np.ndarray) and x.shape == bad.shape and kernel.arguments[position] != "t":
                     kernel.function(*inputs[:position], bad, *inputs[position + 1 :], **kernel.given)
             assert np.geterr()["over"] == "raise", name
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import plugrad
+from plugrad.tests import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
@@ -110,6 +111,27 @@ def test_importing_the_kernels_adds_little_to_numpy(tmp_path: Path) -> None:
     slow = {"numba", "cupy", "ml_dtypes", "asyncio", "concurrent", "decimal", "fractions", "inspect"}
     slow |= {"importlib", "json", "logging", "platform", "signal", "subprocess", "tomllib", "unittest", "urllib"}
     assert not added & slow
+
+
+def test_it_works_from_an_archive_and_keeps_what_it_compiles(distributions: dict[str, Path], tmp_path: Path) -> None:
+    archive = tmp_path / "plugrad.zip"
+    shutil.copy(distributions["wheel"], archive)
+    code = """
+        import warnings
+        warnings.simplefilter("error")
+        import plugrad
+        from plugrad import backends, kernels as K
+        print(plugrad.__file__)
+        for name in ("numpy", "numba"):
+            with backends.use(name):
+                print(K.softmax([[0.0, 0.0]]))
+        """
+    first, second = (
+        processes.python(code, archive, XDG_CACHE_HOME=str(tmp_path / "cache"), NUMBA_CACHE_DIR="") for _ in "12"
+    )
+    assert first.stdout == second.stdout == f"{archive}/plugrad/__init__.py\n[[0.5 0.5]]\n[[0.5 0.5]]\n", first.stderr
+    assert "the code is kept for next time" in first.stderr
+    assert second.stderr == ""
 
 
 def test_what_ci_installs_is_pinned_with_hashes() -> None:

@@ -9,7 +9,7 @@ import pytest
 from plugrad.kernels import KERNELS, gradcheck, jacobians, layers, optim
 
 # Parameters with a default that may be passed by position, as the README shows them.
-POSITIONAL = {"b", "lr", "t", "dloss", "p", "rng"}
+POSITIONAL = {"b", "k", "lr", "t", "dloss", "p", "rng"}
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -27,10 +27,10 @@ def check(t: Array, classes: int, options: LossOptions) -> None:
             bad &= t[index] != options.ignore_index
         if bad.any():
             row = np.unravel_index(bad.argmax(), bad.shape)
-            raise bad_label(int(t[index][row]), _place(index, row), classes, options)
+            raise bad_label(int(t[index][row]), place_of(index, row), classes, options)
 
 
-def _place(index: Index, row: tuple[np.intp, ...]) -> tuple[int, ...]:
+def place_of(index: Index, row: tuple[np.intp, ...]) -> tuple[int, ...]:
     """The indices in the whole array of element `row` of the block at `index`."""
     within = tuple(map(int, row))
     if index is ...:

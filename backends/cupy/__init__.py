@@ -20,7 +20,7 @@ NATIVE = None  # the device of every array is checked
 _HOOKS = ("asarray", "empty", "overlap", "take", "to_numpy")
 
 # The modules that define the kernels, imported when one is asked for.
-_MODULES = ("elementwise", "kernels", "products", "last_layer")
+_MODULES = ("elementwise", "accuracies", "binary_losses", "kernels", "products", "last_layer")
 
 INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of CUDA 12)"
 

@@ -12,14 +12,16 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cupy
 
+from plugrad.backends.sources import named
 from plugrad.backends.trust import untrusted, untrusted_part
 
-SOURCES = Path(__file__).parent / "cuda"
+SOURCES = files(__package__) / "cuda"
 OPTIONS = ("-std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-fmad=true")
 
 
@@ -94,7 +96,7 @@ def _compile(instance: Instance, architecture: str) -> tuple[bytes, str]:
 @functools.cache
 def sources(file: str) -> tuple[str, dict[bytes, bytes]]:
     """The text of a source, and all headers by name."""
-    headers = sorted(SOURCES.glob("*.cuh"))
+    headers = named(SOURCES, ".cuh")
     return (SOURCES / file).read_text(), {header.name.encode(): header.read_bytes() for header in headers}
 
 

@@ -7,7 +7,6 @@ the kernel and, here, the function of the backend with its name. Kernels with op
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ import numpy as np
 from plugrad.backends import normal
 from plugrad.backends.contract import Elementwise, ElementwiseBackward
 from plugrad.backends.cupy.arrays import Array
-from plugrad.backends.cupy.compiling import Instance, kernel
+from plugrad.backends.cupy.compiling import SOURCES, Instance, kernel
 from plugrad.backends.cupy.rows import ACCESS, MOST_BLOCKS, contiguous, macros, widest, write_contiguous
 from plugrad.backends.options import FLOAT64, GELU_A, GELU_B, PHILOX, DropoutOptions, GeluOptions, LeakyReluOptions
 
 THREADS = 256  # the launch bounds of the kernels
-SOURCE = (Path(__file__).parent / "cuda" / "elementwise.cu").read_text()
+SOURCE = (SOURCES / "elementwise.cu").read_text()
 NAMES = tuple(re.findall(r"^MAP\w*\((\w+), ", SOURCE, re.MULTILINE))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cupy import elementwise, labels, products, rows
+from plugrad.backends.cupy import accuracies, binary_losses, elementwise, labels, products, rows
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.labels import LossArguments
@@ -182,6 +182,10 @@ def instances(name: str, dtype: np.dtype[Any]) -> Instances:
         yield from rows.instances(operation, dtype)
     if hasattr(elementwise, name):
         yield from elementwise.instances(dtype)
+    if name == "top_k_accuracy":
+        yield from accuracies.instances(dtype)
+    if name.startswith("sigmoid_cross_entropy"):
+        yield from binary_losses.instances(dtype)
     if name.startswith("affine"):
         yield from products.instances(dtype)
     if "cross_entropy" in name:

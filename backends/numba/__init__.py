@@ -31,7 +31,7 @@ SPACE = {"RLIMIT_AS": ("address space", 0, 1024), "RLIMIT_DATA": ("data", 5, 768
 
 def __getattr__(name: str) -> Any:
     """A kernel, or an update of optimizers, by name; imports numba."""
-    is_module = (Path(__file__).parent / f"{name}.py").exists()  # one that is just being imported
+    is_module = f"{__name__}.{name}" in sys.modules or find_spec(f"{__name__}.{name}")  # just being imported
     if not is_module and not name.startswith("__"):
         from plugrad.backends.numba import compiling, kernels
 

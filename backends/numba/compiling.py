@@ -7,14 +7,12 @@ next to the source, or where that cannot be written to, in the user's cache fold
 import contextlib
 import functools
 import glob
-import hashlib
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +22,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from plugrad.backends import log
+from plugrad.backends import log, sources
 from plugrad.backends.trust import untrusted, untrusted_part
 
 # Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
@@ -72,8 +70,7 @@ def load_compiler() -> None:
 @functools.cache
 def _stamp() -> bytes:
     """The hash of the sources of this backend: a function is compiled again when one that it calls has changed."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
+    return sources.stamp(__package__)
 
 
 class _Cache(FunctionCache):
@@ -81,6 +78,10 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        try:
+            self._impl.locator.ensure_cache_path()  # in an archive numba itself does so later
+        except OSError as error:
+            raise RuntimeError(str(error)) from error
         # The path is resolved once, so that the folder that is checked is the one that is used.
         self._cache_path = os.path.realpath(self.cache_path)
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _stamp())

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from plugrad.backends.cpu import floating_point
 from plugrad.backends.numba import thread_count
 from plugrad.backends.numba.compiling import compiled
 
@@ -76,6 +77,7 @@ class _Job:
         self.errors: list[BaseException] = []  # of helpers; those that arrive late add no errors
         self.board = np.zeros(1, np.int64)  # a number that changes when a helper leaves
         self.bell: SimpleQueue[None] = SimpleQueue()  # rung after that
+        self.mode = floating_point.mode()
 
     def work(self) -> None:
         """Compute pieces while there are any."""
@@ -90,6 +92,7 @@ class _Job:
         """Compute pieces for the thread whose job it is."""
         self.helpers.append(None)  # before it takes a piece, so that the caller waits for it
         try:
+            floating_point.set_mode(self.mode)
             self.work()
         except BaseException as error:
             self.errors.append(error)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from plugrad.backends.numba import column_sums, kernels, targets, team, tiling
-from plugrad.backends.options import COMPUTE, LossOptions
+from plugrad.backends.options import COMPUTE, BinaryLossOptions, LossOptions
 from plugrad.backends.workspace import Workspace
 
 
@@ -34,8 +34,8 @@ def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> 
     """Arguments for each compiled form of a function."""
     names = inspect.signature(function).parameters
     kind = names["options"].annotation if "options" in names else None
-    if kind is LossOptions:
-        for t, options in _labels(function.__name__, classes, COMPUTE[dtype]):
+    if kind in (LossOptions, BinaryLossOptions):
+        for t, options in _labels(function.__name__, classes, dtype):
             arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options, "workspace": Workspace(2**20)}
             yield {name: arguments[name] for name in names}
     else:
@@ -58,12 +58,30 @@ def _arrays(inputs: int, outputs: int, dtype: np.dtype[Any]) -> dict[str, Any]:
     shapes |= {"x": (2, inputs), "dx": (2, inputs), "w": (inputs, outputs), "dw": (inputs, outputs)}
     shapes |= {"b": (outputs,), "db": (outputs,)}
     arrays: dict[str, Any] = {name: np.ones(shape, dtype) for name, shape in shapes.items()}
-    return arrays | {"axis": 1, "dloss": 1.0, "loss": np.empty((), COMPUTE[dtype])}
+    arrays |= {"loss": np.empty((), COMPUTE[dtype]), "accuracy": np.empty(())}
+    return arrays | {"axis": 1, "dloss": 1.0, "k": 1}
 
 
-def _labels(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions]]:
+def _labels(kernel: str, classes: int, dtype: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions | BinaryLossOptions]]:
+    """Labels and options for each compiled form of a kernel."""
+    if kernel.startswith("sigmoid_cross_entropy"):
+        yield from _labels_of_elements(kernel, classes, dtype)
+    elif kernel == "top_k_accuracy":
+        yield np.zeros(2, np.int64), LossOptions(kernel, 1, None, None, 0.0, "mean")
+    else:
+        yield from _labels_of_rows(kernel, classes, COMPUTE[dtype])
+
+
+def _labels_of_rows(kernel: str, classes: int, compute: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions]]:
     """Class indices, without and with smoothing, and labels for each class."""
     plain = LossOptions(kernel, 1, None, None, 0.0, "mean")
     yield np.zeros(2, np.int64), plain
     yield np.zeros(2, np.int64), plain._replace(label_smoothing=0.1, ignore_index=-1)
     yield np.ones((2, classes), compute), plain
+
+
+def _labels_of_elements(kernel: str, classes: int, dtype: np.dtype[Any]) -> Iterator[tuple[Any, BinaryLossOptions]]:
+    """Labels of each element: integers, and numbers of the dtypes of the logits and of what is computed in."""
+    options = BinaryLossOptions(kernel, None, None, None, 0.0, "mean")
+    for kind in dict.fromkeys((np.dtype(np.int64), dtype, COMPUTE[dtype])):
+        yield np.ones((2, classes), kind), options

@@ -18,14 +18,23 @@ from plugrad.backends.numpy import (
     cross_entropy,
     elementwise,
     linear_cross_entropy,
+    sigmoid_cross_entropy,
     softmax,
     softmax_cross_entropy,
+    top_k_accuracy,
     updates,
 )
 from plugrad.backends.numpy.softmax_cross_entropy import PREPARED
 
 _KERNELS = kernel_functions(
-    affine, cross_entropy, elementwise, linear_cross_entropy, softmax, softmax_cross_entropy
+    affine,
+    cross_entropy,
+    elementwise,
+    linear_cross_entropy,
+    sigmoid_cross_entropy,
+    softmax,
+    softmax_cross_entropy,
+    top_k_accuracy,
 )  # a new kernel in one of these modules needs nothing here
 
 __all__ = list(_KERNELS)

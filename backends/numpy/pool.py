@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from plugrad.backends import threads
-from plugrad.backends.cpu import blocks
+from plugrad.backends.cpu import blocks, floating_point
 from plugrad.backends.cpu.blocks import Array
 
 if TYPE_CHECKING:
@@ -143,10 +143,12 @@ def _with_helpers(work: Callable[[], None], stop: Callable[[], None], helpers: i
     """
     arrived, left, bell = deque[None](), deque[None](), SimpleQueue[None]()
     errors: list[BaseException] = []
+    mode = floating_point.mode()
 
     def help_out() -> None:
         arrived.append(None)
         try:
+            floating_point.set_mode(mode)
             work()
         except BaseException as error:
             errors.append(error)

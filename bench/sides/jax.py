@@ -45,6 +45,16 @@ def _softmax_cross_entropy_backward(axis: int, dloss: Any, y: Any, t: Any) -> An
     return (y - jax.nn.one_hot(t, y.shape[axis], axis=axis, dtype=y.dtype)) * (dloss / t.size)
 
 
+def _sigmoid_cross_entropy(axis: int, x: Any, t: Any) -> Any:
+    return -(t * jax.nn.log_sigmoid(x) + (1 - t) * jax.nn.log_sigmoid(-x)).mean()
+
+
+def _top_k_accuracy(axis: int, x: Any, t: Any, k: Any) -> Any:
+    """By ranks, since `jax.lax.top_k` would need the number of the largest logits when it is compiled."""
+    label = jnp.take_along_axis(x, jnp.expand_dims(t, axis), axis)
+    return ((x > label).sum(axis) < k).mean()
+
+
 def _linear_cross_entropy(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
     return _softmax_cross_entropy(axis, x @ w + b, t)
 
@@ -76,6 +86,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first argument is the axis o
     "affine_backward": lambda axis, dy, x, w: (dy @ w.T, x.T @ dy, dy.sum(0)),
     "cross_entropy": _cross_entropy,
     "cross_entropy_backward": lambda axis, dloss, p, t: dloss * jax.grad(_cross_entropy, 1)(axis, p, t),
+    "sigmoid_cross_entropy": lambda axis, x, t: (_sigmoid_cross_entropy(axis, x, t), jax.nn.sigmoid(x)),
+    "sigmoid_cross_entropy_backward": lambda axis, dloss, y, t: (y - t) * (dloss / t.size),
+    "sigmoid_cross_entropy_value_and_grad": jax.value_and_grad(_sigmoid_cross_entropy, 1),
+    "top_k_accuracy": _top_k_accuracy,
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
     "softmax_cross_entropy": lambda axis, x, t: (_softmax_cross_entropy(axis, x, t), jax.nn.softmax(x, axis)),

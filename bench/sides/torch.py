@@ -73,6 +73,12 @@ def _softmax_cross_entropy_value_and_grad(axis: int, x: Any, t: Any) -> Any:
     return loss.detach(), torch.autograd.grad(loss, x)[0]
 
 
+def _sigmoid_cross_entropy_value_and_grad(axis: int, x: Any, t: Any) -> Any:
+    x.requires_grad_()
+    loss = functional.binary_cross_entropy_with_logits(x, t)
+    return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+
 def _linear_cross_entropy(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
     return functional.cross_entropy(functional.linear(x, w, b), t)
 
@@ -111,6 +117,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softmax_cross_entropy": lambda axis, x, t: (functional.cross_entropy(x, t), torch.softmax(x, axis)),
     "softmax_cross_entropy_backward": _softmax_cross_entropy_backward,
     "softmax_cross_entropy_value_and_grad": _softmax_cross_entropy_value_and_grad,
+    "sigmoid_cross_entropy": lambda axis, x, t: (
+        functional.binary_cross_entropy_with_logits(x, t),
+        torch.sigmoid(x),
+    ),
+    "sigmoid_cross_entropy_backward": lambda axis, dloss, y, t: (y - t).mul_(dloss / t.numel()),
+    "sigmoid_cross_entropy_value_and_grad": _sigmoid_cross_entropy_value_and_grad,
+    "top_k_accuracy": lambda axis, x, t, k: (x.topk(k, axis).indices == t.unsqueeze(axis)).any(axis).double().mean(),
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
 }

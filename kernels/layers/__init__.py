@@ -16,7 +16,7 @@ from plugrad.kernels.layers._activations import Gelu, LeakyRelu, Relu, Sigmoid, 
 from plugrad.kernels.layers._affine import Affine, MatMul
 from plugrad.kernels.layers._dropout import Dropout
 from plugrad.kernels.layers._layer import Layer
-from plugrad.kernels.layers._losses import CrossEntropy, Loss, SoftmaxWithLoss
+from plugrad.kernels.layers._losses import CrossEntropy, Loss, SigmoidWithLoss, SoftmaxWithLoss
 from plugrad.kernels.layers._sequential import Sequential
 from plugrad.kernels.layers._training import TrainingStep
 
@@ -32,6 +32,7 @@ __all__ = [
     "Relu",
     "Sequential",
     "Sigmoid",
+    "SigmoidWithLoss",
     "Silu",
     "Softmax",
     "SoftmaxWithLoss",

@@ -2,12 +2,13 @@
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from plugrad.backends import Backend
-from plugrad.backends.options import COMPUTE
+from plugrad.backends.options import COMPUTE, BinaryLossOptions
 from plugrad.backends.selection import backend_for, recorder, refuse_in_capture
 from plugrad.kernels._arguments import (
     REDUCTIONS,
@@ -16,10 +17,16 @@ from plugrad.kernels._arguments import (
     Loss as LossValue,
     fill,
     floating,
+    gradient_of_loss,
     loss_options,
     upstream,
 )
 from plugrad.kernels._cross_entropy import cross_entropy, cross_entropy_backward
+from plugrad.kernels._sigmoid import sigmoid
+from plugrad.kernels._sigmoid_cross_entropy import (
+    sigmoid_cross_entropy_backward,
+    sigmoid_cross_entropy_value_and_grad,
+)
 from plugrad.kernels._softmax import softmax
 from plugrad.kernels._softmax_cross_entropy import softmax_cross_entropy_value_and_grad
 from plugrad.kernels.jacobians import softmax_jacobian
@@ -67,8 +74,9 @@ class Loss(ComputingLayer):
         }
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(Loss).parameters
-        given = (f"{key}={value!r}" for key, value in self.options.items() if value is not parameters[key].default)
+        parameters = inspect.signature(Loss).parameters  # an option that is not among them is None by default
+        defaults = {key: parameters[key].default if key in parameters else None for key in self.options}
+        given = (f"{key}={value!r}" for key, value in self.options.items() if value is not defaults[key])
         return f"{type(self).__name__}({', '.join(given)})"
 
     @abstractmethod
@@ -86,6 +94,10 @@ class Loss(ComputingLayer):
             ones = backend.empty(loss.shape, COMPUTE[x.dtype])
             fill("", 1, (ones,), backend)
             return ones
+        return self._checked(dloss, x, backend)
+
+    def _checked(self, dloss: Any, x: Any, backend: Backend) -> Any:
+        """Check the gradient of the loss of `x`."""
         name = type(self).__name__
         return upstream(name, dloss, x, loss_options(name, "x", x, backend=backend, **self.options), backend)
 
@@ -137,32 +149,21 @@ class CrossEntropy(Loss):
         return dp
 
 
-class SoftmaxWithLoss(Loss):
-    """Softmax and cross-entropy in one, for logits; the gradient is ``(y - t) / N`` of the mean.
+class _LossOfLogits(Loss):
+    """A loss whose gradient comes with it, by one kernel."""
 
-    Parameters
-    ----------
-    axis, weight, ignore_index, label_smoothing, reduction
-        As for `plugrad.kernels.softmax_cross_entropy`.
-
-    Examples
-    --------
-    >>> from plugrad.kernels import layers
-    >>> layer = layers.SoftmaxWithLoss()
-    >>> loss = layer.forward([[0.0, 0.0]], [1])
-    >>> layer.backward()
-    array([[ 0.5, -0.5]])
-    """
+    _value_and_grad: Callable[..., Any]  # that kernel, as a static method
 
     @errors_name_layer
     def forward(self, x: ArrayLike, t: ArrayLike | None = None) -> LossValue:
-        """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient."""
+        """Compute the loss of logits `x` for labels `t`, and its gradient."""
         self.forget()
         backend = backend_for(x)
-        logits = floating("softmax_cross_entropy_value_and_grad", "x", x, backend)
+        logits = floating(self._value_and_grad.__name__, "x", x, backend)
         labels: Any = t  # None is refused by the kernel
         out = self._gradients.take(backend, logits.shape, logits.dtype)
-        loss, dx = softmax_cross_entropy_value_and_grad(logits, labels, out=out, **self.options)
+        loss: LossValue
+        loss, dx = self._value_and_grad(logits, labels, out=out, **self.options)
         self._name_call(backend)
         self._saved = logits, labels, loss, dx
         return loss
@@ -186,8 +187,7 @@ class SoftmaxWithLoss(Loss):
             dloss = self._upstream(dloss, x, loss)  # refuses what would be converted
         with recording.paused():
             dx = self._scaled(dloss, x, t, loss)
-        name = "softmax_cross_entropy_value_and_grad"  # the kernel that it calls
-        recording.record(name, self._scale_again, (dx, dloss, x, t, loss), (dx,))
+        recording.record(self._value_and_grad.__name__, self._scale_again, (dx, dloss, x, t, loss), (dx,))
         return dx
 
     def _scale_again(self, dx: Any, dloss: Any, x: Any, t: Any, loss: Any) -> None:
@@ -197,13 +197,43 @@ class SoftmaxWithLoss(Loss):
         """Compute the gradient of the logits from an upstream gradient."""
         # In 16 bits the gradient may have underflowed, which no factor can undo.
         wide = x.astype(COMPUTE[x.dtype], copy=False)
-        _, dx = softmax_cross_entropy_value_and_grad(wide, t, **self.options)
+        _, dx = self._value_and_grad(wide, t, **self.options)
         with np.errstate(all="ignore"):
             dx = dx if _is_one(dloss) else dx * self._factors(self._upstream(dloss, x, loss), x, t)
-            return dx.astype(x.dtype, copy=False)
+            scaled: Array = dx.astype(x.dtype, copy=False)
+            return scaled
+
+    @abstractmethod
+    def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
+        """Return the upstream gradient in a form that broadcasts to the gradient."""
+
+    @abstractmethod
+    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any) -> Array:
+        """Compute the gradient from the result of the activation."""
+
+
+class SoftmaxWithLoss(_LossOfLogits):
+    """Softmax and cross-entropy in one, for logits; the gradient is ``(y - t) / N`` of the mean.
+
+    Labels are indices, one-hot or probabilities.
+
+    Parameters
+    ----------
+    axis, weight, ignore_index, label_smoothing, reduction
+        As for `plugrad.kernels.softmax_cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.SoftmaxWithLoss()
+    >>> loss = layer.forward([[0.0, 0.0]], [1])
+    >>> layer.backward()
+    array([[ 0.5, -0.5]])
+    """
+
+    _value_and_grad = staticmethod(softmax_cross_entropy_value_and_grad)
 
     def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
-        """Return the upstream gradient in a form that broadcasts to the gradients of all rows."""
         axis, ignore, backend = self.options["axis"] % x.ndim, self.options["ignore_index"], backend_for(x)
         rows = x.shape[:axis] + x.shape[axis + 1 :]
         if ignore is not None:  # rows that do not count get 0 even where the upstream gradient is infinite
@@ -218,6 +248,61 @@ class SoftmaxWithLoss(Loss):
         y = softmax(wide, axis=self.options["axis"])
         dy = cross_entropy_backward(dloss, y, t, **self.options)
         dx: Array = gradient_along(self.options["axis"], dy, y, softmax_jacobian).astype(x.dtype, copy=False)
+        return dx
+
+
+class SigmoidWithLoss(_LossOfLogits):
+    """Sigmoid and binary cross-entropy in one, for logits that are two classes each, such as those of several labels.
+
+    The gradient is ``(y - t) / N`` of the mean. Labels lie in [0, 1], one for each logit.
+
+    Parameters
+    ----------
+    weight, pos_weight, ignore_index, label_smoothing, reduction
+        As for `plugrad.kernels.sigmoid_cross_entropy`.
+
+    Examples
+    --------
+    >>> from plugrad.kernels import layers
+    >>> layer = layers.SigmoidWithLoss()
+    >>> loss = layer.forward([[0.0, 0.0]], [[0, 1]])
+    >>> layer.backward()
+    array([[ 0.25, -0.25]])
+    """
+
+    _value_and_grad = staticmethod(sigmoid_cross_entropy_value_and_grad)
+
+    def __init__(
+        self,
+        *,
+        weight: ArrayLike | None = None,
+        pos_weight: ArrayLike | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
+        del self.options["axis"]
+        self.options["pos_weight"] = pos_weight
+
+    def _checked(self, dloss: Any, x: Any, backend: Backend) -> Any:
+        shape, reduction = x.shape, self.options["reduction"]
+        return gradient_of_loss(type(self).__name__, dloss, shape if reduction == "none" else (), reduction, backend)
+
+    def _factors(self, dloss: Any, x: Any, t: Any) -> Any:
+        backend = backend_for(x)
+        labels = backend.take("t", t)
+        ignored = BinaryLossOptions("", None, None, self.options["ignore_index"], 0.0, "").ignored_label(labels.dtype)
+        if ignored is None:
+            return dloss
+        each = backend.empty(x.shape, COMPUTE[x.dtype])  # elements that do not count get 0 even from infinity
+        each[...] = dloss
+        each[labels == ignored] = 0
+        return each
+
+    def _backward_by_jacobian(self, dloss: Any, x: Any, t: Any) -> Array:
+        wide = x.astype(COMPUTE[x.dtype], copy=False)  # the Jacobian of a loss of elements is its gradient
+        dx: Array = sigmoid_cross_entropy_backward(dloss, sigmoid(wide), t, **self.options).astype(x.dtype, copy=False)
         return dx
 
 

@@ -5,6 +5,7 @@ Floating-Point Arithmetic", 2018, section 2.3.2). The exact values are mpmath's.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import mpmath
 import numpy as np
 
 from plugrad import backends
-from plugrad.tests.conformance.cases import has_axis, is_loss
+from plugrad.tests.conformance.cases import has_axis, is_any_loss, is_binary, is_loss
 from plugrad.tests.conformance.subject import DTYPES, Case, Subject, as_tuple, epsilon, finfo, loss_dtype
 from plugrad.tests.records import RECORDS, Record
 
@@ -46,7 +47,7 @@ class Sample:
 
     def case(self) -> Case:
         """The call that is judged."""
-        if is_loss(self.kernel):
+        if is_any_loss(self.kernel):
             return Case(self.kernel, {"x": self.x, "t": self.t}, {"reduction": "none"}, about=str(self))
         inputs = {"x": self.x, "dy": np.ones_like(self.x)}
         return Case(self.kernel, {n: inputs[n] for n in self.kernel.arguments}, self.options, about=str(self))
@@ -54,7 +55,7 @@ class Sample:
     @property
     def wanted(self) -> DType:
         """The dtype of the results."""
-        return loss_dtype(self.dtype) if is_loss(self.kernel) else self.dtype
+        return loss_dtype(self.dtype) if is_any_loss(self.kernel) else self.dtype
 
     def errors(self, results: Any) -> Any:
         """The error of each result, in ulp of what the budget names."""
@@ -97,28 +98,32 @@ def sample(
     t = rng.integers(0, classes, rows)
     if is_loss(kernel):
         t[::2] = x[::2].astype(np.float64).argmax(axis=1)  # half of them are predicted rightly
+    elif is_binary(kernel):
+        t = rng.choice(np.array([0.0, 0.25, 1.0]).astype(dtype), x.shape)
+        t[::2] = x[::2] > 0
     exact: list[Any] = []
     scale: list[float] = []
     shares: list[float] = []
     with mpmath.workdps(DIGITS):
         for row, label in zip(x.astype(np.float64), t, strict=True):
             numbers = [mpmath.mpf(float(v)) for v in row]
-            results = kernel.exact(mpmath, numbers, int(label), **options)
+            of_row = [mpmath.mpf(float(v)) for v in label] if is_binary(kernel) else int(label)
+            results = kernel.exact(mpmath, numbers, of_row, **options)
             exact += results
-            scale += _scale(numbers, results, kernel.budget.of)
+            scale += _scale([float(v) for v in row], results, kernel.budget.of)
             shares += _shares(numbers, results, kernel.budget.of, dtype)
     return Sample(kernel, dtype, classes, span, x, t, exact, scale, shares, options)
 
 
-def _scale(row: list[Any], results: list[Any], of: str) -> list[float]:
-    """The numbers whose ulp the errors of the results are counted in."""
+def _scale(row: list[float], results: list[Any], of: str) -> list[float]:
+    """The numbers whose ulp the errors of the results are counted in; as an ulp is a power of 2, float64 suffices."""
     if of == "upstream":
         return [max(1.0, float(abs(value))) for value in results]
     if of != "logits":
         return [float(value) for value in results]
     top = max(row)
-    log = top + mpmath.log(mpmath.fsum(mpmath.exp(v - top) for v in row))
-    return [max(1.0, float(abs(log)), *(float(abs(v)) for v in row))] * len(results)
+    log = top + math.log(math.fsum(math.exp(v - top) for v in row))
+    return [max(1.0, abs(log), *map(abs, row))] * len(results)
 
 
 def _shares(row: list[Any], results: list[Any], of: str, dtype: DType) -> list[float]:
@@ -136,7 +141,7 @@ def judged() -> list[Record]:
 def textbook(kernel: Record, x: Any, t: Any) -> Any:
     """The textbook formula, in the dtype of the logits; of a loss, which is a mean, row by row."""
     with np.errstate(all="ignore"):
-        if not is_loss(kernel):
+        if not is_any_loss(kernel):
             return kernel.textbook(x)
         return np.array([as_tuple(kernel.textbook(x[i : i + 1], t[i : i + 1]))[0] for i in range(len(t))])
 
@@ -171,14 +176,20 @@ def _torch() -> Implementation | None:
         "log_softmax": lambda x, t: torch.log_softmax(x, 1),
         "softmax_cross_entropy": lambda x, t: functional.cross_entropy(x, t, reduction="none"),
     }
-    calls["softmax_cross_entropy_value_and_grad"] = calls["softmax_cross_entropy"]
+    calls["sigmoid_cross_entropy"] = lambda x, t: functional.binary_cross_entropy_with_logits(x, t, reduction="none")
+    for name in ("softmax_cross_entropy", "sigmoid_cross_entropy"):
+        calls[f"{name}_value_and_grad"] = calls[name]
 
     def call(kernel: Record, x: Any, t: Any) -> Any:
         if kernel.name not in calls:
             return None
-        is_bfloat16 = x.dtype.name == "bfloat16"
-        given = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(x)
-        return calls[kernel.name](given, torch.from_numpy(t)).double().numpy()
+        given = [
+            torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+            if a.dtype.name == "bfloat16"
+            else torch.from_numpy(a)
+            for a in (x, t)
+        ]
+        return calls[kernel.name](*given).double().numpy()
 
     return call
 
@@ -187,8 +198,8 @@ def _ours(subject: Subject) -> Implementation:
     def call(kernel: Record, x: Any, t: Any) -> Any:
         if not subject.has(kernel.name):
             return None
-        arguments = [subject.array(a) for a in (x, t)][: 2 if is_loss(kernel) else 1]
-        options = {"reduction": "none"} if is_loss(kernel) else {}
+        arguments = [subject.array(a) for a in (x, t)][: 2 if is_any_loss(kernel) else 1]
+        options = {"reduction": "none"} if is_any_loss(kernel) else {}
         with backends.use(subject.name):
             return subject.numpy(as_tuple(kernel.function(*arguments, **options))[0])
 

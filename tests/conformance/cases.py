@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.tests.conformance.subject import Case, Subject, loss_dtype
+from plugrad.tests.conformance.subject import Case, Subject, loss_dtype, result_dtype as result_dtype
 from plugrad.tests.records import RECORDS, Record
 
 FLOAT32 = np.dtype(np.float32)
@@ -24,9 +24,24 @@ LARGE = ((90_000, 10), (1_100, 1_001))
 INDICES, ONE_HOT, SOFT = "class indices", "one-hot labels", "soft labels"
 
 
-def is_loss(kernel: Record) -> bool:
-    """Whether the kernel has the options of a loss."""
+def is_any_loss(kernel: Record) -> bool:
+    """Whether the kernel is a loss, or the gradient of one: of rows of classes, or of single elements."""
     return "reduction" in kernel.options
+
+
+def is_binary(kernel: Record) -> bool:
+    """Whether the kernel is a loss of each element by itself, which has a label in [0, 1], or the gradient of one."""
+    return "pos_weight" in kernel.options
+
+
+def is_loss(kernel: Record) -> bool:
+    """Whether the kernel is a loss of rows of classes, or the gradient of one."""
+    return is_any_loss(kernel) and not is_binary(kernel)
+
+
+def is_accuracy(kernel: Record) -> bool:
+    """Whether the kernel compares class indices with the largest logits."""
+    return kernel.results == ("accuracy",)
 
 
 def has_axis(kernel: Record) -> bool:
@@ -59,9 +74,11 @@ def sample(kernel: Record, rows: int, classes: int, dtype: np.dtype[Any], seed: 
 
 
 def samples(kernel: Record, rows: int, classes: int, dtype: np.dtype[Any]) -> Iterator[Case]:
-    """The sample; for losses also one with a number for each class as labels, and one with a loss for each row."""
+    """The sample; for losses also one with other labels, and one with weights and a loss for each row or element."""
     plain = sample(kernel, rows, classes, dtype)
     yield plain
+    if is_binary(kernel):
+        yield from _other_samples_of_elements(plain, dtype)
     if not is_loss(kernel):
         return
     rng = np.random.default_rng(9)
@@ -77,6 +94,24 @@ def variants(case: Case) -> Iterator[Case]:
     yield case
     for options in case.kernel.variants:
         yield Case(case.kernel, case.inputs, {**case.options, **options}, f"{case.about}, {options}", case.seed)
+
+
+def _other_samples_of_elements(plain: Case, dtype: np.dtype[Any]) -> Iterator[Case]:
+    """Labels that are booleans; weights of two shapes, and a loss for each element."""
+    rng = np.random.default_rng(9)
+    yield Case(plain.kernel, {**plain.inputs, "t": plain.inputs["t"] > 0.5}, about=f"{plain.about}, booleans")
+    shape, work = plain.inputs["t"].shape, loss_dtype(dtype)
+    each = {"dloss": rng.normal(size=shape).astype(work)} if "dloss" in plain.inputs else {}
+    weights = {"weight": rng.random(shape).astype(work), "pos_weight": rng.random(shape[-1]).astype(work)}
+    options = {**weights, "reduction": "none"}
+    yield Case(plain.kernel, {**plain.inputs, **each}, options, about=f"{plain.about}, a loss for each, weights")
+
+
+def with_a_loss_for_each(case: Case) -> Case:
+    """A sample of a loss without reduction, and 0.7 as the gradient of each loss."""
+    shape = case.inputs["t"].shape
+    inputs = {n: np.full(shape, 0.7, np.float32) if n == "dloss" else x for n, x in case.inputs.items()}
+    return Case(case.kernel, inputs, {**case.options, "reduction": "none"}, case.about)
 
 
 def squares(kernel: Record, dtype: np.dtype[Any]) -> list[Case]:
@@ -145,6 +180,37 @@ def options_of_losses(kernel: Record, dtype: np.dtype[Any], form: str) -> Iterat
         yield Case(kernel, inputs, options, about)
 
 
+def options_of_elements(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Case]:
+    """Options of losses of elements: labels of every dtype, weights of every shape that broadcasts."""
+    rng = np.random.default_rng(5)
+    lead, classes = (2, 3, 4), 5
+    plain = reshaped(sample(kernel, 24, classes, dtype, seed=3), lead)
+    shape = (*lead, classes)
+    labels = ("bool", "int8", "uint8", "int32", "uint64", "int64", "float16", "float32", "float64", dtype)
+    shapes: tuple[tuple[int, ...] | None, ...] = (None, (), (5,), (1, 1), (4, 1), (3, 1, 5), (2, 1, 1, 1), shape)
+    for number, (ignored, smoothing, reduction) in enumerate(
+        itertools.product((None, 1, -1, -100, 2**70), (0.0, 0.1, 1.0), ("mean", "sum", "none"))
+    ):
+        name = labels[number % len(labels)]
+        t = (rng.integers(0, 2, shape) if np.dtype(name).kind in "biu" else rng.random(shape)).astype(name)
+        if ignored in (1, -1, -100) and (ignored > 0 or t.dtype.kind not in "bu"):
+            t[0, 1] = t[1, 2, 3, 4] = ignored
+        inputs = {**plain.inputs, "t": t}
+        if "dloss" in inputs and reduction == "none":
+            inputs["dloss"] = rng.normal(size=shape).astype(np.float32)
+        weights = {
+            of: None if size is None else rng.random(size).astype(np.float32)
+            for of, size in (
+                ("weight", shapes[number % len(shapes)]),
+                ("pos_weight", shapes[number // len(shapes) % len(shapes)]),
+            )
+        }
+        options = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": reduction}
+        shown = [f"{of}={value}" for of, value in options.items()]
+        shown += [f"{of} {value.shape}" for of, value in weights.items() if value is not None]
+        yield Case(kernel, inputs, {**options, **weights}, f"labels of {t.dtype}, {', '.join(shown)}")
+
+
 def options_of_large_losses(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Case]:
     """Some combinations of options where there are many rows, and where there are many classes."""
     rng = np.random.default_rng(6)
@@ -165,11 +231,6 @@ def options_of_large_losses(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Ca
                     inputs["dloss"] = (0.1 * rng.normal(size=rows)).astype(np.float32)  # what float16 can hold
                 about = f"{plain.about}, {SOFT if t is soft else INDICES}, {[*options]}, {reduction}"
                 yield Case(kernel, inputs, {**options, "reduction": reduction}, about)
-
-
-def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a result of a kernel of arrays of `dtype`."""
-    return loss_dtype(dtype) if result == "loss" else dtype
 
 
 def overflowed(x: Any, dtype: np.dtype[Any]) -> Any:

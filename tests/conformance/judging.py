@@ -92,7 +92,7 @@ def _plain(subject: Subject, x: Any) -> Any:
 def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[Any, ...]) -> None:
     """Assert that results are what the oracle makes of what the arguments stand for."""
     kernel = call.case.kernel
-    floats = [name for name in kernel.arguments if name not in ("t", "dloss") and inputs[name] is not None]
+    floats = [name for name in kernel.arguments if name not in ("t", "dloss", "k") and inputs[name] is not None]
     arrays = {name: np.asarray(inputs[name]) for name in floats}
     dtypes = [x.dtype.newbyteorder("=") for x in arrays.values()]
     try:
@@ -113,8 +113,9 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
     values = [np.asarray(x, np.float64) for x in canonical.values() if x is not None]
     if is_odd and not all(np.isfinite(x).all() for x in values):
         return
-    if options.get("weight") is not None:
-        options["weight"] = np.asarray(_plain(subject, options["weight"]))
+    for name in ("weight", "pos_weight"):
+        if options.get(name) is not None:
+            options[name] = np.asarray(_plain(subject, options[name]))
     case = Case(kernel, canonical, options, about=call.case.about)
     exact = tuple(
         None if true is None else cases.overflowed(true, cases.result_dtype(name, dtype))

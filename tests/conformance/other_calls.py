@@ -53,6 +53,7 @@ LAYERS: dict[str, type[layers.Affine | layers.Relu | layers.Sigmoid | layers.Sof
     "softmax": layers.Softmax,
     "cross_entropy": layers.CrossEntropy,
     "softmax_cross_entropy_value_and_grad": layers.SoftmaxWithLoss,
+    "sigmoid_cross_entropy_value_and_grad": layers.SigmoidWithLoss,
 }
 
 
@@ -89,7 +90,7 @@ def layer(dice: Dice, subject: Subject, about: list[str]) -> None:
 def _backward(dice: Dice, subject: Subject, made: Any, call: Call, expected: tuple[Any, ...]) -> None:
     """Compare the gradients of a layer with those of the kernels."""
     kernel = call.case.kernel
-    if isinstance(made, layers.SoftmaxWithLoss):
+    if isinstance(made, layers.SoftmaxWithLoss | layers.SigmoidWithLoss):
         dx = subject.numpy(expected[1])
         same("dx", subject.numpy(made.backward()), dx)
         each = call.options.get("reduction", "mean") == "none"

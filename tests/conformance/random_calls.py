@@ -62,13 +62,17 @@ def random_call(dice: Dice, subject: Subject, kernel: Record) -> Call:
     case = cases.reshaped(plain, lead, axis)
     inputs = dict(case.inputs)
     for name in kernel.arguments:
-        if name not in ("t", "dloss", "w", "b", "p") and not (name == "y" and not is_elementwise(kernel)):
+        if name not in ("t", "k", "dloss", "w", "b", "p") and not (name == "y" and not is_elementwise(kernel)):
             _put_special_values(dice, inputs, name)
     options = dict(case.options)
     if cases.is_loss(kernel):
         options |= _options(dice, inputs, lead, classes, axis)
         if not cases.has_axis(kernel):
             del options["axis"]
+    elif cases.is_accuracy(kernel):
+        options["ignore_index"] = dice.choice((None, 0, classes - 1, -1))
+    elif cases.is_binary(kernel):
+        options |= _options_of_elements(dice, inputs)
     if kernel.variants:
         options |= dice.choice(({}, *kernel.variants))
     case = Case(kernel, inputs, options, seed=seed)
@@ -116,6 +120,32 @@ def _options(dice: Dice, inputs: dict[str, Any], lead: tuple[int, ...], classes:
     return {
         "axis": axis,
         "weight": rng.random(classes).astype(np.float32) if dice.flag() else None,
+        "ignore_index": ignored,
+        "label_smoothing": dice.choice((0.0, 0.1, 1.0)),
+        "reduction": reduction,
+    }
+
+
+def _options_of_elements(dice: Dice, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Options of a loss of elements; changes the labels and the upstream gradient to fit them."""
+    rng = np.random.default_rng(dice.integer(0, 1000))
+    shape = np.shape(inputs["t"])
+    dtype = dice.choice((*LABELS, "bool", "float16", "float32", "float64"))
+    is_whole = np.dtype(dtype).kind != "f"
+    t = np.asarray(rng.integers(0, 2, shape) if is_whole else rng.random(shape)).astype(dtype)
+    ignored = dice.choice((None, 0, 1, -1, -100, 2**70))
+    if ignored is not None and -128 < ignored < 0 and np.dtype(dtype).kind in "if":
+        t = np.where(rng.random(shape) < 0.3, ignored, t).astype(dtype)
+    inputs["t"] = t
+    reduction = dice.choice(("mean", "sum", "none"))
+    if "dloss" in inputs and reduction == "none" and shape:
+        inputs["dloss"] = rng.normal(size=shape).astype(np.float32)
+    weights = {}
+    for name in ("weight", "pos_weight"):
+        of = tuple(length if dice.flag() else 1 for length in shape)[dice.integer(0, len(shape)) :]
+        weights[name] = np.asarray(rng.random(of)).astype(np.float32) if dice.flag() else None
+    return {
+        **weights,
         "ignore_index": ignored,
         "label_smoothing": dice.choice((0.0, 0.1, 1.0)),
         "reduction": reduction,

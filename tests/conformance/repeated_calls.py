@@ -65,8 +65,9 @@ class Form:
         inputs, options = dict(case.inputs), {**case.options, **self.options}
         if "weight" in options:
             options["weight"] = rng.random(self.classes).astype(np.float32)
-        if "dloss" in inputs and options.get("reduction") == "none" and self.lead:
-            inputs["dloss"] = rng.normal(size=self.lead).astype(np.float32)
+        of_each = (*self.lead, self.classes) if cases.is_binary(kernel) else self.lead
+        if "dloss" in inputs and options.get("reduction") == "none" and of_each:
+            inputs["dloss"] = rng.normal(size=of_each).astype(np.float32)
         if self.is_square and cases.is_product(kernel):
             inputs |= {"x": inputs["x"][..., : self.classes], "w": inputs["w"][: self.classes]}
         inputs = {name: np.array(x) if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
@@ -86,7 +87,7 @@ def repeat(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> No
         classes=lead[0] if lead and is_square else dice.integer(1, 30),
         dtype=dice.choice(DTYPES),
         seed=dice.integer(0, 1000),
-        options=dice.choice(({},) * len(OPTIONS) + OPTIONS) if cases.is_loss(kernel) else {},
+        options=dice.choice(({},) * len(OPTIONS) + OPTIONS) if cases.is_any_loss(kernel) else {},
         has_out=dice.flag(),
         axis=-1,
         is_square=is_square,
@@ -97,7 +98,7 @@ def repeat(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> No
     held = [bits(subject, y) for y in first]
     plain = [np.array(subject.numpy(x)) for x in call.arrays]
     changes = [*CHANGES]
-    if cases.is_loss(kernel):
+    if cases.is_any_loss(kernel):
         changes += CHANGES_OF_LOSSES
     if len(kernel.results) > 1:
         changes.append(_results_together)
@@ -277,6 +278,8 @@ def _overlap(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str,
         if dice.flag():  # dy and y, for example
             what = f"{what} all like"
             call.arrays = [argument if _is_like(subject, z, x) else z for z in call.arrays]
+            if cases.is_binary(call.case.kernel) and not ((x >= 0) & (x <= 1)).all():
+                verdict = None  # the labels may be logits now
     else:
         start = dice.integer(0, max(x.nbytes, y.nbytes) // WORD) * WORD
         if dice.flag():
@@ -322,14 +325,15 @@ def _label(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str, V
     place = call.case.kernel.arguments.index("t")
     t = np.array(subject.numpy(call.arrays[place]))
     ignored = form.options.get("ignore_index")
-    label = dice.choice((None, 0, form.classes - 1, form.classes, -1, 10**6, 2**63, -(2**63), 2**64 - 1, ignored))
+    classes = 2 if cases.is_binary(call.case.kernel) else form.classes
+    label = dice.choice((None, 0, classes - 1, classes, -1, 10**6, 2**63, -(2**63), 2**64 - 1, ignored))
     fitting = [d for d in LABELS if label is None or np.iinfo(d).min <= label <= np.iinfo(d).max]
     dtype = t.dtype.name if t.dtype.name in fitting and dice.flag() else dice.choice(fitting)
     t = t.astype(dtype)
     if label is not None:
         t.reshape(-1)[dice.integer(0, t.size - 1)] = label
     call.arrays[place] = subject.array(t)
-    is_right = label is None or 0 <= label < form.classes or label == ignored
+    is_right = label is None or 0 <= label < classes or label == ignored
     return f"labels of {dtype}{'' if label is None else f', one is {label}'}", is_right
 
 

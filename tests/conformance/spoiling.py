@@ -100,6 +100,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "ignore_index": (2**70, -(2**70), 1.5, "a", True, np.uint64(2**64 - 1), np.int8(1), None, 0, [1]),
     "reduction": ("Mean", None, b"mean", "", 3, "none ", ["mean"], "mean", "sum", "none"),
     "weight": (1.0, [1.0], np.ones((2, 2)), "w", np.ones(3, complex), np.ma.masked_array([1.0, 2.0]), np.array(1.0)),
+    "pos_weight": (2, [1.0], np.ones((3, 2)), b"w", np.ones(3, complex), np.ma.masked_array([1.0]), np.array([[0.5]])),
     "needs": ((), ("dx",), ("dw", "dw"), "dx", None, ("dy",), 5, ("db", "dx"), ["dw"], {"db"}, ("dx", None)),
     "max_workspace": (1, 0, -1, "1KB", "64MB", "lots", 2**80, 1.5, None, True, "1GiB", b"1KB", "999999999TB"),
 }  # fmt: skip

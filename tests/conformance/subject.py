@@ -33,6 +33,13 @@ def loss_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
+def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a result of a kernel of arrays of `dtype`."""
+    if result == "accuracy":
+        return np.dtype(np.float64)
+    return loss_dtype(dtype) if result == "loss" else dtype
+
+
 def as_tuple(results: Any) -> tuple[Any, ...]:
     """The results of a kernel as a tuple."""
     return results if isinstance(results, tuple) else (results,)
@@ -70,7 +77,7 @@ class Case:
         return [_largest(size) for size in self.sizes(expected)]
 
     def sizes(self, expected: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Each result, or the sums of the magnitudes of its terms."""
+        """The sums of the magnitudes of the terms of each result; the results themselves if they are no sums."""
         terms = self.kernel.terms
         with np.errstate(all="ignore"):
             return terms(*(self.inputs.get(n) for n in self.kernel.arguments), **self.options) if terms else expected
@@ -205,7 +212,7 @@ class Subject:
                 self._compare(case, name, value, np.asarray(true), size, slack)
 
     def _compare(self, case: Case, name: str, value: Any, exact: Any, size: float, slack: float) -> None:
-        wanted = loss_dtype(case.dtype) if name == "loss" else case.dtype
+        wanted = result_dtype(name, case.dtype)
         is_own = self.backend.owns(type(value)) or (not exact.ndim and isinstance(value, np.generic))
         assert is_own, f"{name}: expected an array of {self.name!r}, got {type(value)}"
         assert value.shape == exact.shape, f"{name}: expected shape {exact.shape}, got {value.shape}"
@@ -219,7 +226,7 @@ class Subject:
     @staticmethod
     def tolerance(kernel: Record, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:
         """The tolerance of a result: relative to its largest magnitude, and absolute."""
-        wanted = loss_dtype(dtype) if result == "loss" else dtype
+        wanted = result_dtype(result, dtype)
         # Half an ulp for the rounding of the result, and the record's tolerance in the dtype that is computed in.
         relative = 0.5 * epsilon(wanted) + slack * kernel.tolerance * epsilon(loss_dtype(dtype))
         return relative, float(finfo(wanted).smallest_subnormal)

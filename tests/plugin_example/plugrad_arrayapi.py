@@ -18,6 +18,7 @@ from plugrad.backends.options import (
     GELU_A,
     GELU_B,
     PHILOX,
+    BinaryLossOptions,
     DropoutOptions,
     GeluOptions,
     LeakyReluOptions,
@@ -300,6 +301,86 @@ def softmax_cross_entropy_value_and_grad(x: Array, t: Array, options: LossOption
     slope = y * (xp.sum(q, axis=options.axis, keepdims=True) - q) - q * others
     _write(loss, _loss(q, logs, options))
     _write(dx, _where_rows_count(q, slope, options))
+
+
+@silently
+def top_k_accuracy(x: Array, t: Array, k: int, options: LossOptions, accuracy: Array) -> None:
+    """``accuracy``: the share of the rows whose label has fewer than `k` logits before it."""
+    xp, x = _in_float64(x)
+    axis, numbers = options.axis, _class_numbers(x, options.axis)
+    counts = _check(t, x.shape[axis], options)
+    number = xp.expand_dims(xp.where(counts, xp.astype(t, xp.int64), 0), axis=axis)
+    label = xp.sum(xp.where(numbers == number, x, 0.0), axis=axis, keepdims=True)
+    is_before = (x > label) | ((x == label) & (numbers < number))
+    rank = xp.sum(xp.astype(is_before, xp.int64), axis=axis)
+    right = counts & (rank < k) & ~xp.any(xp.isnan(x), axis=axis)
+    counted = float(xp.sum(xp.astype(counts, xp.float64)))
+    accuracy[...] = xp.sum(xp.astype(right, xp.float64)) / (counted or 1.0)
+
+
+@silently
+def sigmoid_cross_entropy(x: Array, t: Array, options: BinaryLossOptions, loss: Array, y: Array) -> None:
+    """``y = sigmoid(x)`` and ``loss = -t log(y) - (1 - t) log(1 - y)``."""
+    losses, _, probabilities = _of_elements(x, t, options)
+    _write(loss, losses)
+    _write(y, probabilities)
+
+
+@silently
+def sigmoid_cross_entropy_value_and_grad(
+    x: Array, t: Array, options: BinaryLossOptions, loss: Array, dx: Array
+) -> None:
+    """The same loss, and ``dx = y - t``."""
+    losses, slopes, _ = _of_elements(x, t, options)
+    _write(loss, losses)
+    _write(dx, slopes)
+
+
+@silently
+def sigmoid_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: BinaryLossOptions, dx: Array) -> None:
+    """``dx = dloss (y - t)``."""
+    xp, y = _in_float64(y)
+    positive, negative, counts, divisor = _factors(t, options)
+    slope = (negative * y - positive * (1 - y)) * xp.asarray(dloss, dtype=xp.float64)
+    _write(dx, xp.where(counts, slope / divisor, 0.0))
+
+
+def _of_elements(x: Array, t: Array, options: BinaryLossOptions) -> tuple[Array, Array, Array]:
+    """The loss of each element or of all of them, its gradient, and the probabilities.
+
+    Of a probability and its complement, the smaller one is ``exp(-abs(x))`` times the larger one.
+    """
+    xp, x = _in_float64(x)
+    positive, negative, counts, divisor = _factors(t, options)
+    e = xp.exp(-xp.abs(x))
+    larger, is_negative = 1 / (1 + e), x < 0
+    y, rest = xp.where(is_negative, e * larger, larger), xp.where(is_negative, larger, e * larger)
+    factor = xp.where(is_negative, positive, negative)
+    losses = (positive + negative) * xp.log1p(e) + xp.where(factor == 0, 0.0, factor * xp.abs(x))
+    losses = xp.where(counts, losses, 0.0)
+    if options.reduction != "none":
+        losses = xp.sum(losses) / divisor
+    return losses, xp.where(counts, (negative * y - positive * rest) / divisor, 0.0), y
+
+
+def _factors(t: Array, options: BinaryLossOptions) -> tuple[Array, Array, Array, float]:
+    """The factors of both logarithms, the mask of the elements that count, and the divisor of the mean."""
+    xp, labels = _in_float64(t)
+    ignored = options.ignored_label(t.dtype)
+    counts = xp.ones(t.shape, dtype=xp.bool) if ignored is None else t != ignored
+    wrong = counts & ~((labels >= 0) & (labels <= 1))
+    if xp.any(wrong):
+        first = tuple(int(i[0]) for i in xp.nonzero(wrong)) if t.ndim else ()
+        raise options.bad_label(t[first].item(), first)
+    positive = (1 - options.label_smoothing) * labels + options.label_smoothing / 2
+    negative = (1 - options.label_smoothing) * (1 - labels) + options.label_smoothing / 2
+    if options.pos_weight is not None:
+        positive = positive * xp.astype(options.pos_weight, xp.float64)
+    if options.weight is not None:
+        weight = xp.astype(options.weight, xp.float64)
+        positive, negative = positive * weight, negative * weight
+    counted = float(xp.sum(xp.astype(counts, xp.float64))) if options.reduction == "mean" else 1.0
+    return positive, negative, counts, counted or 1.0  # where nothing counts, all is 0 anyway
 
 
 @silently

@@ -107,9 +107,16 @@ def mistakes_of_labels(kernel: str) -> tuple[Mistake, ...]:
             ValueError,
             f"{kernel}: ignore_index: expected None with one label per class, got 0",
         ),
-        Mistake({"ignore_index": 0.5}, TypeError, f"{kernel}: ignore_index: expected an integer or None, got 0.5"),
         Mistake({"weight": [1.0, 2.0]}, ValueError, rf"{kernel}: weight: expected one weight per class, shape \(3,\)"),
         Mistake({"weight": ["a"] * 3}, TypeError, f"{kernel}: weight: expected .*, got dtype <U1"),
+        *mistakes_of_options(kernel),
+    )
+
+
+def mistakes_of_options(kernel: str) -> tuple[Mistake, ...]:
+    """The mistakes that can be made with the options of any loss, but for weights and axis."""
+    return (
+        Mistake({"ignore_index": 0.5}, TypeError, f"{kernel}: ignore_index: expected an integer or None, got 0.5"),
         Mistake(
             {"label_smoothing": 1.5}, ValueError, rf"{kernel}: label_smoothing: expected a number in \[0, 1\], got 1"
         ),

@@ -75,7 +75,8 @@ class Record:
     budget : Budget or None
         The bound on errors against 50 digits, element by element.
     exact : callable or None
-        ``exact(mpmath, x, label, **options)``: the results for a row of mpmath numbers. Kernels with a budget have it.
+        ``exact(mpmath, x, label, **options)``: the results for a row of mpmath numbers, and its class index, or a list
+        of labels of its elements. Kernels with a budget have it.
     symbolic : callable or None
         ``symbolic(sympy, **arguments, **options)``: the results for a row of symbols, whose derivatives sympy takes.
     composed : callable or None
@@ -105,7 +106,7 @@ class Record:
     mistakes: tuple[Mistake, ...] = ()
     terms: Callable[..., tuple[Array, ...]] | None = None
     budget: Budget | None = None
-    exact: Callable[[Any, list[Any], int], list[Any]] | None = None
+    exact: Callable[[Any, list[Any], Any], list[Any]] | None = None
     symbolic: Callable[..., list[Any]] | None = None
     composed: Callable[..., tuple[Any, ...]] | None = None
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -56,7 +56,8 @@ def _textbook(x: Any) -> Array:
 
 def _exact(mpmath: Any, x: list[Any], label: int) -> list[Any]:
     log = mpmath.log1p(sum_of_others(mpmath, x))
-    return [v - max(x) - log for v in x]
+    top = max(x)
+    return [v - top - log for v in x]
 
 
 RECORDS = (

@@ -19,7 +19,8 @@ def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: n
     return {"dy": rng.normal(size=y.shape).astype(dtype), "y": y.astype(dtype)}
 
 
-def _oracle(x: Any) -> tuple[Array, ...]:
+def sigmoid(x: Any) -> tuple[Array, ...]:
+    """The oracle."""
     x = double(x)
     with np.errstate(all="ignore"):
         return (np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x))),)
@@ -29,7 +30,7 @@ RECORDS = (
     Record(
         function=K.sigmoid,
         sample=_sample,
-        oracle=_oracle,
+        oracle=sigmoid,
         textbook=lambda x: 1 / (1 + np.exp(-x)),
         exact=lambda mpmath, x, label: [1 / (1 + mpmath.exp(-v)) for v in x],
         symbolic=lambda sympy, x: [1 / (1 + sympy.exp(-a)) for a in x],

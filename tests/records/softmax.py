@@ -56,8 +56,8 @@ def sum_of_others(mpmath: Any, x: list[Any]) -> Any:
 
 
 def _exact(mpmath: Any, x: list[Any], label: int) -> list[Any]:
-    others = sum_of_others(mpmath, x)
-    return [mpmath.exp(v - max(x)) / (1 + others) for v in x]
+    top, others = max(x), sum_of_others(mpmath, x)
+    return [mpmath.exp(v - top) / (1 + others) for v in x]
 
 
 RECORDS = (

@@ -15,6 +15,8 @@ from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
+WEIGHTS = ("weight", "pos_weight")  # the options that are arrays
+
 
 def raised(
     subject: Subject, case: Case, arrays: dict[str, Any], options: dict[str, Any], check: bool = False
@@ -73,14 +75,15 @@ def _moved(subject: Subject, kernel: Record, name: str, value: Any) -> Any:
     """A value of a call as the user of a backend passes it: numbers for an array are moved to where it computes."""
     if isinstance(value, tuple) and name == "out":
         return tuple(_moved(subject, kernel, name, item) for item in value)
-    if subject.backend.arrays != "numpy" and name in (*kernel.arguments, "weight") and _is_numeric(value):
-        return value if isinstance(value, float) and name == "dloss" else subject.array(np.asarray(value))
+    if subject.backend.arrays != "numpy" and name in (*kernel.arguments, *WEIGHTS) and _is_numeric(value):
+        is_number = name == "k" or (isinstance(value, float) and name == "dloss")
+        return value if is_number else subject.array(np.asarray(value))
     return subject.array(value) if _is_numeric(value) else value
 
 
 def _can_be_own(subject: Subject, kernel: Record, name: str, value: Any) -> bool:
     """Whether a value reaches the checks of the kernel: text and objects do not become arrays of a device."""
-    return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, "weight") or _is_numeric(value)
+    return subject.backend.arrays == "numpy" or name not in (*kernel.arguments, *WEIGHTS) or _is_numeric(value)
 
 
 def _is_numeric(value: Any) -> bool:
@@ -134,7 +137,7 @@ def arrays_that_are_elsewhere(subject: Subject, kernel: Record, dtype: DType) ->
     elsewhere: Any = OnDevice() if subject.backend.arrays == "numpy" else np.ones((3, 4), dtype)
     hint = "to_numpy" if subject.backend.arrays == "numpy" else "asarray"
     for name in kernel.arguments:
-        if name == "dloss":
+        if name in ("dloss", "k"):
             continue
         arrays = {n: subject.array(x) for n, x in case.inputs.items()}
         error = raised(subject, case, {**arrays, name: elsewhere}, {})

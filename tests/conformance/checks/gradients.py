@@ -47,6 +47,8 @@ def _cases(kernel: Record) -> list[Case]:
     if cases.is_loss(kernel):
         for form in (cases.INDICES, cases.ONE_HOT, cases.SOFT):
             found += [*cases.options_of_losses(kernel, FLOAT64, form)][::7]
+    elif cases.is_binary(kernel):
+        found += [*cases.options_of_elements(kernel, FLOAT64)][::2]
     elif cases.has_axis(kernel):
         found += [reshaped(sample(kernel, 6, 5, FLOAT64), (2, 3), axis) for axis in (0, 1, 2)]
     return [variant for case in found for variant in cases.variants(case)]

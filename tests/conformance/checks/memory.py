@@ -174,7 +174,8 @@ def one_array_for_two_arguments(subject: Subject, kernel: Record, dtype: DType) 
         for i, j in alike(case):
             first, second = kernel.arguments[i], kernel.arguments[j]
             about = f"{case.about}, one array for {first} and {second}"
-            both = Case(kernel, {**case.inputs, second: case.inputs[first]}, case.options, about)
+            shared = case.inputs[second if second == "t" else first]  # any number may be a logit, but not a label
+            both = Case(kernel, {**case.inputs, first: shared, second: shared}, case.options, about)
             expected = subject.call(both)
             for position in (None, *range(len(expected))):
                 arrays = [subject.array(both.inputs[n]) for n in kernel.arguments]
@@ -341,7 +342,7 @@ def arguments_are_not_written(subject: Subject, kernel: Record, dtype: DType) ->
     for rows, classes in ((5, 4), (30, 26), (300, 40)):
         case = sample(kernel, rows, classes, dtype)
         options: dict[str, Any] = {}
-        if cases.is_loss(kernel):
+        if cases.is_any_loss(kernel):
             options = {"weight": subject.array(np.random.default_rng(0).random(classes).astype(np.float32))}
             options["label_smoothing"] = 0.1
         arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
@@ -358,7 +359,7 @@ def new_results_are_written_whole(subject: Subject, kernel: Record, dtype: DType
     backend = subject.backend
     empty = backend.empty
     for rows, classes in ((5, 4), (70, 33), (2000, 10)):
-        for options in ({}, {"ignore_index": 1}) if cases.is_loss(kernel) else ({},):
+        for options in ({}, {"ignore_index": 1}) if cases.is_any_loss(kernel) else ({},):
             case = sample(kernel, rows, classes, dtype)
             case.options = options
             results = []

@@ -20,7 +20,7 @@ NAN, INF = np.nan, np.inf
 
 def takes_logits(kernel: Record) -> bool:
     """Whether the kernel takes a softmax of its first argument."""
-    return kernel.arguments[0] == "x" and cases.has_axis(kernel)
+    return kernel.arguments[0] == "x" and cases.has_axis(kernel) and not cases.is_accuracy(kernel)
 
 
 def is_elementwise(kernel: Record) -> bool:
@@ -83,35 +83,39 @@ def special_numbers(subject: Subject, kernel: Record, dtype: DType) -> None:
     numbers += [most, -most, *small, *(-number for number in small), INF, -INF, NAN]
     numbers += [0.5, float(np.nextafter(np.float32(1), np.float32(0)))]
     roles = []
-    for name in kernel.arguments:
+    names = [name for name in kernel.arguments if name != "dloss"]
+    for name in names:
         smallest, largest = kernel.domain.get(name, (-INF, INF))
-        roles.append([number for number in numbers if not (number < smallest or number > largest)])
+        roles.append([x for x in numbers if not (x < smallest or x > largest or (name == "t" and np.isnan(x)))])
     grid = np.array(list(itertools.product(*roles))).astype(dtype)
     for repeats in (1, 3000 // len(grid) + 1):
-        inputs = {name: np.tile(grid[:, i], repeats) for i, name in enumerate(kernel.arguments)}
-        for case in cases.variants(Case(kernel, inputs, about="special numbers")):
-            _check_numbers(subject, case, dtype)
+        inputs = {name: np.tile(grid[:, i], repeats) for i, name in enumerate(names)}
+        case = Case(kernel, inputs, about="special numbers")
+        if cases.is_binary(kernel):
+            case = cases.with_a_loss_for_each(Case(kernel, {**inputs, "dloss": 0.7}, about=case.about))
+        for variant in cases.variants(case):
+            _check_numbers(subject, variant, dtype)
 
 
 def _check_numbers(subject: Subject, case: Case, dtype: DType) -> None:
     """Assert that each element is right, relative to itself or to the sum of the magnitudes of its terms."""
-    kernel = case.kernel
-    (got,) = subject.call(case)
-    with np.errstate(all="ignore"):
-        exact = overflowed(case.expected()[0], dtype)
-        scale = case.sizes(case.expected())[0]
-    values = np.asarray(subject.numpy(got)).astype(np.float64)
-    relative, absolute = subject.tolerance(kernel, kernel.results[0], dtype)
-    with np.errstate(invalid="ignore"):
-        right = (values == exact) | (np.abs(values - exact) <= relative * np.abs(scale) + 2 * absolute)
-    right |= np.isnan(values) & np.isnan(exact)
-    if kernel.terms is not None:  # infinity times a slope that is 0 in the dtype, or not
-        right |= np.isinf(scale) & ~np.isfinite(values)
-    wrong = np.argwhere(~right)
-    assert not len(wrong), (
-        f"{kernel.name} of {[float(case.inputs[n][wrong[0][0]]) for n in kernel.arguments]}, {dict(case.options)}: "
-        f"expected {exact[tuple(wrong[0])]}, got {values[tuple(wrong[0])]}"
-    )
+    kernel, exact = case.kernel, case.expected()
+    names = [name for name in kernel.arguments if name != "dloss"]
+    for name, value, true, size in zip(kernel.results, subject.call(case), exact, case.sizes(exact), strict=True):
+        with np.errstate(all="ignore"):
+            true = overflowed(true, result_dtype(name, dtype))
+        values = np.asarray(subject.numpy(value)).astype(np.float64)
+        relative, absolute = subject.tolerance(kernel, name, dtype)
+        with np.errstate(invalid="ignore"):
+            right = (values == true) | (np.abs(values - true) <= relative * np.abs(size) + 2 * absolute)
+        right |= np.isnan(values) & np.isnan(true)
+        if kernel.terms is not None:  # infinity times a slope that is 0 in the dtype, or not
+            right |= np.isinf(size) & ~np.isfinite(values)
+        wrong = np.argwhere(~right)
+        assert not len(wrong), (
+            f"{kernel.name} of {[float(case.inputs[n][wrong[0][0]]) for n in names]}, {dict(case.options)}: "
+            f"{name}: expected {true[tuple(wrong[0])]}, got {values[tuple(wrong[0])]}"
+        )
 
 
 @check(lambda kernel: not kernel.tolerance)
@@ -174,10 +178,9 @@ def nan_stays_in_its_row(subject: Subject, kernel: Record, dtype: DType) -> None
     rows, place = 70, 33
     for classes in (5, 40):
         plain = sample(kernel, rows, classes, dtype)
-        if cases.is_loss(kernel):
-            inputs = {n: np.full(rows, 0.7, np.float32) if n == "dloss" else x for n, x in plain.inputs.items()}
-            inputs["t"][place] = 2  # the class that is poisoned
-            plain = Case(kernel, inputs, {"reduction": "none"})
+        if cases.is_any_loss(kernel):
+            plain = cases.with_a_loss_for_each(plain)
+            plain.inputs["t"][place] = 1 if cases.is_binary(kernel) else 2  # the class that is poisoned
         clean = subject.call(plain)
         for name, bad in itertools.product(kernel.arguments, (NAN, INF)):
             x = plain.inputs[name]

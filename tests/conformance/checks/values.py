@@ -1,6 +1,7 @@
 """Values against the oracles: every size, axis, dtype and option."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def some_gradients_only(subject: Subject, kernel: Record, dtype: DType) -> None:
                         same(subject, kernel, name, one, other)
 
 
-@check(lambda kernel: cases.has_axis(kernel) and not cases.is_loss(kernel), dtypes=(FLOAT32,))
+@check(lambda kernel: cases.has_axis(kernel) and "t" not in kernel.arguments, dtypes=(FLOAT32,))
 def no_classes(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Rows without classes give an empty array, along any axis, in a new array and in `out`."""
     for shape, axis in (((3, 0), -1), ((0,), 0), ((2, 0, 4), 1), ((0, 0), -1)):
@@ -138,7 +139,8 @@ def sequences_and_integers(subject: Subject, kernel: Record, dtype: DType) -> No
     """Python sequences, integers and booleans become float64."""
     case = sample(kernel, 3, 4, dtype)
     whole = {
-        n: np.ones_like(x, np.int16) if getattr(x, "dtype", None) == FLOAT64 else x for n, x in case.inputs.items()
+        n: np.ones_like(x, np.int16) if n != "k" and getattr(x, "dtype", None) == FLOAT64 else x
+        for n, x in case.inputs.items()
     }
     integers = Case(kernel, whole, about="integers in place of floating numbers")
     doubles = {n: x.astype(dtype) if getattr(x, "dtype", None) == np.int16 else x for n, x in whole.items()}
@@ -149,7 +151,7 @@ def sequences_and_integers(subject: Subject, kernel: Record, dtype: DType) -> No
 
 
 @check(
-    lambda kernel: len(kernel.arguments) > 1 and (cases.is_product(kernel) or not cases.is_loss(kernel)),
+    lambda kernel: len(kernel.arguments) > 1 and (cases.is_product(kernel) or "t" not in kernel.arguments),
     dtypes=(FLOAT32,),
 )
 def mixed_dtypes(subject: Subject, kernel: Record, dtype: DType) -> None:
@@ -165,7 +167,7 @@ def mixed_dtypes(subject: Subject, kernel: Record, dtype: DType) -> None:
 
 
 @check(
-    lambda kernel: len(kernel.arguments) > 1 and (cases.is_product(kernel) or not cases.is_loss(kernel)),
+    lambda kernel: len(kernel.arguments) > 1 and (cases.is_product(kernel) or "t" not in kernel.arguments),
     dtypes=(FLOAT32,),
 )
 def integers_with_floats(subject: Subject, kernel: Record, dtype: DType) -> None:
@@ -212,7 +214,7 @@ def options_of_large_arrays(subject: Subject, kernel: Record, dtype: DType) -> N
         subject.compare(case, subject.call(case))
 
 
-@check(cases.is_loss)
+@check(cases.is_any_loss)
 def weights_and_upstream_gradients_of_every_dtype(subject: Subject, kernel: Record, dtype: DType) -> None:
     """The dtypes of the weights and of the gradient that arrives do not have to be that of the rows."""
     _, _, plain = cases.samples(kernel, 40, 7, dtype)
@@ -245,15 +247,22 @@ def labels_of_every_dtype(subject: Subject, kernel: Record, dtype: DType) -> Non
 @check(lambda kernel: kernel.composed is not None)
 def fused_equals_composed(subject: Subject, kernel: Record, dtype: DType) -> None:
     """A kernel that does several things at once gives what the kernels for each of them give."""
-    for form in (cases.INDICES, cases.SOFT):
-        for case in cases.options_of_losses(kernel, dtype, form):
-            tame = {n: np.clip(x, -3, 3) if n == "x" else x for n, x in case.inputs.items()}  # no probability of 0
-            composed = Case(kernel, tame, case.options, about=f"{case.about}, against the kernels it is made of")
-            got = subject.call(composed)
-            parts = subject.composed(composed)
-            exact = tuple(np.asarray(subject.numpy(part)).astype(np.float64) for part in parts)
-            # Each side is rounded by itself, the composed one in between too.
-            subject.compare(composed, got, exact, slack=2 + 2 * _ulps_between(dtype))
+    for case in _options_of_fused(kernel, dtype):
+        tame = {n: np.clip(x, -3, 3) if n == "x" else x for n, x in case.inputs.items()}  # no probability of 0
+        composed = Case(kernel, tame, case.options, about=f"{case.about}, against the kernels it is made of")
+        got = subject.call(composed)
+        parts = subject.composed(composed)
+        exact = tuple(np.asarray(subject.numpy(part)).astype(np.float64) for part in parts)
+        # Each side is rounded by itself, the composed one in between too.
+        subject.compare(composed, got, exact, slack=2 + 2 * _ulps_between(dtype))
+
+
+def _options_of_fused(kernel: Record, dtype: DType) -> Iterator[Case]:
+    if cases.is_binary(kernel):
+        yield from cases.options_of_elements(kernel, dtype)
+    else:
+        for form in (cases.INDICES, cases.SOFT):
+            yield from cases.options_of_losses(kernel, dtype, form)
 
 
 def _ulps_between(dtype: DType) -> float:
@@ -267,9 +276,8 @@ def rows_are_independent(subject: Subject, kernel: Record, dtype: DType) -> None
     rows = 70
     for classes in (5, 40):
         case = sample(kernel, rows, classes, dtype)
-        if cases.is_loss(kernel):
-            inputs = {n: np.full(rows, 0.7, np.float32) if n == "dloss" else x for n, x in case.inputs.items()}
-            case = Case(kernel, inputs, {"reduction": "none"})
+        if cases.is_any_loss(kernel):
+            case = cases.with_a_loss_for_each(case)
         whole = subject.call(case)
         for row in (0, 1, 63, 69):
             alone = Case(
@@ -299,9 +307,10 @@ def mean_of_many_rows(subject: Subject, kernel: Record, dtype: DType) -> None:
     case = sample(kernel, 300_000, 2, dtype)
     rows = np.tile(np.array([0.75, 0.25]).astype(dtype), (300_000, 1))
     for reduction in ("mean", "sum"):
-        inputs = {**case.inputs, **cases.with_rows(kernel, rows), "t": np.zeros(300_000, np.int64)}
+        t = np.zeros(rows.shape if cases.is_binary(kernel) else len(rows), np.int64)
+        inputs = {**case.inputs, **cases.with_rows(kernel, rows), "t": t}
         many = Case(kernel, inputs, {"reduction": reduction}, about="300,000 equal rows")
-        first = {**cases.with_rows(kernel, rows[:1]), "t": np.zeros(1, np.int64)}
+        first = {**cases.with_rows(kernel, rows[:1]), "t": t[:1]}
         one = Case(kernel, first, {"reduction": reduction})
         exact = float(one.expected()[0]) * (1 if reduction == "mean" else 300_000)
         got = float(subject.numpy(subject.call(many)[0]))

@@ -39,7 +39,9 @@ def the_backend_does_the_work(subject: Subject, kernel: Record, dtype: DType) ->
 
 
 def _options(kernel: Record) -> tuple[dict[str, Any], ...]:
-    return ({}, {"ignore_index": 0}, {"label_smoothing": 0.1, "reduction": "sum"}) if cases.is_loss(kernel) else ({},)
+    return (
+        ({}, {"ignore_index": 0}, {"label_smoothing": 0.1, "reduction": "sum"}) if cases.is_any_loss(kernel) else ({},)
+    )
 
 
 @check()

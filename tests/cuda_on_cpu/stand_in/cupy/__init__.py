@@ -1,4 +1,4 @@
-"""A stand-in for the parts of CuPy that plugrad and its tests use: arrays in host memory, kernels run by `device.hpp`.
+"""A stand-in for the parts of CuPy that plugrad and its tests use: arrays in host memory, kernels run by `device.cpp`.
 
 An array is of a class of its own that NumPy does not take for an array, so that moving data by accident fails as it
 does with CuPy. New memory is poisoned. Waiting for the device is refused where cupyx.allow_synchronize says so.

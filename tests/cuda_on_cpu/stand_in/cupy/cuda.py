@@ -5,7 +5,9 @@ three from launch to launch, or ``every``: each launch is repeated in all three,
 ``CUDA_ON_CPU_FLAGS`` are more flags for g++, such as those of a sanitizer.
 """
 
+import atexit
 import ctypes
+import functools
 import itertools
 import math
 import os
@@ -105,8 +107,18 @@ def _compile(program: _Program, options: tuple[str, ...]) -> None:
         kernels = re.findall(r'extern "C" __attribute__\(\(annotate_kernel\)\) void\s+(\w+)\(', text)
         launchers = "".join(_launcher(kernel) for kernel in dict.fromkeys(kernels))
         (folder / "kernels.ii").write_text(text + launchers)
-        _run(program, "-shared", "-fPIC", str(folder / "kernels.ii"), "-o", str(folder / "kernels.so"))
+        _run(program, "-shared", "-fPIC", str(folder / "kernels.ii"), _threads(), "-o", str(folder / "kernels.so"))
         program.code = (folder / "kernels.so").read_bytes()
+
+
+@functools.cache
+def _threads() -> str:
+    """The object file of device.cpp."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = f"{folder.name}/device.o"
+    _run(_Program("", (), ()), "-c", "-fPIC", str(HERE / "device.cpp"), "-o", path)
+    return path
 
 
 def _launcher(kernel: str) -> str:
@@ -126,7 +138,7 @@ def _run(program: _Program, *arguments: str) -> str:
 
 nvrtc = SimpleNamespace(
     NVRTCError=NVRTCError,
-    getVersion=lambda: (*FLAGS, (HERE / "device.hpp").read_text()),
+    getVersion=lambda: (*FLAGS, *((HERE / name).read_text() for name in ("device.hpp", "device.cpp"))),
     getSupportedArchs=lambda: (80, 90),
     createProgram=lambda source, name, headers, names: _Program(source, headers, names),
     compileProgram=_compile,

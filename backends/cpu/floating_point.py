@@ -1,0 +1,38 @@
+"""The mode of the floating-point unit: the direction of rounding, and whether subnormal numbers count as 0.
+
+Each thread has a mode of its own. A library may have changed it in the thread that calls a kernel. The threads that
+compute for the call take it over, or the result would depend on which thread computed which part.
+"""
+
+import ctypes
+import sys
+from typing import Any
+
+# Bytes in which `fenv_t` of C's <fenv.h> fits everywhere: it has 32 on Linux on x86-64, and 8 on AArch64.
+Mode = ctypes.c_char * 64
+
+
+def _function(name: str) -> Any:
+    """A function of C's mathematical library, called without releasing Python's lock; None where there is none."""
+    library = {"linux": "libm.so.6", "win32": "ucrtbase"}.get(sys.platform)
+    try:
+        return ctypes.PyDLL(library)[name]
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+_get, _set = _function("fegetenv"), _function("fesetenv")
+
+
+def mode() -> Any:
+    """The mode of this thread, for `set_mode`."""
+    found = Mode()
+    if _get is not None:
+        _get(found)
+    return found
+
+
+def set_mode(wanted: Any) -> None:
+    """Compute in this mode, in this thread, from now on."""
+    if _get is not None and _set is not None:
+        _set(wanted)
