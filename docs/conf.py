@@ -22,6 +22,7 @@ extensions = [
     "links",
     "mathml",
     "project_pages",
+    "step_times",
 ]
 exclude_patterns = ["_build", "_extensions"]
 

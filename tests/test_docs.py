@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 # The pages of the site but those that it makes of other files; test_site.py builds it.
 PAGES = [
     str(path.relative_to(ROOT))
-    for glob in ("*.md", "how-to/*.md", "explanation/*.md")
+    for glob in ("*.md", "explanation/*.md", "how-to/*.md", "tutorials/*.md")
     for path in sorted((ROOT / "docs").glob(glob))
 ]
 NEED_LIBRARIES = {"docs/pytorch.md", "docs/larger-than-memory.md"}  # their own tests run them
