@@ -20,9 +20,14 @@ def write(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def _write(app: Sphinx) -> None:
-    contents = {page: for_site(file.read_text(), file, page) for file, page in pages().items()}
+    contents = {page: _titled(for_site(file.read_text(), file, page), file) for file, page in pages().items()}
     for folder in (DOCS / "project", DOCS / "results"):
         write(folder, {page.name: text for page, text in contents.items() if page.parent == folder})
+
+
+def _titled(text: str, file: Path) -> str:
+    """The text, with the name of the file in a title that many tables of benchmarks share."""
+    return text.replace("# Measured on", f"# {file.stem}, measured on", 1) if text.startswith("# Measured on") else text
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
