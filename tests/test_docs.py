@@ -21,11 +21,29 @@ from plugrad.kernels.__main__ import table
 from plugrad.tests.ranks import Rank, Ranks
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/adding-a-backend.md", "docs/distributed.md", "docs/from-pytorch-jax-numpy.md"]
+# The pages of the site but those that it makes of other files; test_site.py builds it.
+PAGES = [
+    str(path.relative_to(ROOT))
+    for glob in ("*.md", "explanation/*.md", "how-to/*.md", "tutorials/*.md")
+    for path in sorted((ROOT / "docs").glob(glob))
+]
 WITH_LIBRARIES = ["docs/arrays.md"]  # their snippets need PyTorch or JAX
+ELSEWHERE = {"docs/pytorch.md", "docs/larger-than-memory.md"}  # their own tests run them
 MAPS = ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str, *languages: str) -> list[str]:
+    """The fenced blocks of a document in these languages."""
+    found = FENCE.findall((ROOT / document).read_text())
+    return [text for language, text in found if language in languages]
+
+
+DOCUMENTS = [
+    "README.md",
+    *(page for page in PAGES if page not in {*ELSEWHERE, *WITH_LIBRARIES} and blocks(page, "python")),
+]
 
 public = {f"kernels.{name}": kernel.function for name, kernel in KERNELS.items()}
 public["Workspace"] = kernels.Workspace
@@ -43,12 +61,6 @@ for item in (
 ):
     public.pop(item, None)
 public |= {f"backends.{name}": getattr(backends, name) for name in backends.__all__ if name.islower()}
-
-
-def blocks(document: str, *languages: str) -> list[str]:
-    """The fenced blocks of a document in these languages."""
-    found = FENCE.findall((ROOT / document).read_text())
-    return [text for language, text in found if language in languages]
 
 
 @pytest.fixture
@@ -104,11 +116,13 @@ def test_python_snippets(document: str, backend: str, known: dict[str, Any]) -> 
 def sequences() -> list[Any]:
     """The commands of a block, one after another: some read what another one has written.
 
-    Without the two that build an environment, which .ci/run takes from the README.
+    They are those of the environment of the README. Without the two that build it, which .ci/run takes from there.
     """
     found = []
-    for document in ("README.md", "docs/reliability.md"):
+    for document in ("README.md", *PAGES):
         for text in blocks(document, "sh"):
+            if ".venv/bin/python" not in text:
+                continue
             lines = [line for line in text.splitlines() if not line.startswith("python3 -m venv")]
             marks = [pytest.mark.needs("g++")] if "PLUGRAD_BACKEND=cupy" in text else []
             marks += [pytest.mark.needs("mpiexec")] if "mpiexec" in text else []
@@ -157,11 +171,22 @@ def test_the_tables_of_the_guide_are_those_of_the_contract() -> None:
     assert printed.strip() == f"{contract.forms_table()}\n\n{contract.hooks_table()}"
 
 
+def test_the_page_of_environment_variables_lists_those_that_are_read() -> None:
+    page = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/how-to/environment-variables.md").read_text(), re.MULTILINE))
+    folders = ("backends", "bench", "bridges", "distributed", "kernels")
+    code = "\n".join(file.read_text() for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    prefix = "(?:PLUGRAD|NUMBA|CUPY|XDG)"
+    read = set(re.findall(rf'"({prefix}_[A-Z_]+)"', code)) | set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', code))
+    assert len(read) >= 4
+    assert read <= page
+    assert page <= set(re.findall(rf"\b{prefix}_[A-Z_]+", code))
+
+
 def test_the_changelog_has_this_version() -> None:
     assert f"\n## {plugrad.__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *WITH_LIBRARIES, *MAPS, "CHANGELOG.md", "SECURITY.md"])
+@pytest.mark.parametrize("document", ["README.md", *PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
         assert (ROOT / document).parent.joinpath(target).exists(), target

@@ -1,0 +1,57 @@
+"""Links of the documents, which lead through the folders of the repository, as links of the site."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+DOCS = Path(__file__).parent.parent
+ROOT = DOCS.parent
+
+# A fence, a code span, or a link. Only links are rewritten.
+_PIECE = re.compile(r"^```.*?^```$|`[^`]+`(?!\])|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
+
+
+def pages() -> dict[Path, Path]:
+    """File outside of ``docs/`` -> its page, for the Markdown files of the repository that are pages of the site."""
+    texts = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+    tables = (ROOT / "bench" / "results").glob("*.md")
+    return {file: DOCS / "project" / file.name.lower() for file in texts} | {
+        file: DOCS / "results" / file.name for file in sorted(tables)
+    }
+
+
+def for_site(text: str, file: Path, page: Path) -> str:
+    """The text of `file` with its links as `page`, a file in ``docs/``, needs them."""
+
+    def replaced(match: re.Match[str]) -> str:
+        target = match["target"]
+        if target is None or target.startswith(("#", "http:", "https:", "mailto:")):
+            return match[0]
+        path, mark, anchor = target.partition("#")
+        found = (file.parent / path).resolve()
+        if found == DOCS / "notebooks":
+            found = DOCS / "tutorials.md"
+        elif found.is_dir():
+            return match["text"]
+        found = pages().get(found, found)
+        return f"[{match['text']}]({os.path.relpath(found, page.parent)}{mark}{anchor})"
+
+    return _PIECE.sub(replaced, text)
+
+
+def _read(app: Sphinx, name: str, content: list[str]) -> None:
+    page = Path(app.env.doc2path(name)).resolve()
+    if page.suffix == ".ipynb":  # Jupyter keeps the capitals of a heading in its anchor
+        lower: Callable[[re.Match[str]], str] = lambda match: match[0].lower()  # noqa: E731
+        content[0] = re.sub(r"\]\(#[\w-]+\)", lower, content[0])
+    elif page.suffix == ".md" and page not in pages().values():
+        content[0] = for_site(content[0], page, page)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Rewrite links as pages are read."""
+    app.connect("source-read", _read)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
