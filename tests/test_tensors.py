@@ -225,6 +225,22 @@ def test_other_tensors_are_refused(torch: Any, make: Callable[[Any], Any], messa
 
 
 @TORCH
+def test_tensors_of_transforms_are_refused(torch: Any) -> None:
+    x = torch.ones(2, 3)
+    message = (
+        r"relu: x: expected a plain tensor.* without memory of its own.*; inside torch\.func\.vmap .*bridges\.torch"
+    )
+    with pytest.raises(TypeError, match=message):
+        torch.func.vmap(K.relu)(x)
+    with pytest.raises(TypeError, match=message):
+        torch.func.jvp(K.relu, (x,), (x,))
+    with pytest.raises(TypeError, match="requires grad"):
+        torch.func.grad(lambda x: K.relu(x).sum())(x)
+    with torch.inference_mode():
+        assert K.relu(torch.ones(2)).tolist() == [1, 1]
+
+
+@TORCH
 def test_a_parameter_without_grad_is_taken(torch: Any) -> None:
     x = torch.nn.Parameter(torch.ones(2), requires_grad=False)
     assert host.take("x", x).ctypes.data == x.data_ptr()
