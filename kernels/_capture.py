@@ -225,7 +225,7 @@ def capture() -> Iterator[Graph]:
     of an optimizer are read, and its steps counted, at each replay. Python numbers, such as `label_smoothing`, are
     constants, and so is everything that the block computes with NumPy: such code runs once and is not recorded.
 
-    Tensors of PyTorch are read and written where they are, and results are tensors where the first array of a call is one.
+    Tensors of PyTorch are read and written where they are; the results of a call whose first array is one are tensors.
 
     A graph holds its arrays. On all backends, cupy among them, a replay makes the recorded calls; it does not make a
     CUDA graph of them yet.

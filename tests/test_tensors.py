@@ -225,6 +225,7 @@ def test_other_tensors_are_refused(torch: Any, make: Callable[[Any], Any], messa
 
 
 @TORCH
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own, at the first jvp
 def test_tensors_of_transforms_are_refused(torch: Any) -> None:
     x = torch.ones(2, 3)
     message = (
