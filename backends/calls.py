@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -114,10 +115,11 @@ def library_in_force() -> Library | None:
 
 def follows_first(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function whose first argument is an array: its results come back in the library of that array."""
+    name = inspect.unwrap(function).__code__.co_varnames[0]
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
-        first = arguments[0] if arguments else None
+        first = arguments[0] if arguments else options.get(name)
         if (foreign := foreign_of(first)) is None:
             return function(*arguments, **options)
         return in_library(foreign, first, function, *arguments, **options)

@@ -30,9 +30,14 @@ def seen_by_numpy(what: str, x: Any) -> npt.NDArray[Any]:
         problem = f"one on the device {x.device}; call its .cpu() first, or select the backend that computes there"
     if problem is not None:
         raise TypeError(f"{what}: expected a plain tensor in host memory, got {problem}")
-    if x.dtype is torch.bfloat16:
-        return x.view(torch.int16).numpy().view(_bfloat16(what))  # type: ignore[no-any-return]
-    return x.numpy()  # type: ignore[no-any-return]
+    try:
+        array: npt.NDArray[Any] = (x.view(torch.int16) if x.dtype is torch.bfloat16 else x).numpy()
+    except RuntimeError as error:
+        raise TypeError(
+            f"{what}: expected a plain tensor in host memory, got one without memory of its own: {error}; inside "
+            f"torch.func.vmap and its like call plugrad.bridges.torch"
+        ) from error
+    return array.view(_bfloat16(what)) if x.dtype is torch.bfloat16 else array
 
 
 def seen_by_cupy(what: str, x: Any, cupy: Any) -> Any:

@@ -13,7 +13,7 @@ from plugrad.distributed._agreement import agreed, described
 from plugrad.distributed._communicator import Communicator, checks
 from plugrad.kernels._arguments import Array
 from plugrad.kernels.optim import Optimizer
-from plugrad.kernels.optim._checks import check_writeable, checked_grads
+from plugrad.kernels.optim._checks import check_writeable, checked_grads, views_of
 
 
 def broadcast(arrays: Iterable[Array], comm: Communicator, root: int = 0) -> None:
@@ -182,7 +182,7 @@ class DataParallel:
         params, failure = self.optimizer.params, None
         given: tuple[Any, ...] = ()
         try:
-            given = checked_grads("DataParallel.step", params, grads)
+            given = checked_grads("DataParallel.step", params, views_of("DataParallel.step: grads", tuple(grads)))
             for position, parameter in enumerate(params):
                 check_writeable(f"DataParallel: params: {position}", parameter)
             rows = _count(count)
@@ -218,7 +218,7 @@ def _given(
     if hasattr(arrays, "dtype"):
         return (), TypeError(f"{call}: {name}: expected a sequence of arrays, got one array; pass [array]")
     try:
-        given = tuple(arrays)
+        given = views_of(f"{call}: {name}", tuple(arrays), are_written=True)
         for position, array in enumerate(given):
             what = f"{call}: {name}: {position}"
             if not backend_for(array).owns(type(array)):

@@ -8,6 +8,7 @@ import numpy as np
 
 from plugrad import kernels as K
 from plugrad.backends import Backend
+from plugrad.backends.calls import follows_first
 from plugrad.backends.chunks import ALIGNMENT, carved
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
@@ -38,6 +39,7 @@ SMALL = 2**16  # elements of weights whose gradients are summed in float64 in an
 ARRAYS = 7  # in a workspace
 
 
+@follows_first
 def linear_cross_entropy_value_and_grad(
     x: ArrayLike,
     w: ArrayLike,

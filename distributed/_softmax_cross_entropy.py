@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from plugrad import kernels as K
+from plugrad.backends.calls import follows_first
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed
@@ -29,6 +30,7 @@ CALL = "distributed.softmax_cross_entropy_value_and_grad"
 DIGIT = 2**20
 
 
+@follows_first
 def softmax_cross_entropy_value_and_grad(
     x: ArrayLike,
     t: ArrayLike,

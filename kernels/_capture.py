@@ -225,6 +225,8 @@ def capture() -> Iterator[Graph]:
     of an optimizer are read, and its steps counted, at each replay. Python numbers, such as `label_smoothing`, are
     constants, and so is everything that the block computes with NumPy: such code runs once and is not recorded.
 
+    Tensors of PyTorch are read and written where they are; the results of a call whose first array is one are tensors.
+
     A graph holds its arrays. On all backends, cupy among them, a replay makes the recorded calls; it does not make a
     CUDA graph of them yet.
 
@@ -237,7 +239,7 @@ def capture() -> Iterator[Graph]:
     ------
     TypeError
         In the block, for an argument that would have to be converted: a list, another dtype than that of the call, or
-        another byte order. Class indices may have any integer dtype.
+        another byte order, or an array of JAX, which cannot change. Class indices may have any integer dtype.
     RuntimeError
         For a capture in a block that is captured already, and for `plugrad.backends.use`, Jacobians, gradient checks
         and replays in a block; on a GPU in the checking mode, which waits for the device.

@@ -97,7 +97,10 @@ def test_docstrings_tell_arguments_results_and_errors(name: str) -> None:
     "document",
     [
         *DOCUMENTS,
-        *(pytest.param(d, marks=[pytest.mark.needs("torch"), pytest.mark.needs("jax")]) for d in WITH_LIBRARIES),
+        *(
+            pytest.param(d, marks=[pytest.mark.slow, pytest.mark.needs("torch"), pytest.mark.needs("jax")])
+            for d in WITH_LIBRARIES
+        ),
     ],
 )
 def test_python_snippets(document: str, backend: str, known: dict[str, Any]) -> None:

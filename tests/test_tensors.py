@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plugrad import backends, kernels as K
+from plugrad import backends, distributed, kernels as K
 from plugrad.backends import host, selection
 from plugrad.kernels import jacobians, layers, optim
+from plugrad.tests import ranks
 from plugrad.tests.arrays import address_of, seen, table
 from plugrad.tests.conformance.cases import samples
 from plugrad.tests.conformance.subject import as_tuple
@@ -224,6 +225,23 @@ def test_other_tensors_are_refused(torch: Any, make: Callable[[Any], Any], messa
 
 
 @TORCH
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own, at the first jvp
+def test_tensors_of_transforms_are_refused(torch: Any) -> None:
+    x = torch.ones(2, 3)
+    message = (
+        r"relu: x: expected a plain tensor.* without memory of its own.*; inside torch\.func\.vmap .*bridges\.torch"
+    )
+    with pytest.raises(TypeError, match=message):
+        torch.func.vmap(K.relu)(x)
+    with pytest.raises(TypeError, match=message):
+        torch.func.jvp(K.relu, (x,), (x,))
+    with pytest.raises(TypeError, match="requires grad"):
+        torch.func.grad(lambda x: K.relu(x).sum())(x)
+    with torch.inference_mode():
+        assert K.relu(torch.ones(2)).tolist() == [1, 1]
+
+
+@TORCH
 def test_a_parameter_without_grad_is_taken(torch: Any) -> None:
     x = torch.nn.Parameter(torch.ones(2), requires_grad=False)
     assert host.take("x", x).ctypes.data == x.data_ptr()
@@ -399,6 +417,44 @@ def test_a_captured_step_takes_batches_of_a_library(library: str) -> None:
         losses.append([step(in_library(kind, x), in_library(kind, t)) for _ in range(3)])
     assert all(is_of(library, loss) for loss in losses[1])
     assert list(map(bits, losses[0])) == list(map(bits, losses[1]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_classes_spread_over_ranks(library: str) -> None:
+    rng, t = np.random.default_rng(0), np.array([0, 5, 2, 3], np.int32)
+    x, w = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=(6, 6)).astype(np.float32)
+
+    def work(kind: str) -> Callable[[Any], list[Any]]:
+        def on_rank(comm: Any) -> list[Any]:
+            mine = slice(3 * comm.rank, 3 * comm.rank + 3)
+            first, weights, labels = (in_library(kind, part) for part in (x[:, mine].copy(), w[:, mine].copy(), t))
+            spread = distributed.softmax_cross_entropy_value_and_grad(x=first, t=labels, comm=comm)
+            rows = in_library(kind, x)
+            return [*spread, *distributed.linear_cross_entropy_value_and_grad(rows, weights, None, labels, comm=comm)]
+
+        return on_rank
+
+    expected, found = ranks.results(2, work("numpy")), ranks.results(2, work(library))
+    for rank in range(2):
+        assert all(is_of(library, part) for part in found[rank])
+        assert list(map(bits, found[rank])) == list(map(bits, expected[rank]))
+
+
+@TORCH
+def test_ranks_change_tensors_in_place(torch: Any) -> None:
+    def on_rank(comm: Any) -> list[list[float]]:
+        sent, gradient, w = (torch.full((2,), value + comm.rank) for value in (1.0, 3.0, 5.0))
+        distributed.broadcast([sent], comm)
+        distributed.sum_gradients([gradient], comm)
+        distributed.DataParallel(optim.SGD([w], lr=1.0), comm).step([torch.ones(2)], count=1)
+        return [sent.tolist(), gradient.tolist(), w.tolist()]
+
+    assert ranks.results(2, on_rank) == [[[1, 1], [7, 7], [4, 4]]] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ def errors_name_layer(method: Callable[Concatenate[LayerT, P], R]) -> Callable[C
 
     Its results come back in the library of its first argument.
     """
+    name = method.__code__.co_varnames[1]  # of the first argument after `self`
 
     @functools.wraps(method)
     def call(self: LayerT, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            first = args[0] if args else None
+            first = args[0] if args else kwargs.get(name)
             if (foreign := foreign_of(first)) is None:
                 return method(self, *args, **kwargs)
             return in_library(foreign, first, method, self, *args, **kwargs)
