@@ -437,6 +437,42 @@ def _backward_of_loss(ctx: Any, dloss: Any) -> tuple[Any, ...]:
 cross_entropy.set_gradient(_save_loss, _backward_of_loss)
 
 
+def _binary_cross_entropy(x: Any, t: Any, weight: Any, pos_weight: Any, reduction: str, backend: str) -> Any:
+    divisor = _later_divisor(x, reduction)
+    kernel: Any = K.sigmoid_cross_entropy_value_and_grad
+    options = {"weight": _array(weight), "pos_weight": _array(pos_weight)}
+    loss, dx = kernel(_array(x), _array(t), **options, reduction=reduction if divisor is None else "sum")
+    return _tensor(loss if divisor is None else loss / loss.dtype.type(divisor)), _tensor(dx)
+
+
+def _later_divisor(x: Any, reduction: str) -> Any:
+    """By what the gradient of a mean is divided only when that of the loss is known, since it may underflow."""
+    return max(1, x.numel()) if reduction == "mean" and _has_rounded_gradient(x) else None
+
+
+binary_cross_entropy_with_logits = Operator(
+    "binary_cross_entropy_with_logits(Tensor x, Tensor t, Tensor? weight, Tensor? pos_weight, str reduction, "
+    "str backend) -> (Tensor, Tensor)",
+    _binary_cross_entropy,
+    lambda x, t, weight, pos_weight, reduction, backend: (_fake_loss(x, x.shape, reduction), _like(x)),
+)
+
+
+def _save_binary_loss(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.divisor = _later_divisor(inputs[0], inputs[4])
+    ctx.save_for_backward(*output)
+
+
+def _backward_of_binary_loss(ctx: Any, dloss: Any) -> tuple[Any, ...]:
+    dx = ctx.saved_tensors[1]
+    if dloss.ndim:
+        return ((dx * dloss).to(dx.dtype),)
+    return _scaled((dx,), dloss if ctx.divisor is None else dloss / ctx.divisor)
+
+
+binary_cross_entropy_with_logits.set_gradient(_save_binary_loss, _backward_of_binary_loss)
+
+
 def _linear_cross_entropy(
     x: Any,
     w: Any,

@@ -39,6 +39,7 @@ __all__ = [
     "log_softmax",
     "relu",
     "sigmoid",
+    "sigmoid_binary_cross_entropy",
     "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -338,16 +339,59 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Any:
     [0.6930999755859375, 0.6930999755859375]
     """
     name = "softmax_cross_entropy"
-    logits, labels = _logits(name, logits), _array(name, "labels", labels)
+    logits = _logits(name, logits)
+    logits, labels = _of_one_shape(name, logits, labels, f"; class indices are for {name}_with_integer_labels")
+    return _loss_per_class((name, _choice()), *_xla.alike(logits, labels))
+
+
+def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> Any:
+    """Cross-entropy of the sigmoid of logits, each of two classes, in place of Optax's function of the same name.
+
+    Per element, ``loss = -labels log(sigmoid(logits)) - (1 - labels) log(1 - sigmoid(logits))``. The gradient of the
+    logits is that of `plugrad.kernels.sigmoid_cross_entropy_value_and_grad`, that of the labels ``-logits``.
+
+    Parameters
+    ----------
+    logits : array
+        Any shape; float16, bfloat16, float32 or float64.
+    labels : array
+        Labels in [0, 1] of the shape of `logits`; booleans, or any integer or floating dtype.
+
+    Returns
+    -------
+    jax.Array
+        The loss of each element, in the dtype of `logits`, or in that to which JAX promotes it with floating labels.
+
+    Raises
+    ------
+    TypeError, NotImplementedError
+        As for `softmax`.
+    ValueError
+        If the shapes differ.
+    jax.errors.JaxRuntimeError, ValueError
+        If a label lies outside [0, 1], when JAX computes the loss.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from plugrad.bridges import jax as bridge
+    >>> bridge.sigmoid_binary_cross_entropy(jnp.zeros(2), jnp.array([0, 1])).round(4).tolist()
+    [0.6930999755859375, 0.6930999755859375]
+    """
+    name = "sigmoid_binary_cross_entropy"
+    (logits,) = _floating(name, logits=logits)
+    logits, labels = _of_one_shape(name, logits, labels)
+    return _loss_of_elements(("sigmoid_cross_entropy", _choice()), *_xla.alike(logits, labels))
+
+
+def _of_one_shape(function: str, logits: Any, labels: Any, hint: str = "") -> Any:
+    """The logits, and the labels of their shape, in one floating dtype."""
+    labels = _array(function, "labels", labels)
     if labels.shape != logits.shape:
-        raise ValueError(
-            f"{name}: labels: expected shape {logits.shape}, that of logits, got {labels.shape}; class indices are for "
-            f"softmax_cross_entropy_with_integer_labels"
-        )
+        raise ValueError(f"{function}: labels: expected shape {logits.shape}, that of logits, got {labels.shape}{hint}")
     if jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == bool:
         labels = labels.astype(logits.dtype)
-    logits, labels = _floating(name, logits=logits, labels=labels)
-    return _loss_per_class(_choice(), *_xla.alike(logits, labels))
+    return _floating(function, logits=logits, labels=labels)
 
 
 def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any) -> Any:
@@ -389,7 +433,7 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any) -> Any:
     name = "softmax_cross_entropy_with_integer_labels"
     logits = _logits(name, logits)
     labels = _class_indices(name, labels, logits.shape[:-1])
-    return _loss_of_indices(_choice(), *_xla.alike(logits, labels))
+    return _loss_of_indices(("softmax_cross_entropy", _choice()), *_xla.alike(logits, labels))
 
 
 def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -397,37 +441,48 @@ def _struct(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, COMPUTE[np.dtype(dtype)])
 
 
-def _loss_of_rows(choice: str, x: Any, t: Any) -> Any:
-    results, options = [_struct(x.shape[:-1], x.dtype)], {"wanted": "10", "reduction": "none"}
-    (loss,) = _kernel("softmax_cross_entropy", choice, {"x": x, "t": t}, results, **options)
+def _losses(kernel: str, x: Any) -> Any:
+    return _struct(x.shape[:-1] if kernel == "softmax_cross_entropy" else x.shape, x.dtype)
+
+
+def _loss_alone(what: tuple[str, str], x: Any, t: Any) -> Any:
+    """The loss of each row, or of each element for the sigmoid; `what` is the kernel and the choice."""
+    kernel, choice = what
+    (loss,) = _kernel(kernel, choice, {"x": x, "t": t}, [_losses(kernel, x)], wanted="10", reduction="none")
     return loss.astype(x.dtype)
 
 
-def _loss_and_gradient_of_rows(choice: str, x: Any, t: Any) -> Any:
-    results, options = [_struct(x.shape[:-1], x.dtype), x], {"wanted": "11", "reduction": "none"}
-    loss, dx = _kernel("softmax_cross_entropy_value_and_grad", choice, {"x": x, "t": t}, results, **options)
+def _loss_and_gradient(what: tuple[str, str], x: Any, t: Any) -> Any:
+    kernel, choice = what
+    name, results = f"{kernel}_value_and_grad", [_losses(kernel, x), x]
+    loss, dx = _kernel(name, choice, {"x": x, "t": t}, results, wanted="11", reduction="none")
     return loss.astype(x.dtype), dx
 
 
-def _loss_of_indices_backward(choice: str, dx: Any, dloss: Any) -> Any:
-    return dx * dloss[..., None], None
-
-
-_loss_of_indices = _differentiable(_loss_of_rows, _loss_and_gradient_of_rows, _loss_of_indices_backward)
-
-
-def _loss_per_class_forward(choice: str, x: Any, t: Any) -> Any:
-    loss, dx = _loss_and_gradient_of_rows(choice, x, t)
+def _loss_and_both(what: tuple[str, str], x: Any, t: Any) -> Any:
+    """The loss, and what the gradients of the logits and of the labels need."""
+    loss, dx = _loss_and_gradient(what, x, t)
     return loss, (dx, x)
 
 
-def _loss_per_class_backward(choice: str, saved: Any, dloss: Any) -> Any:
+def _gradients_of_indices(what: tuple[str, str], dx: Any, dloss: Any) -> Any:
+    return dx * dloss[..., None], None
+
+
+def _gradients_per_class(what: tuple[str, str], saved: Any, dloss: Any) -> Any:
     dx, x = saved
-    (logs,) = _kernel("log_softmax", choice, {"x": x}, [x], axis=-1)  # JAX leaves it out where labels are constants
+    (logs,) = _kernel("log_softmax", what[1], {"x": x}, [x], axis=-1)  # a compiled function leaves it out if unneeded
     return dx * dloss[..., None], -logs * dloss[..., None]
 
 
-_loss_per_class = _differentiable(_loss_of_rows, _loss_per_class_forward, _loss_per_class_backward)
+def _gradients_of_elements(what: tuple[str, str], saved: Any, dloss: Any) -> Any:
+    dx, x = saved
+    return dx * dloss, -x * dloss
+
+
+_loss_of_indices = _differentiable(_loss_alone, _loss_and_gradient, _gradients_of_indices)
+_loss_per_class = _differentiable(_loss_alone, _loss_and_both, _gradients_per_class)
+_loss_of_elements = _differentiable(_loss_alone, _loss_and_both, _gradients_of_elements)
 
 
 def linear_cross_entropy(x: Any, w: Any, b: Any, labels: Any) -> Any:

@@ -25,6 +25,7 @@ from plugrad.bridges import _choices, _torch_operators as operators
 
 __all__ = [
     "CrossEntropyLoss",
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
     "linear",
     "linear_cross_entropy",
@@ -395,6 +396,64 @@ def _check_weight(name: str, weight: Any, classes: Any) -> None:
     _check_floating(name, weight=weight)
     if tuple(weight.shape) != (classes,):
         raise ValueError(f"{name}: weight: expected one per class, shape {(classes,)}, got {tuple(weight.shape)}")
+
+
+def binary_cross_entropy_with_logits(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+) -> Any:
+    """Cross-entropy of the sigmoid of logits, in place of `torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    The forward pass computes the gradient too; see `plugrad.kernels.sigmoid_cross_entropy_value_and_grad`.
+
+    Parameters
+    ----------
+    input : torch.Tensor
+        Logits of any shape.
+    target : torch.Tensor
+        Labels in [0, 1], of the shape of `input`.
+    weight, pos_weight : torch.Tensor, optional
+        Weights of the elements, and of the part of each label that is 1; they broadcast to `input`.
+    size_average, reduce, reduction
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    torch.Tensor
+        The loss, in the dtype of `input`; under autocast in float32.
+
+    Raises
+    ------
+    TypeError
+        As for `softmax`.
+    ValueError
+        If a shape or an option is wrong, or a label lies outside [0, 1]. On a GPU that element's loss is NaN instead.
+    NotImplementedError
+        If `target` or a weight requires grad, and for a second derivative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from plugrad.bridges import torch as F
+    >>> F.binary_cross_entropy_with_logits(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0]))
+    tensor(0.6931)
+    """
+    name = "binary_cross_entropy_with_logits"
+    _check(name, input=input, target=target, weight=weight, pos_weight=pos_weight)
+    _check_floating(name, input=input)
+    _check_constant(name, target=target, weight=weight, pos_weight=pos_weight)
+    reduction = _reduction(name, size_average, reduce, reduction)
+    if target.shape != input.shape:
+        raise ValueError(
+            f"{name}: target: expected the shape of input, {tuple(input.shape)}, got {tuple(target.shape)}"
+        )
+    loss = operators.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction, _in_force())[0]
+    return _as_input(loss, input)
 
 
 def linear_cross_entropy(

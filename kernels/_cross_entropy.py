@@ -60,8 +60,8 @@ def cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        As for `softmax_cross_entropy`, if `out` does not fit, and, on the CPU, if a probability whose label is not 0
-        lies below 0 or above 1.001: it may be a logit. On a GPU the loss of that row is NaN.
+        As for `softmax_cross_entropy`, if `out` does not fit, and, on the CPU, if a probability whose label and
+        weight are not 0 lies below 0 or above 1.001: it may be a logit. On a GPU the loss of that row is NaN.
 
     Examples
     --------

@@ -57,6 +57,11 @@ class Formulas:
     def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any) -> Any:
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
 
+    @staticmethod
+    def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> Any:
+        labels = labels.astype(logits.dtype)
+        return -labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
+
     @classmethod
     def linear_cross_entropy(cls, x: Any, w: Any, b: Any, labels: Any) -> Any:
         logits = x @ w if b is None else x @ w + b
@@ -100,6 +105,15 @@ with jax.enable_x64(True):
         "integer label of a row": (
             lambda f, x: f.softmax_cross_entropy_with_integer_labels(x, jnp.asarray(2)),
             (numbers(7),),
+        ),
+        "sigmoid_binary_cross_entropy": (lambda f, x, t: f.sigmoid_binary_cross_entropy(x, t), (X, SOFT)),
+        "sigmoid_binary_cross_entropy of booleans": (
+            lambda f, x: f.sigmoid_binary_cross_entropy(x, T[:, None] > jnp.arange(7)),
+            (X,),
+        ),
+        "sigmoid_binary_cross_entropy of a number": (
+            lambda f, x, t: f.sigmoid_binary_cross_entropy(x, t),
+            (jnp.asarray(2.0), jnp.asarray(0.25)),
         ),
         "linear_cross_entropy": (lambda f, x, w, b: f.linear_cross_entropy(x, w, b, labels(4, 5)), (X, W, B)),
         "linear_cross_entropy without bias": (lambda f, x, w: f.linear_cross_entropy(x, w, None, labels(4, 5)), (X, W)),
@@ -231,7 +245,7 @@ def test_compiled_and_computed_again_in_the_backward_pass(name: str, transformat
 def test_vmap_is_the_loop(name: str, axis: int) -> None:
     _, arguments = CALLS[name]
     call = gradients(bridge, CALLS[name])
-    several = [jnp.stack([x, -x, x + 1]) for x in arguments]
+    several = [jnp.stack([x, x / 2, x * x]) for x in arguments]  # labels stay in [0, 1]
     loop = [call(*given) for given in zip(*several, strict=True)]
     moved = [jnp.moveaxis(x, 0, min(axis, x.ndim - 1)) for x in several]
     found = jax.vmap(call, tuple(min(axis, x.ndim - 1) for x in several))(*moved)
@@ -361,7 +375,7 @@ def test_gradients_that_nobody_needs_are_not_computed(needed: tuple[int, ...], s
     assert arguments["needs"] == [("dx", "dw", "db")[i] for i in needed]
 
 
-@pytest.mark.parametrize("name", ["softmax_cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy", "linear_cross_entropy"])
 def test_one_compiled_function_differentiated_by_each_argument(name: str) -> None:
     function, arguments = CALLS[name]
     compiled = jax.jit(lambda *given: (function(bridge, *given) ** 2).sum())
@@ -422,6 +436,11 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"labels: expected shape \(5,\), one label for each row, got \(4,\)",
     ),
+    "labels of elements of another shape": (
+        lambda: bridge.sigmoid_binary_cross_entropy(X, T),
+        ValueError,
+        r"sigmoid_binary_cross_entropy: labels: expected shape \(5, 7\), that of logits, got \(5,\)$",
+    ),
     "weights of another shape": (
         lambda: bridge.linear_cross_entropy(X, W.T, B, T),
         ValueError,
@@ -469,6 +488,11 @@ def test_labels_out_of_range(label: int) -> None:
             with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=message):
                 jax.block_until_ready(call(X, wrong))
             jax.block_until_ready(call(X, T))
+
+
+def test_labels_of_elements_out_of_range() -> None:
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=r"labels: expected .*\[0, 1\]"):
+        bridge.sigmoid_binary_cross_entropy(X, SOFT.at[1, 2].set(1.5)).block_until_ready()
 
 
 def test_a_backend_of_a_gpu_and_a_captured_block_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

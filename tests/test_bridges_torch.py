@@ -87,6 +87,11 @@ for _reduction in ("mean", "sum", "none"):
             (X,),
             {"reduction": _reduction, "label_smoothing": 0.1},
         ),
+        f"binary_cross_entropy_with_logits, {_reduction}": (
+            lambda f, x, **options: f.binary_cross_entropy_with_logits(x, soft(7, 5, x.dtype), **options),
+            (X,),
+            {"reduction": _reduction, "weight": WEIGHT[:5, None], "pos_weight": WEIGHT},
+        ),
         f"linear_cross_entropy, {_reduction}": (
             lambda f, x, w, b, **options: f.linear_cross_entropy(x, w, labels(4, 5), linear_bias=b, **options),
             (X, W, B),
@@ -153,6 +158,7 @@ def test_on_numba(name: str) -> None:
 
 SAMPLED = ("softmax", "log_softmax", "sigmoid", "nn.functional.relu", "nn.functional.linear")
 SAMPLED += ("nn.functional.cross_entropy", "nn.functional.linear_cross_entropy")
+SAMPLED += ("nn.functional.binary_cross_entropy_with_logits",)
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +182,9 @@ def test_the_samples_of_pytorch(name: str, operators: dict[str, Any]) -> None:
     for sample in entry.sample_inputs("cpu", torch.float64, requires_grad=True):
         args = tuple(sample.args)
         kwargs = dict(sample.kwargs)
-        if short.endswith("cross_entropy"):  # neither labels nor weights of classes have a gradient
+        if "cross_entropy" in short:  # neither labels nor weights of classes have a gradient
             args = (*args[:-1], args[-1].detach())
-            kwargs = {k: v.detach() if isinstance(v, torch.Tensor) and k == "weight" else v for k, v in kwargs.items()}
+            kwargs = {k: v.detach() if k in ("weight", "pos_weight") else v for k, v in kwargs.items()}
         needed = [x for x in (sample.input, *args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.requires_grad]
         value, expected = ours(sample.input, *args, **kwargs), entry.op(sample.input, *args, **kwargs)
         nothing_counts = short.endswith("cross_entropy") and bool(expected.isnan().any())
@@ -205,6 +211,7 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
     "sigmoid": (X, "numpy"),
     "linear": (X, W, B, "numpy"),
     "cross_entropy": (X, T, WEIGHT, -100, 0.1, "mean", "numpy"),
+    "binary_cross_entropy_with_logits": (X, soft(7, 5), None, WEIGHT, "mean", "numpy"),
     "linear_cross_entropy": (X, W, B, labels(4, 5), None, -100, 0.1, "sum", 10**6, "dx dw db", "numpy"),
 }
 
@@ -237,6 +244,7 @@ def network(x: Any, w: Any, b: Any, t: Any) -> Any:
     h = bridge.relu(bridge.linear(x, w, b))
     loss = bridge.cross_entropy(h, t) + bridge.linear_cross_entropy(x, w, t, linear_bias=b)
     loss = loss + bridge.linear_cross_entropy(x, w, t, reduction="none").mean()
+    loss = loss + bridge.binary_cross_entropy_with_logits(h, torch.ones_like(h), pos_weight=torch.tensor([2.0]))
     return loss + (bridge.softmax(h, 1) * bridge.log_softmax(h, -1)).sum() + bridge.sigmoid(h).mean()
 
 
@@ -340,6 +348,11 @@ def test_small_gradients_of_float16_survive_a_scaled_loss() -> None:
     x = torch.zeros(4096, 1000, dtype=torch.float16, requires_grad=True)
     (bridge.cross_entropy(x, torch.zeros(4096, dtype=torch.long)) * 16384.0).backward()
     assert x.grad[0, 1].item() == pytest.approx(16384 / 4096 / 1000, rel=2e-3)
+    x.grad = None
+    loss = bridge.binary_cross_entropy_with_logits(x, torch.zeros(4096, 1000))
+    (loss * 16384.0).backward()
+    assert loss.item() == pytest.approx(0.693147, rel=2e-3)
+    assert x.grad[0, 1].item() == pytest.approx(16384 / 4096 / 1000 / 2, rel=2e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -457,6 +470,8 @@ def test_where_nothing_counts_the_loss_is_0(reduction: str) -> None:
         ):
             assert loss.item() == 0.0
             assert not torch.autograd.grad(loss, x)[0].any()
+    nothing = numbers(0, 7)
+    assert bridge.binary_cross_entropy_with_logits(nothing, nothing.detach(), reduction=reduction).item() == 0.0
 
 
 @pytest.mark.parametrize("label", [7, -1, 10**9])
@@ -534,6 +549,16 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: bridge.linear_cross_entropy(X, numbers(7, 7), T, weight=WEIGHT.clone().requires_grad_()),
         NotImplementedError,
         "weight: expected a tensor that needs no gradient",
+    ),
+    "shape of binary labels": (
+        lambda: bridge.binary_cross_entropy_with_logits(X, soft(7, 4)),
+        ValueError,
+        r"target: expected the shape of input, \(5, 7\), got \(4, 7\)",
+    ),
+    "binary labels out of range": (
+        lambda: bridge.binary_cross_entropy_with_logits(X, 2 * torch.ones(5, 7)),
+        ValueError,
+        r"in \[0, 1\]",
     ),
     "options": (
         lambda: bridge.linear_cross_entropy(X, W, T, options=object()),

@@ -647,6 +647,42 @@ def test_arrays_that_have_changed(changed: Callable[[Any], None], message: str) 
     assert (y == 7).all(), "nothing has been written"
 
 
+def test_weights_of_rows_that_have_changed_their_dtype() -> None:
+    weights = np.ones(2, np.float32)
+    with K.capture() as graph:
+        K.softmax_cross_entropy_value_and_grad(Z, T, sample_weight=weights)
+    weights.dtype = np.int32  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"sample_weight: expected an array of dtype float32.*int32"):
+        graph.replay()
+
+
+def test_a_layer_is_given_the_weights_of_the_rows_of_a_batch() -> None:
+    loss, weights, x = layers.SoftmaxWithLoss(z_loss=0.1), np.ones(2, np.float32), np.eye(2, dtype=np.float32)
+    with K.capture() as graph:
+        value = loss.forward(x, T, sample_weight=weights)
+        dx = loss.backward(2.0)
+    weights[...] = 0, 3
+    graph.replay()
+    options: Any = {"sample_weight": weights, "z_loss": 0.1}
+    expected, slope = K.softmax_cross_entropy_value_and_grad(x, T, **options)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(dx, 2 * slope)
+    assert (dx[0] == 0).all()
+
+
+def test_a_number_that_is_no_probability_is_the_error_of_a_call() -> None:
+    p = np.full((2, 2), 0.5, np.float32)
+    with K.capture() as graph:
+        K.cross_entropy(p, T)
+        dp = K.cross_entropy_backward(1.0, p, T, out=p)
+    assert dp is p
+    p[...] = 0.5
+    graph.replay()
+    p[...] = [[0.5, 0.5], [0.5, 3.0]]
+    with pytest.raises(ValueError, match=r"^cross_entropy: p: expected probabilities in \[0, 1\], got 3 at row 1; "):
+        graph.replay()
+
+
 def test_a_result_that_has_become_read_only() -> None:
     y, w = np.empty((2, 2), np.float32), W.copy()
     optimizer = optim.SGD([w], lr=0.1)
@@ -913,7 +949,11 @@ def test_training_steps_over_batches_of_any_size() -> None:
     assert len(training._captured) == 4
 
 
-@pytest.mark.parametrize("options", [{"reduction": "none"}, {"label_smoothing": 0.1, "ignore_index": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"reduction": "none"}, {"label_smoothing": 0.1, "ignore_index": 2}, {"z_loss": 0.1, "ignore_index": 2}],
+    ids=str,
+)
 def test_training_steps_with_options(options: Any) -> None:
     plain, captured = Problem(OPTIMIZERS["SGD"], **options), Problem(OPTIMIZERS["SGD"], **options)
     training = layers.TrainingStep(captured.net, captured.loss, captured.optimizer)

@@ -153,3 +153,20 @@ def test_the_language_model_is_the_same_with_one_import_changed(tmp_path: Path) 
     assert apart
     assert float(apart[1]) <= 1e-3
     assert re.search(r"^saved: -?\d+% of the time, -?\d+ MB of \d+ MB$", done.stdout, re.MULTILINE)
+
+
+def test_pairs_finds_the_digits_of_a_picture(tmp_path: Path) -> None:
+    runs = []
+    for backend in ("numpy", "numba"):
+        done = example("pairs.py", "--epochs", "2", "--backend", backend, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = re.findall(
+            r"^epoch .* loss ([\d.]+)   labels ([\d.]+)%   pictures ([\d.]+)%$", done.stdout, re.MULTILINE
+        )
+        runs.append(np.array(found, float))
+    loss, labels, pictures = runs[0][-1]
+    assert len(runs[0]) == 2
+    assert loss < 0.3
+    assert labels > 93
+    assert pictures > 50
+    np.testing.assert_allclose(*runs, atol=1)

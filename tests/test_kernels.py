@@ -155,6 +155,25 @@ def test_a_loss_can_be_written_where_the_caller_says() -> None:
     np.testing.assert_allclose(rows, np.log(2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
+def test_losses_of_rows_can_be_written_over_their_weights(backend: str) -> None:
+    rng = np.random.default_rng(0)
+    with backends.use(backend):
+        for classes, soft in ((4, False), (4, True), (60, False), (60, True)):
+            x = rng.normal(size=(50, classes)).astype(np.float32)
+            t: Any = K.softmax(x) if soft else rng.integers(0, classes, 50)
+            weights = rng.integers(0, 3, 50).astype(np.float32)
+            options: dict[str, Any] = {"sample_weight": weights, "reduction": "none"}
+            for loss, given in ((K.cross_entropy, K.softmax(x)), (K.softmax_cross_entropy, x)):
+                out: Any = weights if loss is K.cross_entropy else (weights, None)
+                z_loss = {} if loss is K.cross_entropy else {"z_loss": 0.1}
+                found: Any = loss(given, t, **options, **z_loss)
+                kept = weights.copy()
+                loss(given, t, **options, **z_loss, out=out)
+                np.testing.assert_array_equal(weights, found if loss is K.cross_entropy else found[0])
+                weights[...] = kept
+
+
 def test_an_out_that_overlaps_the_weights_is_refused() -> None:
     x, t = np.ones((4, 3), np.float32), [0, 1, 2, 0]
     out = np.ones((4, 3), np.float32)

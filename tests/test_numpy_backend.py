@@ -247,8 +247,10 @@ def test_floating_point_errors_stay_silent_even_where_the_user_wants_them() -> N
         for name, kernel in RECORDS.items():
             inputs = sample(kernel, 2, 4)
             for position, x in enumerate(inputs):
-                if isinstance(x, np.ndarray) and x.shape == bad.shape and kernel.arguments[position] != "t":
-                    kernel.function(*inputs[:position], bad, *inputs[position + 1 :], **kernel.given)
+                argument = kernel.arguments[position]
+                if isinstance(x, np.ndarray) and x.shape == bad.shape and argument != "t":
+                    values = np.clip(abs(bad), 0, 1) if argument == "p" else bad  # probabilities, or NaN
+                    kernel.function(*inputs[:position], values, *inputs[position + 1 :], **kernel.given)
             assert np.geterr()["over"] == "raise", name
 
 

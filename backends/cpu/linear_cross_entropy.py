@@ -68,6 +68,8 @@ def in_chunks(
 def _counted_rows(layer: Layer, options: LossOptions) -> Array | None:
     """The numbers of the rows that count; None if all do."""
     weights = options.sample_weight
+    if weights is None and options.ignore_index is None:
+        return None
     ignored: Any = None if weights is None else weights.reshape(-1) == 0
     if layer.is_index:
         ignored = unignored(layer.t, options, weights)[1]
@@ -92,7 +94,8 @@ class _HostChunks(Chunks):
         # The plan does not depend on which rows count, but on whether some may not: so each replay of a capture has
         # the memory it needs.
         may_gather = options.ignore_index is not None or options.sample_weight is not None
-        self.kernels, self.options = kernels, options._replace(ignore_index=None, sample_weight=None)
+        self.kernels = kernels
+        self.options = options._replace(ignore_index=None, sample_weight=None) if may_gather else options
         weights = options.sample_weight
         self._sample_weight = None if weights is None else weights.reshape(-1)
         self._counted = counted
@@ -112,8 +115,8 @@ class _HostChunks(Chunks):
         plan = planned(options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
         memory = workspace.memory(HOST, plan.bytes, lambda count: np.empty(count, np.uint8))
         take = carved(memory, memory.ctypes.data)
-        self._logits, *tanhs = take((1 + caps, plan.rows, classes), compute)
-        self._tanh = tanhs[0] if caps else None
+        logits = take((1 + caps, plan.rows, classes), compute)
+        self._logits, self._tanh = logits[0], logits[1] if caps else None
         self._labels = take((plan.rows, classes), compute) if copies_t else None
         self._rows = take((plan.rows, inputs), compute) if copies_x else None
         self._slopes = take((plan.rows, inputs), compute) if copies_dx else None

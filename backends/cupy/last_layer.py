@@ -70,8 +70,8 @@ class _DeviceChunks(Chunks):
         place = "cupy", cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
         memory = workspace.memory(place, plan.bytes, lambda count: cupy.empty((count,), np.uint8))
         take = carved(memory, memory.data.ptr)
-        self._logits, *tanhs = take((1 + caps, plan.rows, classes), compute)
-        self._tanh = tanhs[0] if caps else None
+        logits = take((1 + caps, plan.rows, classes), compute)
+        self._logits, self._tanh = logits[0], logits[1] if caps else None
         self._rows = take((plan.rows * inputs,), compute) if copies_x else None
         self._slopes = take((plan.rows, inputs), compute) if copies_dx else None
         self._weights = take((inputs * plan.columns,), compute) if copies_w else None

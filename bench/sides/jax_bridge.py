@@ -22,6 +22,10 @@ def _softmax_cross_entropy(axis: int, x: Any, t: Any) -> Any:
     return bridge.softmax_cross_entropy_with_integer_labels(jnp.moveaxis(x, axis, -1), t).mean()
 
 
+def _sigmoid_cross_entropy(axis: int, x: Any, t: Any) -> Any:
+    return bridge.sigmoid_binary_cross_entropy(x, t).mean()
+
+
 def _linear_value_and_gradients(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
     loss, gradients = jax.value_and_grad(bridge.linear_cross_entropy, (0, 1, 2))(x, w, b, t)
     return loss, *gradients
@@ -33,6 +37,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first argument is the axis o
     "relu": lambda axis, x: bridge.relu(x),
     "sigmoid": lambda axis, x: bridge.sigmoid(x),
     "softmax_cross_entropy_value_and_grad": jax.value_and_grad(_softmax_cross_entropy, 1),
+    "sigmoid_cross_entropy_value_and_grad": jax.value_and_grad(_sigmoid_cross_entropy, 1),
     "linear_cross_entropy": lambda axis, *given: bridge.linear_cross_entropy(*given),
     "linear_cross_entropy_value_and_grad": _linear_value_and_gradients,
 }

@@ -164,6 +164,12 @@ def mistakes_of_labels(kernel: str) -> tuple[Mistake, ...]:
         ),
         Mistake({"weight": [1.0, 2.0]}, ValueError, rf"{kernel}: weight: expected one weight per class, shape \(3,\)"),
         Mistake({"weight": ["a"] * 3}, TypeError, f"{kernel}: weight: expected .*, got dtype <U1"),
+        Mistake(
+            {"sample_weight": [1.0, 2.0, 3.0]},
+            ValueError,
+            rf"{kernel}: sample_weight: expected one weight per row, shape \(2,\), got \(3,\)",
+        ),
+        Mistake({"sample_weight": 1j}, TypeError, f"{kernel}: sample_weight: expected .*, got dtype complex128"),
         *mistakes_of_options(kernel),
     )
 
@@ -172,12 +178,6 @@ def mistakes_of_options(kernel: str) -> tuple[Mistake, ...]:
     """The mistakes that can be made with the options of any loss, but for weights and axis."""
     return (
         Mistake({"ignore_index": 0.5}, TypeError, f"{kernel}: ignore_index: expected an integer or None, got 0.5"),
-        Mistake(
-            {"sample_weight": [1.0, 2.0, 3.0]},
-            ValueError,
-            rf"{kernel}: sample_weight: expected one weight per row, shape \(2,\), got \(3,\)",
-        ),
-        Mistake({"sample_weight": 1j}, TypeError, f"{kernel}: sample_weight: expected .*, got dtype complex128"),
         Mistake(
             {"label_smoothing": 1.5}, ValueError, rf"{kernel}: label_smoothing: expected a number in \[0, 1\], got 1"
         ),

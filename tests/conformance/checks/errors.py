@@ -15,7 +15,7 @@ from plugrad.tests.records import Record
 
 DType = np.dtype[Any]
 
-WEIGHTS = ("weight", "pos_weight")  # the options that are arrays
+WEIGHTS = ("weight", "pos_weight", "sample_weight")  # the options that are arrays
 
 
 def raised(
