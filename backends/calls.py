@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -68,7 +68,7 @@ def in_library(foreign: Foreign, first: Any, body: Callable[..., R], *arguments:
             results = body(*arguments, **options)
         finally:
             selection.scope.set(outer)
-        given = [x for x in _flat((arguments, tuple(options.values()))) if hasattr(x, "shape")]
+        given = [entry for x in (*arguments, *options.values()) for entry in (x if type(x) is tuple else (x,))]
         return cast(R, handed_back(foreign.library, results, given))
 
 
@@ -90,14 +90,6 @@ def _is_view(result: Any, tensor: Any) -> bool:
     """Whether a result is the memory of a tensor."""
     address = result.ctypes.data if isinstance(result, np.ndarray) else result.data.ptr
     return bool(result.size and tensor.data_ptr() == address and tuple(tensor.shape) == result.shape)
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple):
-        for entry in value:
-            yield from _flat(entry)
-    else:
-        yield value
 
 
 def foreign_of(first: Any) -> Foreign | None:
