@@ -85,12 +85,13 @@ def repeat(dice: Dice, subject: Subject, kernel: Record, about: list[str]) -> No
     """Make a plain call of a kernel, then changed calls, and after each of them the plain one again."""
     lead = tuple(dice.integer(1, 9) for _ in range(dice.choice((0, 1, 1, 1, 2))))
     is_square = dice.flag()
+    options = _options_of(kernel) if cases.is_any_loss(kernel) else ()
     form = Form(
         lead=lead,
         classes=lead[0] if lead and is_square else dice.integer(1, 30),
         dtype=dice.choice(DTYPES),
         seed=dice.integer(0, 1000),
-        options=dice.choice(({},) * len(OPTIONS) + OPTIONS) if cases.is_any_loss(kernel) else {},
+        options=dice.choice(({},) * max(1, len(options)) + options),
         has_out=dice.flag(),
         axis=-1,
         is_square=is_square,
@@ -340,9 +341,13 @@ def _label(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str, V
     return f"labels of {dtype}{'' if label is None else f', one is {label}'}", is_right
 
 
+def _options_of(kernel: Record) -> tuple[Mapping[str, Any], ...]:
+    return tuple(options for options in OPTIONS if options.keys() <= set(kernel.options))
+
+
 def _option(dice: Dice, subject: Subject, form: Form, call: Call) -> tuple[str, Verdict]:
     """Change an option of a loss."""
-    options = dice.choice(OPTIONS)
+    options = dice.choice(_options_of(call.case.kernel))
     other = replace(form, options=options).call(subject, call.case.kernel)
     call.options |= {name: other.options[name] for name in options}
     is_free = "reduction" not in options or not (form.has_out or "dloss" in call.case.inputs)
