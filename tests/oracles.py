@@ -54,7 +54,7 @@ def adamw(
         rate = float(lr(step - 1) if callable(lr) else lr)
         m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
         quotient = (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
-        p = p - rate * weight_decay * p - rate * quotient
+        p = p - rate * (weight_decay * p) - rate * quotient
     return p
 
 

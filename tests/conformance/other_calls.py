@@ -196,8 +196,10 @@ def _compare_steps(
 ) -> None:
     """Compare parameters with the formula for what they were before, and the gradients of all steps."""
     for i, p in enumerate(params):
-        exact = formula(double(before[i]), [double(step[i]) for step in steps], **options)
-        largest = max([1.0, *(abs(double(x)).max(initial=0.0) for x in (before[i], exact))])
+        grads = [double(step[i]) for step in steps]
+        path = [formula(double(before[i]), grads[:count], **options) for count in range(1, len(grads) + 1)]
+        exact = path[-1]
+        largest = max([1.0, *(abs(double(x)).max(initial=0.0) for x in (before[i], *path))])
         if largest > float(finfo(p.dtype).max):  # an intermediate value may have been infinite
             continue
         got, off = double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
