@@ -31,7 +31,7 @@ def judge(subject: Subject, call: Call, slack: float = 1.0) -> tuple[Any, ...]:
             cases.overflowed(true, cases.result_dtype(name, case.dtype))
             for name, true in zip(kernel.results, case.expected(), strict=True)
         )
-        subject.compare(case, got, exact, slack)
+        _compare_values(subject, case, got, exact, slack)
         for name, x, held in zip(kernel.arguments, arrays, before, strict=True):
             assert np.array(subject.numpy(x)).tobytes() == held.tobytes(), f"argument {name} was written to"
     return got
@@ -124,9 +124,13 @@ def _compare(subject: Subject, call: Call, inputs: dict[str, Any], got: tuple[An
         None if true is None else cases.overflowed(true, cases.result_dtype(name, dtype))
         for name, true in zip(kernel.results, case.expected(), strict=True)
     )
-    if kernel.terms is not None:  # infinity times a slope that is 0 in the dtype, or not
+    _compare_values(subject, case, got, exact, slack_for(dtype))
+
+
+def _compare_values(subject: Subject, case: Case, got: tuple[Any, ...], exact: tuple[Any, ...], slack: float) -> None:
+    if case.kernel.terms is not None:  # infinity times a slope that is 0 in the dtype, or not
         exact = tuple(map(partial(_with_infinite_terms, subject), got, exact, case.sizes(exact)))
-    subject.compare(case, got, exact, slack=slack_for(dtype))
+    subject.compare(case, got, exact, slack)
 
 
 def _with_infinite_terms(subject: Subject, got: Any, exact: Any, size: Any) -> Any:
