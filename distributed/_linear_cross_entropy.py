@@ -211,13 +211,12 @@ def _checked(
     lone = wanted[0] if len(wanted) == 1 else None
     loss_out, *arrays = given_results(CALL, out, ("loss", *GRADIENTS), lone=lone)
     refuse_unneeded(CALL, wanted, tuple(arrays))
-    reads = (x, w, b, t, options.loss.weight)
+    reads = (x, w, b, t)
     shapes = x.shape, w.shape, w.shape[1:]
     (dx, dw, db), reads = gradients(CALL, wanted, tuple(arrays), shapes, backend, reads)
     shape = loss_shape(logits, options.loss)
     loss, reads = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx, dw, db))
-    x, w, b, t, weight = reads
-    options = options._replace(loss=options.loss.with_weights(weight, None))
+    x, w, b, t = reads
     if is_kept:
         workspace.claim(f"{CALL}: max_workspace")
     facts |= {"x": f"shape {x.shape}", "b": "None" if b is None else "given", "needs": wanted, "softcap": cap}
@@ -289,7 +288,7 @@ class _Chunks:
         self._dw: Any = take((inputs * plan.columns,), compute) if call.dw is not None else None
         self.label_weights: Any = None
         is_wide = number_of_chunks > MOST_CHUNKS or (number_of_chunks > 1 and call.w.size <= SMALL)
-        reads = (call.x, call.w, call.b, call.t, options.loss.weight)
+        reads = (call.x, call.w, call.b, call.t)
         self._sums_w: Any = None
         self._sums_b: Any = None
         if call.dw is not None:
@@ -311,7 +310,7 @@ class _Chunks:
             self.comm.allreduce(weights)
             self.label_weights = weights
         by = scale(of, self.label_weights, FLOAT64)
-        reads = (call.w, call.b, call.t, options.loss.weight)
+        reads = (call.w, call.b, call.t)
         dx = call.dx
         self._target: Any = None
         if dx is not None:

@@ -114,12 +114,9 @@ def _spread(x: Any, t: Any, comm: Communicator, given: dict[str, Any], out: Any)
         axis_index(CALL, given["axis"], x.ndim)
         t, options, facts = checked(CALL, "x", Logits(x.shape, x.dtype), t, given, backend, checks(comm))
         loss_out, dx_out = given_results(CALL, out, ("loss", "dx"), lone="dx")
-        reads = (x, t, options.loss.weight)
-        dx, reads = result(CALL, "out: dx", dx_out, x.shape, x.dtype, backend, reads)
+        dx, reads = result(CALL, "out: dx", dx_out, x.shape, x.dtype, backend, (x, t))
         shape = loss_shape(x, options.loss)
-        loss, reads = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx,))
-        x, t, weight = reads
-        options = options._replace(loss=options.loss.with_weights(weight, None))
+        loss, (x, t) = result(CALL, "out: loss", loss_out, shape, COMPUTE[x.dtype], backend, reads, (dx,))
         count = x.shape[options.loss.axis]
         call = backend, options, loss_out
     except Exception as error:  # all ranks are told, and raise

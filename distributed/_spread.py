@@ -72,7 +72,7 @@ def checked(
                 f"{call}: weight: expected one weight for each class of this rank, shape {mine}, got {weight.shape}"
             )
         with np.errstate(all="ignore"):
-            options = options._replace(weight=weight.astype(compute, copy=False))
+            options = options._replace(weight=weight.astype(compute))  # a copy: results may be written over weights
     rows = logits.shape[: options.axis] + logits.shape[options.axis + 1 :]
     if np.ndim(t) == logits.ndim:
         raise ValueError(
@@ -87,7 +87,7 @@ def checked(
             raise ValueError(
                 f"{call}: sample_weight: expected one weight for each row, shape {rows}, got {sample_weight.shape}"
             )
-        sample_weight = sample_weight.astype(compute, copy=False).reshape(-1)
+        sample_weight = sample_weight.astype(compute).reshape(-1)
     z_loss = at_least_0(call, "z_loss", given["z_loss"])
     found = t, Options(options, sample_weight, z_loss)
     if not compares:

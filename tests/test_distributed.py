@@ -211,6 +211,30 @@ def test_layouts_and_results_given() -> None:
     np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=1), dx, atol=1e-15)
 
 
+def test_results_written_over_weights() -> None:
+    rng = np.random.default_rng(4)
+    x, t = rng.normal(size=(3, 6)), np.array([0, 5, 2])
+    weight, sample_weight = rng.random(6), np.array([0.5, 0.0, 3.0])
+    options: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.2, "reduction": "none"}
+    loss, dx = K.softmax_cross_entropy_value_and_grad(x, t, weight=weight, sample_weight=sample_weight, **options)
+
+    def work(c: Any) -> Any:
+        part, classes = split(x, (3, 3))[c.rank], split(weight, (3, 3))[c.rank].copy()
+        rows = sample_weight.copy()
+        over_rows = SOFTMAX(part, t, comm=c, weight=classes, sample_weight=rows, out=(rows, None), **options)
+        assert over_rows[0] is rows
+        over_classes = SOFTMAX(
+            part, t, comm=c, weight=classes, sample_weight=sample_weight, out=(classes, None), **options
+        )
+        assert over_classes[0] is classes
+        return over_rows, over_classes
+
+    for pair in zip(*results(2, work), strict=True):
+        for found, _ in pair:
+            np.testing.assert_allclose(found, loss, rtol=1e-14)
+        np.testing.assert_allclose(np.concatenate([d for _, d in pair], axis=1), dx, atol=1e-15)
+
+
 def test_messages_are_of_the_size_of_the_rows_only() -> None:
     x, t = np.zeros((11, 400)), np.zeros(11, int)
     _, ranks = on_ranks(2, lambda c: SOFTMAX(x, t, comm=c))

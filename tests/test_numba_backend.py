@@ -240,6 +240,12 @@ ODD_CALLS: dict[str, Callable[[], Any]] = {
     "a label that would be the last class if it wrapped": lambda: K.softmax_cross_entropy_value_and_grad(
         P, np.array([0, LARGEST, 2], np.uint64), ignore_index=LARGEST
     ),
+    "ignored labels of uint64 where rows have weights": lambda: (
+        *K.softmax_cross_entropy_value_and_grad(
+            P, np.array([0, 3, 2], np.uint64), weight=[1, 2, 3, 4, 5], sample_weight=[1, 2, 0.5], ignore_index=3
+        ),
+        *K.softmax_cross_entropy_value_and_grad(P, np.array([0, 3, 2], np.uint64), z_loss=0.1, ignore_index=3),
+    ),
     "the least label is ignored": lambda: K.cross_entropy(
         P, np.array([0, -(2**63), 2]), ignore_index=-(2**63), reduction="none"
     ),

@@ -401,6 +401,8 @@ def test_a_capture_refuses_arrays_of_jax(jnp: Any) -> None:
         lambda: K.relu(jnp.ones(2)),
         lambda: K.affine(x, jnp.ones((2, 2))),
         lambda: K.dropout(jnp.ones(2), seed=1),
+        lambda: _network().forward(jnp.ones((4, 5))),
+        lambda: _network().backward(jnp.ones((4, 3))),
     ):
         with pytest.raises(TypeError, match="a capture reads arguments where they are"), K.capture():
             call()

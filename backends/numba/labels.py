@@ -75,7 +75,9 @@ class LabelArrays:
     def _weigh_rows(self, t: Array, is_index: bool, classes: int) -> None:
         """Set `divisor`, and `weight` to all weights; class indices of rows of weight 0 become the ignored one."""
         options = self.options
-        self.divisor, of_classes, z_loss = divided(t, is_index, self.rows, options)
+        ignore = None if options.ignore_index is None else self.ignore  # that of `t`, which is converted
+        given = divided(t, is_index, self.rows, options._replace(ignore_index=ignore))
+        self.divisor, of_classes, z_loss = given
         rows = self.rows
         self.weight = np.ones((1, rows + 1 + classes), self.compute)
         self.weight[0, rows] = z_loss

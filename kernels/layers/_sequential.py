@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeGuard, cast
 
 from plugrad.backends.calls import foreign_of, in_library
+from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels.layers._activations import Activation, Relu
 from plugrad.kernels.layers._affine import Affine
@@ -144,7 +145,7 @@ class Sequential(Layer):
     def forward(self, x: ArrayLike) -> Array:
         """Compute the result of the last layer."""
         if (foreign := foreign_of(x)) is not None:
-            converted = foreign.inner.take(f"{type(self).__name__}: x", x)
+            converted = backend_for(x).take(f"{type(self).__name__}: x", x)  # in a capture that of the capture
             return in_library(foreign, x, self.forward, converted)
         self.forget()  # so that no layer keeps a result that another layer is about to overwrite
         y: Any = x
@@ -161,7 +162,7 @@ class Sequential(Layer):
     def backward(self, dy: ArrayLike, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients, and return that of the inputs; None, with less work, if it is not needed."""
         if (foreign := foreign_of(dy)) is not None:
-            converted = foreign.inner.take(f"{type(self).__name__}: dy", dy)
+            converted = backend_for(dy).take(f"{type(self).__name__}: dy", dy)
             return in_library(foreign, dy, self.backward, converted, use_jacobian=use_jacobian, needs_dx=needs_dx)
         gradient: Any = dy
         del dy  # its memory is free as soon as the last layer has used it
