@@ -72,7 +72,8 @@ def _problem(torch: Any, x: Any) -> str | None:
     """What keeps others from the memory of a tensor, and the call that helps; None if nothing does."""
     if x.requires_grad:
         return (
-            "one that requires grad; call its .detach() first, or plugrad.bridges.torch, whose functions have gradients"
+            "one that requires grad; call its .detach() first, or the functions of plugrad.bridges.torch, "
+            "which have gradients"
         )
     if type(x) not in (torch.Tensor, torch.nn.Parameter):
         return f"the subclass {type(x).__module__}.{type(x).__qualname__}; call its .as_subclass(torch.Tensor) first"

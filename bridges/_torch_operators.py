@@ -58,7 +58,9 @@ def _bfloat16() -> Any:
     try:
         import ml_dtypes
     except ImportError as error:
-        raise TypeError("tensors of bfloat16 need ml_dtypes: python -m pip install ml_dtypes") from error
+        raise TypeError(
+            "plugrad.bridges.torch: dtype bfloat16 needs ml-dtypes: python -m pip install ml-dtypes"
+        ) from error
     return ml_dtypes.bfloat16
 
 

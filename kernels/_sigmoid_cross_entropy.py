@@ -305,6 +305,8 @@ def _weights(kernel: str, name: str, weight: Any, of: str, x: Any, backend: Back
     """Weights that broadcast to `x`, the argument called `of`."""
     if weight is None:
         return None
+    if isinstance(weight, float | int):  # a constant, in a capture too
+        weight = backend.asarray(np.array(weight, COMPUTE[x.dtype]))
     weight = floating(kernel, name, weight, backend)
     try:
         fits = np.broadcast_shapes(weight.shape, x.shape) == x.shape

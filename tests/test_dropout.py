@@ -193,6 +193,9 @@ def test_mistakes_of_the_layer() -> None:
     for p, error in ((1.5, ValueError), ("half", TypeError)):
         with pytest.raises(error, match=r"Dropout: p: expected a number in \[0, 1\]"):
             layers.Dropout(p)  # type: ignore[arg-type]
+    for rng, error in (("a", TypeError), (-1, ValueError)):
+        with pytest.raises(error, match="Dropout: rng: expected a generator, a seed or None, got"):
+            layers.Dropout(0.5, rng)  # type: ignore[arg-type]
     layer = layers.Dropout(0.5, rng=0)
     with pytest.raises(RuntimeError, match="Dropout: backward: call forward first"):
         layer.backward([1.0])

@@ -55,7 +55,11 @@ class Dropout(ComputingLayer):
     def __init__(self, p: float = 0.5, rng: np.random.Generator | int | None = None) -> None:
         super().__init__()
         self.p = probability("Dropout", p)
-        self.seed: Any = np.array(np.random.default_rng(rng).integers(2**64, dtype=SEED))
+        try:
+            generator = np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Dropout: rng: expected a generator, a seed or None, got {rng!r}") from error
+        self.seed: Any = np.array(generator.integers(2**64, dtype=SEED))
 
     def __repr__(self) -> str:
         return f"Dropout({self.p!r})"

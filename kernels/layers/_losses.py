@@ -145,7 +145,10 @@ class CrossEntropy(Loss):
 
     @errors_name_layer
     def forward(self, x: ArrayLike, t: ArrayLike | None = None, *, sample_weight: ArrayLike | None = None) -> LossValue:
-        """Compute the loss of probabilities `x` for labels `t`: indices, one-hot or probabilities."""
+        """Compute the loss of probabilities `x` for labels `t`: indices, one-hot or probabilities.
+
+        `sample_weight` has one weight per row of this batch, in place of that of the layer.
+        """
         self.forget()
         backend = backend_for(x)
         p = floating("cross_entropy", "p", x, backend)
@@ -278,7 +281,10 @@ class SoftmaxWithLoss(_LossOfLogits):
 
     @errors_name_layer
     def forward(self, x: ArrayLike, t: ArrayLike | None = None, *, sample_weight: ArrayLike | None = None) -> LossValue:
-        """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient."""
+        """Compute the loss of logits `x` for labels `t` (indices, one-hot or probabilities), and its gradient.
+
+        `sample_weight` has one weight per row of this batch, in place of that of the layer.
+        """
         return self._computed_with(self._options_for(sample_weight), x, t)
 
     def _factors(self, dloss: Any, x: Any, t: Any, options: dict[str, Any]) -> Any:

@@ -45,7 +45,8 @@ class TrainingStep:
         The network. Layers of your own must compute by kernels: what they compute by NumPy is not recorded, and a
         `RuntimeError` of the first step.
     loss : Loss
-        The loss.
+        The loss. Weights that it has must be arrays of the backend in the dtype that the loss is computed in: float32,
+        or float64 for data of float64.
     optimizer : Optimizer
         The optimizer of the parameters of the network.
 
