@@ -523,34 +523,23 @@ def _linear_cross_entropy_backward(
     needs: str,
     backend: str,
 ) -> Any:
-    """The gradients where each row's loss has a gradient of its own: some rows at a time, logits computed again."""
-    gradients = _wanted(x, w, needs)
-    wide = _loss_dtype(x)
-    sums = [torch.zeros_like(g, dtype=wide) for g in gradients[1:]]
-    arrays = _array(x), _array(w).T, _array(b)
-    options: dict[str, Any] = {
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "weight": _array(weight),
-    }
-    rows = x.shape[0]
-    step = max(1, max_workspace // max(1, w.shape[0] * x.element_size()))
-    for first in range(0, rows, step):
-        chunk = slice(first, first + step)
-        z = K.affine(arrays[0][chunk], *arrays[1:])
-        labels = _array(t)[chunk]
-        _, y = K.softmax_cross_entropy(z, labels, **options, reduction="none", out=z)
-        dz = K.softmax_cross_entropy_backward(_array(dloss)[chunk], y, labels, **options, reduction="none", out=y)
-        dx, dw, db = K.affine_backward(dz, arrays[0][chunk], arrays[1], needs=tuple(needs.split()))
-        if dx is not None:
-            gradients[0][chunk] = _tensor(dx)
-        if dw is not None:
-            sums[0] += _tensor(dw).T
-        if db is not None:
-            sums[1] += _tensor(db)
-    for gradient, total in zip(gradients[1:], sums, strict=True):
-        gradient.copy_(total)
-    return gradients
+    """The gradients where each row's loss has a gradient of its own, which is the weight of the row in a sum."""
+    weights = _array(w)
+    _, *gradients = K.linear_cross_entropy_value_and_grad(
+        _array(x),
+        weights.T,
+        _array(b),
+        _array(t),
+        weight=_array(weight),
+        sample_weight=_array(dloss),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+        needs=tuple(needs.split()),
+        max_workspace=max_workspace,
+        out=(None, *_out(weights, needs)),
+    )
+    return _as_tensors(x, *gradients)
 
 
 linear_cross_entropy = Operator(

@@ -207,8 +207,10 @@ class DataParallel:
         """The facts that must be the same on all ranks for their parameters to stay the same."""
         optimizer = self.optimizer
         rate = "a schedule" if callable(optimizer.lr) else optimizer.lr
-        decay = optimizer.weight_decay
-        return {"optimizer": type(optimizer).__name__, "steps": optimizer.steps, "lr": rate, "weight_decay": decay}
+        numbers = {name: getattr(optimizer, name) for name in optimizer.NUMBERS}
+        kept = [name for name in optimizer.ARRAYS if any(array is not None for array in getattr(optimizer, name))]
+        named = {"optimizer": type(optimizer).__name__, "arrays of the optimizer": ", ".join(kept) or "none"}
+        return {**named, "steps": optimizer.steps, "lr": rate, **numbers}
 
 
 def _given(

@@ -48,10 +48,12 @@ def _loaded(name: str, given: Any, target: Array, other: str) -> np.ndarray[Any,
         raise TypeError(f"{name}: expected {'floating numbers' if takes_floats else 'integers'}, got {kind}")
     if value.shape != target.shape:
         raise ValueError(f"{name}: expected shape {target.shape}, got {value.shape}")
-    exact = FLOAT64 if takes_floats else value.dtype
     with np.errstate(all="ignore"):
         converted = value.astype(target.dtype)
-        same = np.array_equal(converted.astype(exact), value.astype(exact), equal_nan=takes_floats)
+        if takes_floats:
+            same = np.array_equal(converted.astype(FLOAT64), value.astype(FLOAT64), equal_nan=True)
+        else:
+            same = np.array_equal(converted, value)  # exact for integers of any two dtypes, as they are
     if not same:
         raise ValueError(
             f"{name}: values of dtype {value.dtype} would lose digits in {target.dtype}; "

@@ -474,6 +474,20 @@ def test_where_nothing_counts_the_loss_is_0(reduction: str) -> None:
     assert bridge.binary_cross_entropy_with_logits(nothing, nothing.detach(), reduction=reduction).item() == 0.0
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_that_do_not_count_may_hold_anything(reduction: str) -> None:
+    x, target = X.detach().clone(), labels(4, 5)
+    target[1] = -100
+    given = x.clone()
+    x[1], given[1] = 0, float("nan")
+    found = []
+    for rows in (x.requires_grad_(), given.requires_grad_()):
+        loss = bridge.linear_cross_entropy(rows, W, target, linear_bias=B, reduction=reduction)
+        found.append((loss, *torch.autograd.grad(loss.mean(), (rows, W, B))))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("label", [7, -1, 10**9])
 def test_a_label_out_of_range(label: int) -> None:
     t = T.clone().index_fill(0, torch.tensor([2]), label)

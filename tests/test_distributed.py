@@ -589,6 +589,12 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
         optimizer = optim.SGD([w], lr=0.1 * (1 + c.rank))
         distributed.DataParallel(optimizer, c)
 
+    def betas(c: Any) -> None:
+        distributed.DataParallel(optim.AdamW([np.zeros(3)], betas=(0.9, 0.99 + 0.009 * c.rank)), c)
+
+    def centered(c: Any) -> None:
+        distributed.DataParallel(optim.RMSprop([np.zeros(3)], centered=c.rank == 1), c)
+
     def counts(c: Any) -> None:
         w = np.zeros(3)
         trainer = distributed.DataParallel(optim.SGD([w]), c)
@@ -600,6 +606,8 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
         (read_only, "rank 1: .* grads: 0: expected an array that can be written"),
         (another_call, "call: .* rank 0 has sum_gradients and rank 1 has broadcast"),
         (steps, "lr: .* rank 0 has 0.1 and rank 1 has 0.2"),
+        (betas, r"betas: .* rank 0 has \(0.9, 0.99\) and rank 1 has \(0.9, 0.999\)"),
+        (centered, "arrays of the optimizer: .* rank 0 has squares and rank 1 has squares, means"),
         (counts, "rank 1: .* count: expected a finite number of at least 0, got -1"),
     ):
         found, _ = on_ranks(2, work)

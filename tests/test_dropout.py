@@ -206,3 +206,12 @@ def test_mistakes_of_the_layer() -> None:
         layers.Gelu(approximate="erf")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="LeakyRelu: negative_slope: expected a finite number, got None"):
         layers.LeakyRelu(negative_slope=None)  # type: ignore[arg-type]
+
+
+def test_a_stored_seed_that_is_negative_is_refused() -> None:
+    layer = layers.Dropout(0.5, rng=0)
+    before = int(layer.seed)
+    with pytest.raises(ValueError, match="seed: values of dtype int64 would lose digits in uint64"):
+        layer.load_state_dict({"seed": np.array(-1)})
+    layer.load_state_dict({"seed": np.array(before, np.uint64)})
+    assert int(layer.seed) == before

@@ -421,6 +421,20 @@ def test_a_captured_step_takes_batches_of_a_library(library: str) -> None:
     assert list(map(bits, losses[0])) == list(map(bits, losses[1]))
 
 
+@TORCH
+def test_a_captured_step_reads_weights_that_are_tensors(torch: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(4, 5)).astype(np.float32), np.array([0, 1, 2, 0], np.int32)
+    losses = []
+    for kind in ("numpy", "torch"):
+        net, weight = _network(), in_library(kind, np.array([1, 2, 0.5], np.float32))
+        step = layers.TrainingStep(net, layers.SoftmaxWithLoss(weight=weight), optim.SGD(net.params, lr=0.1)).step
+        losses.append([step(x, t)])
+        weight[1] = 5
+        losses[-1] += [step(x, t) for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Several processes
 # ---------------------------------------------------------------------------------------------------------------------

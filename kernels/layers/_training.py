@@ -13,6 +13,7 @@ from plugrad.backends.calls import foreign_of, handed_back
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.recording import Call
 from plugrad.backends.selection import backend_for
+from plugrad.backends.tensors import is_tensor
 from plugrad.kernels._arguments import ArrayLike, Loss as LossValue, promoted, real
 from plugrad.kernels._capture import Graph, arrays_of, capture, is_array
 from plugrad.kernels.layers._layer import Layer
@@ -164,7 +165,10 @@ def _layers_in(value: Any) -> Iterator[Layer]:
 
 
 def _arrays_in(value: Any) -> Iterator[Any]:
-    """The arrays that layers hold, in attributes and in containers: parameters, weights of classes, constants."""
+    """The arrays that layers hold, in attributes and in containers: parameters, weights of classes, constants.
+
+    Tensors of PyTorch are views of their memory, as kernels see them; those that kernels do not take are left out.
+    """
     if isinstance(value, Layer):
         value = vars(value)
     if isinstance(value, Mapping):
@@ -174,6 +178,9 @@ def _arrays_in(value: Any) -> Iterator[Any]:
             yield from _arrays_in(entry)
     elif is_array(value):
         yield value
+    elif is_tensor(value):
+        with contextlib.suppress(TypeError):
+            yield backend_for(value).take("TrainingStep", value)
 
 
 def _check_recorded(calls: tuple[Call, ...], known: list[Any], results: tuple[Any, ...], backend: Backend) -> None:
