@@ -83,9 +83,10 @@ def _targets(t: Array, x: Array, options: BinaryLossOptions) -> tuple[tuple[Any,
     divisor: tuple[float, Any] = (float(x.size) if options.reduction == "mean" else 1.0, NULL)
     if options.reduction == "mean" and label is not None:
         blocks = min(MOST_BLOCKS, -(-t.size // COUNTED))
-        parts, found = cupy.empty(blocks, np.float64), cupy.empty(1, np.float64)
+        # As the kernels take them: the second half and the second number are for the z loss, which there is none of.
+        parts, found = cupy.zeros(2 * blocks, np.float64), cupy.empty(2, np.float64)
         kernel("count_elements", instance(x.dtype))((blocks,), (THREADS,), (t.size, t, kind, *ignored[:2], parts))
-        given = (parts, blocks, found, 0, NULL, NULL)
+        given = (parts, blocks, found, 0, NULL, 0.0, NULL)
         kernel("divisor_of_labels", labels.instance(COMPUTE[x.dtype]))((1,), (THREADS,), given)
         divisor = 0.0, found
     shares = 1 - options.label_smoothing, options.label_smoothing / 2
