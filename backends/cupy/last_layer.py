@@ -20,7 +20,7 @@ from plugrad.backends.cupy.kernels import (
 )
 from plugrad.backends.cupy.labels import NULL, THREADS, LossArguments
 from plugrad.backends.cupy.products import SUMMED_ROWS, column_sums, matrix, product
-from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous
+from plugrad.backends.cupy.rows import MOST_BLOCKS, WARP, Layout, contiguous
 from plugrad.backends.matrix_layout import is_row_major
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions
 from plugrad.backends.workspace import Workspace
@@ -199,4 +199,5 @@ class _LargestLogits(_DeviceChunks):
         """The largest logits and their classes."""
         rows, k = len(logits), self.values.shape[1]
         given = rows, self.classes, k, logits, self.values[chunk], self.indices[chunk]
-        kernel("largest", largest_instance(self.values.dtype))((min(MOST_BLOCKS, rows),), (THREADS,), given)
+        threads = min(THREADS, -(-self.classes // WARP) * WARP)
+        kernel("largest", largest_instance(self.values.dtype))((min(MOST_BLOCKS, rows),), (threads,), given)
