@@ -1,4 +1,4 @@
-"""The last layer of a classifier and its loss in chunks of rows, so that the logits of one chunk only are held.
+"""The last layer of a classifier in chunks of rows, with its loss or for its largest logits: one chunk's are held.
 
 The logits of a chunk are computed, overwritten by their gradient, and multiplied to the gradients of the inputs and of
 the weights. The gradient of the weights is summed in the result itself. If its dtype is not the one to compute in, or
@@ -21,9 +21,12 @@ Array: TypeAlias = Any
 ALIGNMENT = 64  # bytes, of the arrays in a workspace
 ARRAYS = 6  # the most arrays in a workspace
 
+# The options of a layer that is computed for its largest logits, which has no labels.
+LARGEST = LossOptions("linear_top_k", -1, None, None, 0.0, "mean")
+
 
 class Layer(NamedTuple):
-    """The arguments: inputs, weights, biases and labels."""
+    """The arguments: inputs, weights, biases and labels; no labels, None, for the largest logits."""
 
     x: Array
     w: Array
@@ -37,8 +40,8 @@ class Layer(NamedTuple):
 
     @property
     def is_index(self) -> bool:
-        """Whether the labels are class indices."""
-        return bool(self.t.ndim < self.x.ndim)
+        """Whether no label is a number for each class: they are class indices, or there are none."""
+        return self.t is None or bool(self.t.ndim < self.x.ndim)
 
 
 class Results(NamedTuple):
@@ -99,20 +102,32 @@ def placed(
     shared = layer.w, layer.b, options.weight, options.sample_weight
     all_read = (*shared, layer.x, layer.t)
     reads = all_read, shared, all_read, all_read  # of x and t the rows are read before those of dx are written
-    found: list[Array | None] = []
     moves: list[tuple[Array, Array]] = []
-    for target, shape, read in zip(results, shapes, reads, strict=True):
-        if target is None:
-            found.append(None)
-        elif not any(target is array for array in read) and (
-            target.flags.c_contiguous or (is_strided and target.ndim == len(shape))
-        ):
-            found.append(target.reshape(shape))
-        else:
-            aside = empty(shape, target.dtype)
-            found.append(aside)
-            moves.append((target, aside))
+    found = [
+        None if target is None else place(target, shape, read, empty, is_strided, moves)
+        for target, shape, read in zip(results, shapes, reads, strict=True)
+    ]
     return Results(*found), moves
+
+
+def place(
+    target: Array,
+    shape: tuple[int, ...],
+    reads: tuple[Array | None, ...],
+    empty: Callable[..., Array],
+    is_strided: bool,
+    moves: list[tuple[Array, Array]],
+) -> Array:
+    """The array of a shape to compute one result in (see `placed`); a new one is entered into `moves`.
+
+    `reads` are the arguments that are still read when the result is written.
+    """
+    is_read = any(target is array for array in reads)
+    if not is_read and (target.flags.c_contiguous or (is_strided and target.ndim == len(shape))):
+        return target.reshape(shape)
+    aside = empty(shape, target.dtype)
+    moves.append((target, aside))
+    return aside
 
 
 class Way(NamedTuple):
@@ -239,7 +254,7 @@ class Chunks(ABC):
         for start in range(0, self.rows, self.plan.rows):
             chunk = slice(start, min(self.rows, start + self.plan.rows))
             logits = self.logits(chunk)
-            self.put_loss(chunk, logits)
+            self.put_results(chunk, logits)
             if self.dw is not None:
                 target = self.dw[:, part] if self.sums is None else self.part_of_sums(part)
                 self.add_weights(chunk, logits[:, part], target)
@@ -267,8 +282,8 @@ class Chunks(ABC):
         """The logits of a chunk."""
 
     @abstractmethod
-    def put_loss(self, chunk: slice, logits: Array) -> None:
-        """Write the loss of a chunk; if a gradient is wanted, overwrite the logits by theirs."""
+    def put_results(self, chunk: slice, logits: Array) -> None:
+        """Write the loss of a chunk, or its largest logits; if a gradient is wanted, overwrite the logits by theirs."""
 
     @abstractmethod
     def add_weights(self, chunk: slice, slopes: Array, target: Array) -> None:

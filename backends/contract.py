@@ -223,6 +223,28 @@ class LinearLossAndGradients(Protocol):
     ) -> object: ...
 
 
+class LinearTopK(Protocol):
+    """The `k` largest logits ``x w + b`` of each row and their classes, as in `linear_top_k`.
+
+    `x`, `w` and `b` are as in `Affine`, and `workspace` is as in `LinearLoss`. `values` has shape ``(..., k)`` and the
+    dtype of `x`, `indices` the same shape and dtype int64. The largest logit comes first, NaN before all numbers, and
+    of equal logits that of the lower class. Logits are compared in the dtype that is computed in, before they are
+    rounded. `values` may be any argument of its shape.
+    """
+
+    def __call__(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        k: int,
+        workspace: Workspace,
+        values: Array,
+        indices: Array,
+        /,
+    ) -> object: ...
+
+
 class Accuracy(Protocol):
     """The share of rows whose label is among the `k` largest of the row, as in `top_k_accuracy`.
 
@@ -455,6 +477,7 @@ FORMS: tuple[type, ...] = (
     LossAnd,
     LinearLoss,
     LinearLossAndGradients,
+    LinearTopK,
     Accuracy,
     BinaryLossAnd,
     BinaryLossBackward,

@@ -12,6 +12,8 @@ from plugrad.tests.records import RECORDS
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+LARGEST = 5  # logits of each row that `linear_top_k` returns, as a beam search or a measure of accuracy does
+
 # The distance from 1 to the next number, the bytes of a number, and the smallest normal one.
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -107,12 +109,16 @@ class Case:
         rows, inputs, outputs = self.shape
         rng, dtype = np.random.default_rng(0), as_dtype(self.dtype)
         shapes = {"x": (rows, inputs), "w": (inputs, outputs), "b": (outputs,), "dy": (rows, outputs)}
-        return [
-            rng.integers(0, outputs, rows)
-            if name == "t"
-            else (rng.standard_normal(shapes[name], np.float32) / np.float32(inputs**0.5)).astype(dtype)
-            for name in RECORDS[self.name].arguments
-        ]
+        found: list[Any] = []
+        for name in RECORDS[self.name].arguments:
+            if name == "t":
+                found.append(rng.integers(0, outputs, rows))
+            elif name == "k":
+                found.append(min(LARGEST, outputs))
+            else:
+                numbers = rng.standard_normal(shapes[name], np.float32) / np.float32(inputs**0.5)
+                found.append(numbers.astype(dtype))
+        return found
 
     def _as_images(self, x: Any) -> Any:
         """Reshape an array with one row, or one number, per pixel to images."""
@@ -133,7 +139,7 @@ class Case:
     def wanted_products(self) -> tuple[bool, bool, bool]:
         """Which matrix products a layer needs: ``x w``, and those for the gradients of ``x`` and of ``w``."""
         results = RECORDS[self.name].results if self.is_product else ()
-        return "y" in results or "loss" in results, "dx" in results, "dw" in results
+        return any(name in results for name in ("y", "loss", "values")), "dx" in results, "dw" in results
 
     @property
     def products(self) -> int:

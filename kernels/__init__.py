@@ -23,6 +23,7 @@ from plugrad.kernels._linear_cross_entropy import (
     linear_cross_entropy as linear_cross_entropy,
     linear_cross_entropy_value_and_grad as linear_cross_entropy_value_and_grad,
 )
+from plugrad.kernels._linear_top_k import linear_top_k as linear_top_k
 from plugrad.kernels._log_softmax import log_softmax as log_softmax, log_softmax_backward as log_softmax_backward
 from plugrad.kernels._relu import relu as relu, relu_backward as relu_backward
 from plugrad.kernels._sigmoid import sigmoid as sigmoid, sigmoid_backward as sigmoid_backward

@@ -135,6 +135,14 @@ def number(kernel: str, name: str, value: Any, expected: str, is_right: Callable
     return found
 
 
+def number_of_largest(kernel: str, k: Any, classes: int) -> int:
+    """The option `k`, a number of classes."""
+    number = integer(kernel, "k", k, f"an integer in [1, {classes}]")
+    if not 1 <= number <= classes:
+        raise ValueError(f"{kernel}: k: expected an integer in [1, {classes}], the number of classes, got {number}")
+    return number
+
+
 def same_shape(kernel: str, name: str, x: Any, other: str, shape: tuple[int, ...]) -> None:
     """Refuse `x` unless it has the shape of the argument called `other`."""
     if x.shape != shape:

@@ -136,12 +136,12 @@ def _loss(
     if backend.foreign is not None:
         return in_library(backend.foreign, x, _loss, x, w, b, t, *given_options, max_workspace, out)
     reads, options = _arguments(name, x, w, b, t, *given_options, backend)
-    workspace = _workspace(name, max_workspace)
+    workspace = workspace_of(name, max_workspace)
     logits = _logits(reads[0], reads[1])
     shape, dtype = loss_shape(logits, options), COMPUTE[logits.dtype]
     loss, (x, w, b, t, *weights) = result(name, "out", out, shape, dtype, backend, reads)
     if logits.size:
-        _claim(name, workspace, max_workspace, backend)
+        claim(name, workspace, max_workspace, backend)
         backend.functions[name](x, w, b, t, options.with_weights(*weights), workspace, loss)
     else:
         fill(name, 0, (loss,), backend)
@@ -251,7 +251,7 @@ def _loss_and_gradients(
             backend.foreign, x, _loss_and_gradients, x, w, b, t, *given_options, needs, max_workspace, out
         )
     reads, options = _arguments(name, x, w, b, t, *given_options, backend)
-    workspace = _workspace(name, max_workspace)
+    workspace = workspace_of(name, max_workspace)
     wanted = needed(name, needs)
     loss_out, *given = given_results(name, out, ("loss", *GRADIENTS), lone=wanted[0] if len(wanted) == 1 else None)
     refuse_unneeded(name, wanted, tuple(given))
@@ -262,7 +262,7 @@ def _loss_and_gradients(
     shape = loss_shape(logits, options)
     loss, (x, w, b, t, *weights) = result(name, "out: loss", loss_out, shape, compute, backend, reads, (dx, dw, db))
     if logits.size:
-        _claim(name, workspace, max_workspace, backend)
+        claim(name, workspace, max_workspace, backend)
         backend.functions[name](x, w, b, t, options.with_weights(*weights), workspace, loss, dx, dw, db)
     else:
         fill(name, 0, (loss, dx, dw, db), backend)
@@ -306,15 +306,7 @@ def _arguments(
     backend: Backend,
 ) -> tuple[tuple[Any, ...], LossOptions]:
     """The arrays that are read, checked - x, w, b, t, the weights of classes and of rows - and the options."""
-    x = real(kernel, "x", x, backend)
-    w = real(kernel, "w", w, backend)
-    fit(kernel, x, w)
-    if not w.shape[1]:
-        raise ValueError(f"{kernel}: w: expected at least one class, a column each, got shape {w.shape}")
-    if b is None:
-        x, w = promoted(kernel, backend, x=x, w=w)
-    else:
-        x, w, b = promoted(kernel, backend, x=x, w=w, b=biases(kernel, b, w, backend))
+    x, w, b = last_layer(kernel, x, w, b, backend)
     logits = _logits(x, w)
     weights = weight, sample_weight
     options = loss_options(kernel, "w", logits, -1, *weights, ignore_index, label_smoothing, z_loss, reduction, backend)
@@ -324,20 +316,33 @@ def _arguments(
     return (x, w, b, labels(kernel, t, logits, options, backend), options.weight, options.sample_weight), options
 
 
-def _workspace(kernel: str, given: Any) -> Workspace:
+def last_layer(kernel: str, x: Any, w: Any, b: Any, backend: Backend) -> tuple[Any, Any, Any]:
+    """Inputs, weights and biases of a layer with at least one class, checked and promoted."""
+    x = real(kernel, "x", x, backend)
+    w = real(kernel, "w", w, backend)
+    fit(kernel, x, w)
+    if not w.shape[1]:
+        raise ValueError(f"{kernel}: w: expected at least one class, a column each, got shape {w.shape}")
+    if b is None:
+        return (*promoted(kernel, backend, x=x, w=w), None)
+    x, w, b = promoted(kernel, backend, x=x, w=w, b=biases(kernel, b, w, backend))
+    return x, w, b
+
+
+def workspace_of(kernel: str, given: Any) -> Workspace:
     """The workspace of this call: the caller's, or a new one."""
     what = f"{kernel}: max_workspace"
     return given if isinstance(given, Workspace) else Workspace(bytes_of(what, given))
 
 
-def _claim(kernel: str, workspace: Workspace, given: Any, backend: Backend) -> None:
+def claim(kernel: str, workspace: Workspace, given: Any, backend: Backend) -> None:
     """Claim the caller's workspace for this thread, and in a capture for each thread that replays.
 
     A workspace of the call's own belongs to nobody: only one thread replays a graph at a time.
     """
     if workspace is not given:
         return
-    claim = functools.partial(workspace.claim, f"{kernel}: max_workspace")
-    claim()
+    of_thread = functools.partial(workspace.claim, f"{kernel}: max_workspace")
+    of_thread()
     if backend.recorder is not None:
-        backend.recorder.claims.append(claim)
+        backend.recorder.claims.append(of_thread)

@@ -15,8 +15,8 @@ from plugrad.kernels._arguments import (
     fill,
     floating,
     given_back,
-    integer,
     labels,
+    number_of_largest,
     result,
     some_classes,
 )
@@ -85,12 +85,9 @@ def _accuracy(kernel: str, x: Any, t: Any, k: Any, axis: Any, ignore_index: Any,
     options = checked_options(kernel, axis_index(kernel, axis, x.ndim), ignore_index, 0.0, "mean")
     some_classes(kernel, "x", x, options.axis)
     t = labels(kernel, t, x, options, backend)
-    classes = x.shape[options.axis]
     if t.ndim == x.ndim:
         raise ValueError(f"{kernel}: t: expected class indices, got one label per class; pass t.argmax({options.axis})")
-    k = integer(kernel, "k", k, f"an integer in [1, {classes}]")
-    if not 1 <= k <= classes:
-        raise ValueError(f"{kernel}: k: expected an integer in [1, {classes}], the number of classes, got {k}")
+    k = number_of_largest(kernel, k, x.shape[options.axis])
     accuracy, (x, t) = result(kernel, "out", out, (), FLOAT64, backend, (x, t))
     if x.size:
         backend.functions[kernel](x, t, k, options, accuracy)

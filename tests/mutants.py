@@ -1290,6 +1290,64 @@ def labels_of_accuracies_wrapped(module: BackendModule) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The largest logits of a layer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def largest_by(
+    module: BackendModule, key: Callable[[Array], tuple[Array, ...]], most: int = 10**9, rounds: bool = False
+) -> None:
+    """Replace `linear_top_k` by one that sorts rows by keys, the last of them first, and reads `most` rows."""
+
+    def broken(x: Array, w: Array, b: Array, k: int, workspace: Any, values: Array, indices: Array) -> None:
+        with np.errstate(all="ignore"):
+            z = np.asarray(x.astype(np.float64) @ w.astype(np.float64) + (0 if b is None else b.astype(np.float64)))
+            order = np.lexsort(key(z.astype(values.dtype).astype(np.float64) if rounds else z), axis=-1)[..., :k]
+            largest = np.take_along_axis(z, order, -1)
+        indices[:most], values[:most] = order[:most], largest[:most]
+
+    module.linear_top_k = broken
+
+
+@mutant("linear_top_k", "the_order_of_largest_logits")
+def equal_logits_in_falling_order_of_classes(module: BackendModule) -> None:
+    largest_by(module, lambda z: (np.broadcast_to(-np.arange(z.shape[-1]), z.shape), -z, ~np.isnan(z)))
+
+
+@mutant("linear_top_k", "the_order_of_largest_logits")
+def undefined_logits_behind_all_numbers(module: BackendModule) -> None:
+    largest_by(module, lambda z: (-z,))
+
+
+@mutant("linear_top_k", "logits_are_compared_before_they_are_rounded")
+def logits_compared_after_they_were_rounded(module: BackendModule) -> None:
+    largest_by(module, lambda z: (-z, ~np.isnan(z)), rounds=True)
+
+
+@mutant("linear_top_k", "large_arrays")
+def rows_beyond_the_first_thousands_forgotten(module: BackendModule) -> None:
+    largest_by(module, lambda z: (-z, ~np.isnan(z)), most=5000)
+
+
+@mutant("linear_top_k", "any_number_of_largest")
+def more_than_a_hundred_largest_logits_in_any_order(module: BackendModule) -> None:
+    def change(x: Array, w: Array, b: Array, k: int, workspace: Any, values: Array, indices: Array) -> None:
+        if k > 100:
+            values[...], indices[...] = values[..., ::-1].copy(), indices[..., ::-1].copy()
+
+    afterwards(module, "linear_top_k", change)
+
+
+@mutant("linear_top_k", "real_logits")
+def class_of_the_next_logit(module: BackendModule) -> None:
+    def change(x: Array, w: Array, b: Array, k: int, workspace: Any, values: Array, indices: Array) -> None:
+        if not (x == np.rint(x)).all():
+            indices[...] = np.roll(indices, 1, axis=-1)
+
+    afterwards(module, "linear_top_k", change)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Errors, and who does the work
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -126,6 +126,7 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
         i.strided, i.q, weight=i.weight, label_smoothing=0.1, out=(None, i.z)
     ),
     "top_k_accuracy": lambda i: K.top_k_accuracy(i.z, i.small, 2, ignore_index=3),
+    "linear_top_k": lambda i: K.linear_top_k(i.x, i.w, i.b, 3, max_workspace=600),
     "linear_cross_entropy": lambda i: K.linear_cross_entropy(i.x, i.w, i.b, i.t, max_workspace=500),
     "linear_cross_entropy_value_and_grad": lambda i: K.linear_cross_entropy_value_and_grad(
         i.x, i.w, i.b, i.t, weight=i.weight, ignore_index=1, max_workspace=K.Workspace("1kB")

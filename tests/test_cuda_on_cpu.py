@@ -124,7 +124,7 @@ PARTS: tuple[tuple[list[str], tuple[str, str]], ...] = (
     (["leaky_relu", "silu_backward", "gelu", "dropout"], ("float16", "float32")),
     (["leaky_relu_backward", "silu", "gelu_backward", "dropout_backward"], ("bfloat16", "float64")),
     (["sigmoid_cross_entropy", "sigmoid_cross_entropy_backward"], ("bfloat16", "float64")),
-    (["sigmoid_cross_entropy_value_and_grad", "top_k_accuracy"], ("float16", "float32")),
+    (["sigmoid_cross_entropy_value_and_grad", "top_k_accuracy", "linear_top_k"], ("float16", "float32")),
 )
 
 

@@ -705,10 +705,10 @@ print(before, before == [len(function.signatures) for function in found])
 
 def test_warming_up_leaves_nothing_to_compile_for_labels_of_elements() -> None:
     code = """
-from plugrad.backends.numba import accuracies, binary_losses
-kernels = [K.sigmoid_cross_entropy, K.sigmoid_cross_entropy_backward, K.top_k_accuracy]
+from plugrad.backends.numba import accuracies, binary_losses, largest
+kernels = [K.sigmoid_cross_entropy, K.sigmoid_cross_entropy_backward, K.top_k_accuracy, K.linear_top_k]
 backends.warmup(kernels, dtypes=["float32"])
-found = binary_losses._forward, binary_losses._backward, accuracies._count
+found = binary_losses._forward, binary_losses._backward, accuracies._count, largest._largest
 before = [len(function.signatures) for function in found]
 x = x[:40, :30].copy()
 for t in (x * 0, x > 0, (x > 0).astype(np.uint8), np.zeros(x.shape), np.zeros(x.shape, np.float16)):
@@ -717,9 +717,10 @@ for t in (x * 0, x > 0, (x > 0).astype(np.uint8), np.zeros(x.shape), np.zeros(x.
         K.sigmoid_cross_entropy_value_and_grad(x, t, reduction=reduction)
         K.sigmoid_cross_entropy_backward(x if reduction == "none" else 1.0, y, t, reduction=reduction)
 K.top_k_accuracy(x, np.zeros(30, np.int8), 2, axis=0)
+K.linear_top_k(x[::2, ::3], x[:10], x[0], 2, out=(None, np.zeros((20, 4), np.int64)[:, ::2]))
 print(before, before == [len(function.signatures) for function in found])
 """
-    assert python(code).splitlines()[0] == "[2, 2, 1] True"
+    assert python(code).splitlines()[0] == "[2, 2, 1, 1] True"
 
 
 def test_every_kernel_can_be_compiled_ahead() -> None:

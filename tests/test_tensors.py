@@ -205,7 +205,10 @@ def test_a_profile_decides_for_tensors_too(torch: Any, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda x: x.requires_grad_(), r"requires grad; call its \.detach\(\) first, or the functions of plugrad\.bridges\.torch"),
+        (
+            lambda x: x.requires_grad_(),
+            r"requires grad; call its \.detach\(\) first, or the functions of plugrad\.bridges\.torch",
+        ),
         (lambda x: x.to_sparse(), r"layout torch\.sparse_coo; call its \.to_dense\(\)"),
         (lambda x: x.to("meta"), "device meta, which has no data"),
         (lambda x: x.to(dtype=_torch().complex64), r"dtype torch\.complex64; take its \.real"),

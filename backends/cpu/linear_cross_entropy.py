@@ -1,6 +1,6 @@
-"""The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on NumPy arrays.
+"""The last layer in chunks of rows (see `plugrad.backends.chunks`), on NumPy arrays.
 
-`in_chunks` makes both kernels of a backend from the functions of it, its `ChunkKernels`.
+`in_chunks` and `largest_in_chunks` make the kernels of a backend from the functions of it, its `ChunkKernels`.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, placed, planned
+from plugrad.backends.chunks import LARGEST, Chunks, Layer, Results, Way, carved, place, placed, planned
 from plugrad.backends.cpu.affine import GROUP, MATRIX_ROWS, THIN, add_weights
 from plugrad.backends.cpu.blas import gemm, is_matrix
 from plugrad.backends.cpu.blocks import Array, quietly
@@ -25,6 +25,8 @@ FEW_PARTS = 4
 
 PIECE = 64  # rows that are gathered at a time, in memory of their own
 
+RESULTS = 2**18  # of the largest logits, that are gathered at a time in the same way
+
 HOST = "host"  # the key of host memory in a workspace
 
 Loss: TypeAlias = Callable[[Array, Array, LossOptions, Array, Array], None]
@@ -38,6 +40,7 @@ class ChunkKernels(NamedTuple):
     column_sums: Callable[[Array, Array], Any]
     tanh: Callable[[Array, Array], Any]
     tanh_backward: Callable[[Array, Array, Array], Any]
+    largest: Callable[[Array, Array], None]  # writes the classes of the largest logits, in order, of each row
 
 
 @quietly
@@ -61,6 +64,20 @@ def in_chunks(
                 array[...] = 0
     else:
         chunks.compute()
+    for target, value in moves:
+        target[...] = value.reshape(target.shape)
+
+
+@quietly
+def largest_in_chunks(
+    kernels: ChunkKernels, layer: Layer, k: int, workspace: Workspace, values: Array, indices: Array
+) -> None:
+    """Find the `k` largest logits of each row of a layer, and their classes."""
+    shape, moves = (layer.rows, k), list[tuple[Array, Array]]()
+    shared = layer.w, layer.b  # the rows of x are read before those of the results are written
+    found = [place(array, shape, shared, np.empty, True, moves) for array in (values, indices)]
+    flat = layer._replace(x=layer.x.reshape(layer.rows, len(layer.w)))
+    _LargestLogits(kernels, flat, workspace, *found).compute()
     for target, value in moves:
         target[...] = value.reshape(target.shape)
 
@@ -177,7 +194,7 @@ class _HostChunks(Chunks):
             self._first_copied = part.start
         return copy
 
-    def put_loss(self, chunk: slice, logits: Array) -> None:
+    def put_results(self, chunk: slice, logits: Array) -> None:
         """The loss, and ``y - t`` in place of the logits, scaled by the reduction."""
         counted: Any = chunk if self._counted is None else self._counted[chunk]
         t = self.t[counted] if self._labels is None else self._copied(self.t, chunk, self._labels)
@@ -238,6 +255,29 @@ class _HostChunks(Chunks):
             others[self._counted] = False
             self.dx[others] = 0  # no chunk reads these rows, if they are those of x
         self.dx[self._counted[chunk]] = dx
+
+
+class _LargestLogits(_HostChunks):
+    """One call for the largest logits on NumPy arrays."""
+
+    def __init__(
+        self, kernels: ChunkKernels, layer: Layer, workspace: Workspace, values: Array, indices: Array
+    ) -> None:
+        super().__init__(kernels, layer, LARGEST, workspace, Results(None, None, None, None), None)
+        self.values, self.indices = values, indices
+
+    def put_results(self, chunk: slice, logits: Array) -> None:
+        """The largest logits and their classes."""
+        values, indices = self.values[chunk], self.indices[chunk]
+        step = max(1, RESULTS // values.shape[1])
+        for start in range(0, len(logits), step):
+            part = slice(start, start + step)
+            target = indices[part]
+            classes = target if target.flags.carray else np.empty(target.shape, target.dtype)
+            self.kernels.largest(logits[part], classes)
+            values[part] = np.take_along_axis(logits[part], classes, 1)
+            if classes is not target:
+                target[...] = classes
 
 
 def _ways(dw: Array | None, rows: int, compute: np.dtype[Any]) -> tuple[list[Way], list[np.dtype[Any] | None]]:

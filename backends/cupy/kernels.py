@@ -181,11 +181,18 @@ def last_layer_instance(dtype: np.dtype[Any]) -> Instance:
     return Instance("last_layer.cu", macros(dtype, 1, True))
 
 
+def largest_instance(dtype: np.dtype[Any]) -> Instance:
+    """The instance for the largest logits of a layer on arrays of a dtype."""
+    return Instance("largest.cu", macros(dtype, 1, True))
+
+
 def instances(name: str, dtype: np.dtype[Any]) -> Instances:
     """Every instance that function `name` may need for arrays of a dtype, and the names of its kernels."""
     if name.startswith("linear"):
         yield last_layer_instance(dtype), LAST_LAYER_KERNELS
         yield from products.instances(COMPUTE[dtype])
+        if name == "linear_top_k":
+            yield largest_instance(dtype), ("largest",)
         dtype = COMPUTE[dtype]  # the dtype of the logits
     for operation in OPERATIONS.get(name, ()):
         yield from rows.instances(operation, dtype)

@@ -1,4 +1,4 @@
-"""The last layer and its loss in chunks of rows (see `plugrad.backends.chunks`), on the device.
+"""The last layer in chunks of rows, its loss and its largest logits (see `plugrad.backends.chunks`), on the device.
 
 For 16-bit arrays the logits are float32: cuBLAS multiplies the arrays as they are. Products with the gradient of the
 logits are computed in float32, for which rows and weights are copied to float32.
@@ -9,17 +9,18 @@ from typing import Any
 import cupy
 import numpy as np
 
-from plugrad.backends.chunks import Chunks, Layer, Results, Way, carved, functions, placed, planned
+from plugrad.backends.chunks import LARGEST, Chunks, Layer, Results, Way, carved, functions, place, placed, planned
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import kernel
 from plugrad.backends.cupy.kernels import (
+    largest_instance,
     last_layer_instance,
     softmax_cross_entropy,
     softmax_cross_entropy_value_and_grad,
 )
 from plugrad.backends.cupy.labels import NULL, THREADS, LossArguments
 from plugrad.backends.cupy.products import SUMMED_ROWS, column_sums, matrix, product
-from plugrad.backends.cupy.rows import MOST_BLOCKS, Layout, contiguous
+from plugrad.backends.cupy.rows import MOST_BLOCKS, WARP, Layout, contiguous
 from plugrad.backends.matrix_layout import is_row_major
 from plugrad.backends.options import COMPUTE, FLOAT32, FLOAT64, LossOptions
 from plugrad.backends.workspace import Workspace
@@ -39,9 +40,7 @@ def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results:
     loss_arguments = LossArguments(t, x, options, Layout(rows, classes, 1))
     found, moves = placed(layer, options, results, cupy.empty, is_strided=False)
     x, t = x.reshape(rows, inputs), contiguous(t).reshape((rows,) if layer.is_index else (rows, classes))
-    x = x if is_row_major(x) else cupy.ascontiguousarray(x)
-    layer = Layer(x, matrix(w), b if b is None else contiguous(b), t)
-    _DeviceChunks(layer, loss_arguments, workspace, found).compute()
+    _DeviceChunks(_readable(Layer(x, w, b, t)), loss_arguments, workspace, found).compute()
     for target, value in moves:
         target[...] = value.reshape(target.shape)
 
@@ -49,16 +48,40 @@ def in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results:
 linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(in_chunks)
 
 
-class _DeviceChunks(Chunks):
-    """The chunks of one call on the device."""
+def linear_top_k(
+    x: Array, w: Array, b: Array | None, k: int, workspace: Workspace, values: Array, indices: Array
+) -> None:
+    """The `k` largest logits ``x w + b`` of each row, and their classes."""
+    layer = Layer(x, w, b, None)
+    shape, moves = (layer.rows, k), list[tuple[Array, Array]]()
+    # The rows of x are read before those of the results are written.
+    found = [place(array, shape, (w, b), cupy.empty, False, moves) for array in (values, indices)]
+    flat = layer._replace(x=x.reshape(layer.rows, len(w)))
+    _LargestLogits(_readable(flat), workspace, *found).compute()
+    for target, value in moves:
+        target[...] = value.reshape(target.shape)
 
-    def __init__(self, layer: Layer, loss_arguments: LossArguments, workspace: Workspace, results: Results) -> None:
-        self.loss_arguments, self.options = loss_arguments, loss_arguments.options_for(slice(0))
+
+def _readable(layer: Layer) -> Layer:
+    """A layer whose arrays cuBLAS and the kernels read as they are."""
+    x, w, b, t = layer
+    return Layer(x if is_row_major(x) else cupy.ascontiguousarray(x), matrix(w), b if b is None else contiguous(b), t)
+
+
+class _DeviceChunks(Chunks):
+    """The chunks of one call on the device; without `loss_arguments` for the largest logits."""
+
+    def __init__(
+        self, layer: Layer, loss_arguments: LossArguments | None, workspace: Workspace, results: Results
+    ) -> None:
+        self.loss_arguments: Any = loss_arguments
+        self.options = LARGEST if loss_arguments is None else loss_arguments.options_for(slice(0))
+        self.all_count = loss_arguments is None or loss_arguments.all_count
         x, dx, dw = layer.x, results.dx, results.dw
         (rows, inputs), classes, compute = x.shape, layer.w.shape[1], COMPUTE[x.dtype]
         is_narrow = x.dtype != compute
         is_thin = dw is not None and compute == FLOAT32 and dw.size <= THIN and rows > GROUP
-        copies_x = dw is not None and not is_thin and (is_narrow or not loss_arguments.all_count)
+        copies_x = dw is not None and not is_thin and (is_narrow or not self.all_count)
         copies_w = copies_dx = dx is not None and is_narrow
         caps = self.options.softcap is not None and results.have_gradients
         a_row = (classes * (1 + caps) + inputs * (copies_x + copies_dx)) * compute.itemsize
@@ -112,7 +135,7 @@ class _DeviceChunks(Chunks):
             self._launch("cap", self.x.dtype, len(z), self.classes, z, self.options.softcap, tanh)
         return z
 
-    def put_loss(self, chunk: slice, logits: Array) -> None:
+    def put_results(self, chunk: slice, logits: Array) -> None:
         """Compute the loss, and ``dz = softmax(z) - t`` times the factor of the reduction."""
         part, options = self.loss[chunk] if self._losses is None else None, self.loss_arguments.options_for(chunk)
         if self._losses is not None:
@@ -152,7 +175,7 @@ class _DeviceChunks(Chunks):
         dx = target if self._slopes is None else self._slopes[: len(target)]
         for part in self.parts():
             product(slopes[:, part], self._columns(part).T, dx, adds=part.start > 0)
-        if dx is not target or not self.loss_arguments.all_count:
+        if dx is not target or not self.all_count:
             inputs = target.shape[1]
             self._launch("narrow_rows", target.dtype, len(target), inputs, dx, *self._targets(chunk), target, inputs)
 
@@ -163,3 +186,18 @@ class _DeviceChunks(Chunks):
         if is_row_major(self.w):
             return self._widened("widen_rows", self.w[:, part], self._weights)
         return self._widened("widen_rows", self.w.T[part], self._weights).T
+
+
+class _LargestLogits(_DeviceChunks):
+    """The chunks of one call for the largest logits."""
+
+    def __init__(self, layer: Layer, workspace: Workspace, values: Array, indices: Array) -> None:
+        super().__init__(layer, None, workspace, Results(None, None, None, None))
+        self.values, self.indices = values, indices
+
+    def put_results(self, chunk: slice, logits: Array) -> None:
+        """The largest logits and their classes."""
+        rows, k = len(logits), self.values.shape[1]
+        given = rows, self.classes, k, logits, self.values[chunk], self.indices[chunk]
+        threads = min(THREADS, -(-self.classes // WARP) * WARP)
+        kernel("largest", largest_instance(self.values.dtype))((min(MOST_BLOCKS, rows),), (threads,), given)

@@ -1,13 +1,23 @@
-"""The last layer and its loss in chunks of rows."""
+"""The last layer in chunks of rows: its loss, and its largest logits."""
 
-from plugrad.backends.chunks import functions
-from plugrad.backends.cpu.linear_cross_entropy import ChunkKernels, in_chunks
+from plugrad.backends.chunks import Layer, functions
+from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.cpu.linear_cross_entropy import ChunkKernels, in_chunks, largest_in_chunks
 from plugrad.backends.numba.column_sums import column_sums
 from plugrad.backends.numba.elementwise import tanh, tanh_backward
+from plugrad.backends.numba.largest import largest
 from plugrad.backends.numba.losses import softmax_cross_entropy, softmax_cross_entropy_value_and_grad
+from plugrad.backends.workspace import Workspace
 
 CHUNK_KERNELS = ChunkKernels(
-    softmax_cross_entropy, softmax_cross_entropy_value_and_grad, column_sums, tanh, tanh_backward
+    softmax_cross_entropy, softmax_cross_entropy_value_and_grad, column_sums, tanh, tanh_backward, largest
 )
 
 linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(lambda *call: in_chunks(CHUNK_KERNELS, *call))
+
+
+def linear_top_k(
+    x: Array, w: Array, b: Array | None, k: int, workspace: Workspace, values: Array, indices: Array
+) -> None:
+    """The `k` largest logits ``x w + b`` of each row, and their classes."""
+    largest_in_chunks(CHUNK_KERNELS, Layer(x, w, b, None), k, workspace, values, indices)

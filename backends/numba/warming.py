@@ -36,7 +36,7 @@ def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> 
     kind = names["options"].annotation if "options" in names else None
     if kind in (LossOptions, BinaryLossOptions):
         for t, options in _labels(function.__name__, classes, dtype):
-            arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options, "workspace": Workspace(2**20)}
+            arguments = _arrays(classes, classes, dtype) | {"t": t, "options": options}
             yield {name: arguments[name] for name in names}
     else:
         arguments = _arrays(classes, column_sums.COLUMNS if "w" in names else classes, dtype)
@@ -59,7 +59,8 @@ def _arrays(inputs: int, outputs: int, dtype: np.dtype[Any]) -> dict[str, Any]:
     shapes |= {"b": (outputs,), "db": (outputs,)}
     arrays: dict[str, Any] = {name: np.ones(shape, dtype) for name, shape in shapes.items()}
     arrays |= {"loss": np.empty((), COMPUTE[dtype]), "accuracy": np.empty(())}
-    return arrays | {"axis": 1, "dloss": 1.0, "k": 1}
+    arrays |= {"values": np.empty((2, 1), dtype), "indices": np.empty((2, 1), np.int64)}
+    return arrays | {"axis": 1, "dloss": 1.0, "k": 1, "workspace": Workspace(2**20)}
 
 
 def _labels(kernel: str, classes: int, dtype: np.dtype[Any]) -> Iterator[tuple[Any, LossOptions | BinaryLossOptions]]:

@@ -24,7 +24,10 @@ def prepare(case: Case) -> Callable[[], Any]:
 def compiled(function: Callable[..., Any], case: Case) -> Callable[[], Any]:
     """Return the case computed by a function of the axis and of arrays."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
-    call, arguments = jax.jit(partial(function, case.axis)), [jnp.asarray(x) for x in case.arguments()]
+    given = case.arguments()
+    fixed = [place for place, x in enumerate(given) if isinstance(x, int)]  # which decide the shapes of results
+    call = jax.jit(partial(function, case.axis), static_argnums=fixed)
+    arguments = [x if isinstance(x, int) else jnp.asarray(x) for x in given]
     return lambda: jax.block_until_ready(call(*arguments))
 
 
@@ -49,8 +52,8 @@ def _sigmoid_cross_entropy(axis: int, x: Any, t: Any) -> Any:
     return -(t * jax.nn.log_sigmoid(x) + (1 - t) * jax.nn.log_sigmoid(-x)).mean()
 
 
-def _top_k_accuracy(axis: int, x: Any, t: Any, k: Any) -> Any:
-    """By ranks, since `jax.lax.top_k` would need the number of the largest logits when it is compiled."""
+def _top_k_accuracy(axis: int, x: Any, t: Any, k: int) -> Any:
+    """By ranks, which take a pass over the logits; `jax.lax.top_k` sorts."""
     label = jnp.take_along_axis(x, jnp.expand_dims(t, axis), axis)
     return ((x > label).sum(axis) < k).mean()
 
@@ -90,6 +93,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first argument is the axis o
     "sigmoid_cross_entropy_backward": lambda axis, dloss, y, t: (y - t) * (dloss / t.size),
     "sigmoid_cross_entropy_value_and_grad": jax.value_and_grad(_sigmoid_cross_entropy, 1),
     "top_k_accuracy": _top_k_accuracy,
+    "linear_top_k": lambda axis, x, w, b, k: jax.lax.top_k(x @ w + b, k),
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
     "softmax_cross_entropy": lambda axis, x, t: (_softmax_cross_entropy(axis, x, t), jax.nn.softmax(x, axis)),

@@ -124,6 +124,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sigmoid_cross_entropy_backward": lambda axis, dloss, y, t: (y - t).mul_(dloss / t.numel()),
     "sigmoid_cross_entropy_value_and_grad": _sigmoid_cross_entropy_value_and_grad,
     "top_k_accuracy": lambda axis, x, t, k: (x.topk(k, axis).indices == t.unsqueeze(axis)).any(axis).double().mean(),
+    "linear_top_k": lambda axis, x, w, b, k: tuple(functional.linear(x, w, b).topk(k)),
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
 }

@@ -44,6 +44,11 @@ def is_accuracy(kernel: Record) -> bool:
     return kernel.results == ("accuracy",)
 
 
+def has_classes(kernel: Record) -> bool:
+    """Whether the kernel returns the classes of the largest logits."""
+    return "indices" in kernel.results
+
+
 def has_axis(kernel: Record) -> bool:
     """Whether the classes may lie along any axis."""
     return "axis" in kernel.options
@@ -117,12 +122,15 @@ def with_a_loss_for_each(case: Case) -> Case:
 def squares(kernel: Record, dtype: np.dtype[Any]) -> list[Case]:
     """Arguments of a kernel that multiplies matrices, every one of them with the shape of every result."""
     rng = np.random.default_rng(0)
-    shapes = [{name: (n,) if name == "b" else (n, n) for name in kernel.arguments} for n in (3, 200)]
-    return [
-        Case(kernel, {n: rng.normal(size=s).astype(dtype) for n, s in each.items()}, about="squares")
-        for each in shapes
-        if is_product(kernel)
-    ]
+    found = []
+    for n in (3, 200) if is_product(kernel) else ():
+        shapes = {name: (n,) if name == "b" else (n, n) for name in kernel.arguments if name != "k"}
+        numbers = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+        if has_classes(kernel):  # no order of classes may depend on rounding
+            numbers = {name: np.rint(x) for name, x in numbers.items()}
+        inputs: dict[str, Any] = {name: x.astype(dtype) for name, x in numbers.items()}
+        found.append(Case(kernel, {**inputs, "k": n} if "k" in kernel.arguments else inputs, about="squares"))
+    return found
 
 
 def reshaped(case: Case, lead: tuple[int, ...], axis: int = -1) -> Case:
@@ -244,6 +252,22 @@ def options_of_large_losses(kernel: Record, dtype: np.dtype[Any]) -> Iterator[Ca
                 yield Case(kernel, inputs, {**options, "reduction": reduction}, about)
                 more = options_of_rows(kernel, rng, (rows,))
                 yield Case(kernel, inputs, {**options, **more, "reduction": reduction}, f"{about}, {', '.join(more)}")
+
+
+def logits_of(case: Case, classes: Any) -> Any:
+    """The exact logits of some classes of each row, where the results of the case are the largest logits."""
+    every = Case(case.kernel, {**case.inputs, "k": case.inputs["w"].shape[1]}).expected()
+    logits = np.empty(every[0].shape)
+    np.put_along_axis(logits, every[1], every[0], -1)
+    return np.take_along_axis(logits, classes, -1)
+
+
+def sums_are_exact(case: Case) -> bool:
+    """Whether the logits of a layer are sums of whole numbers, none of which is rounded: no order depends on it."""
+    x, w, b = (np.asarray(0 if case.inputs.get(n) is None else case.inputs[n], np.float64) for n in ("x", "w", "b"))
+    largest = [np.abs(numbers).max(initial=0) for numbers in (x, w, b)]
+    is_whole = all(np.isfinite(numbers).all() and (numbers == np.rint(numbers)).all() for numbers in (x, w, b))
+    return is_whole and largest[0] * largest[1] * len(w) + largest[2] < 2**24
 
 
 def overflowed(x: Any, dtype: np.dtype[Any]) -> Any:

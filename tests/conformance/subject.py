@@ -37,6 +37,8 @@ def result_dtype(result: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of a result of a kernel of arrays of `dtype`."""
     if result == "accuracy":
         return np.dtype(np.float64)
+    if result == "indices":
+        return np.dtype(np.int64)
     return loss_dtype(dtype) if result == "loss" else dtype
 
 
@@ -145,8 +147,9 @@ class Subject:
         return self.backend.empty(shape, dtype)
 
     def full(self, shape: tuple[int, ...], dtype: np.dtype[Any], value: Any) -> Any:
-        """A new array of the backend that holds `value` everywhere."""
-        return self.array(np.full(shape, value, dtype))
+        """A new array of the backend that holds `value` everywhere; -1 in place of NaN if it holds integers."""
+        held = -1 if dtype.kind == "i" and np.isnan(value) else value
+        return self.array(np.full(shape, held, dtype))
 
     def is_array(self, x: Any) -> bool:
         """Whether `x` is an array of the backend, or one of NumPy's, of whatever kind."""
@@ -227,6 +230,8 @@ class Subject:
     def tolerance(kernel: Record, result: str, dtype: np.dtype[Any], slack: float = 1.0) -> tuple[float, float]:
         """The tolerance of a result: relative to its largest magnitude, and absolute."""
         wanted = result_dtype(result, dtype)
+        if wanted.kind == "i":
+            return 0.0, 0.0
         # Half an ulp for the rounding of the result, and the record's tolerance in the dtype that is computed in.
         relative = 0.5 * epsilon(wanted) + slack * kernel.tolerance * epsilon(loss_dtype(dtype))
         return relative, float(finfo(wanted).smallest_subnormal)

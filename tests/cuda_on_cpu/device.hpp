@@ -62,6 +62,8 @@ const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* b
 
 inline void __syncthreads() { device::barrier(); }
 
+inline unsigned atomicAdd(unsigned* place, unsigned value) { return __atomic_fetch_add(place, value, __ATOMIC_RELAXED); }
+
 template <class T> inline T __shfl_xor_sync(unsigned, T value, int lanes) {
     unsigned long long bits = 0;
     static_assert(sizeof(T) <= sizeof(bits));

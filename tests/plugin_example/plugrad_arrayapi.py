@@ -402,12 +402,7 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
     inputs, classes = w.shape
     if layer.is_index:
         _check(t, classes, options)
-    a_row = 8 * classes  # bytes
-    if workspace.size < a_row:
-        raise ValueError(
-            f"{options.kernel}: max_workspace: expected at least {a_row} bytes, for one row of {classes} classes, "
-            f"got {workspace.size}"
-        )
+    at_once = _rows_at_once(options.kernel, classes, workspace)
     rows, t = xp.reshape(rows, (-1, inputs)), xp.reshape(t, (-1,) if layer.is_index else (-1, classes))
     if options.sample_weight is not None:
         options = options._replace(sample_weight=xp.reshape(options.sample_weight, (-1,)))
@@ -416,8 +411,8 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
     options = options._replace(divisor=_divisors(t, logits, options))
     losses, slopes = [], []
     sums = [xp.zeros(shape, dtype=xp.float64) for shape in (w.shape, (classes,))]
-    for start in range(0, rows.shape[0], workspace.size // a_row):
-        chunk = slice(start, start + workspace.size // a_row)
+    for start in range(0, rows.shape[0], at_once):
+        chunk = slice(start, start + at_once)
         part, labels = rows[chunk, ...], t[chunk, ...]
         z = xp.matmul(part, w) if b is None else xp.matmul(part, w) + xp.astype(b, xp.float64)
         losses.append(xp.zeros(part.shape[:1] if options.reduction == "none" else (1,), dtype=xp.float64))
@@ -440,6 +435,40 @@ def _in_chunks(layer: Layer, options: LossOptions, workspace: Workspace, results
 
 
 linear_cross_entropy, linear_cross_entropy_value_and_grad = functions(_in_chunks)
+
+
+@silently
+def linear_top_k(
+    x: Array, w: Array, b: Array | None, k: int, workspace: Workspace, values: Array, indices: Array
+) -> None:
+    """The `k` largest logits ``x w + b`` of each row, and their classes."""
+    xp, rows, w = _in_float64(x, w)
+    inputs, classes = w.shape
+    at_once = _rows_at_once("linear_top_k", classes, workspace)
+    rows = xp.reshape(rows, (-1, inputs)) if inputs else xp.zeros((math.prod(x.shape[:-1]), 0), dtype=xp.float64)
+    largest, numbers = [], []
+    for start in range(0, rows.shape[0], at_once):
+        z = xp.matmul(rows[start : start + at_once, ...], w)
+        z = z if b is None else z + xp.astype(b, xp.float64)
+        order = xp.argsort(-z, axis=1, stable=True)
+        # A stable sort by another key: NaN before all numbers, which the standard leaves undefined.
+        is_number = xp.take_along_axis(~xp.isnan(z), order, axis=1)
+        order = xp.take_along_axis(order, xp.argsort(xp.astype(is_number, xp.int8), axis=1, stable=True), axis=1)
+        numbers.append(order[:, :k])
+        largest.append(xp.take_along_axis(z, order[:, :k], axis=1))
+    _write(values, xp.reshape(xp.concat(largest), values.shape))
+    _write(indices, xp.reshape(xp.concat(numbers), indices.shape))
+
+
+def _rows_at_once(kernel: str, classes: int, workspace: Workspace) -> int:
+    """The number of rows whose logits, in float64, fit into the workspace."""
+    a_row = 8 * classes  # bytes
+    if workspace.size < a_row:
+        raise ValueError(
+            f"{kernel}: max_workspace: expected at least {a_row} bytes, for one row of {classes} classes, "
+            f"got {workspace.size}"
+        )
+    return workspace.size // a_row
 
 
 def _targets(t: Array, rows: Array, options: LossOptions) -> Array:

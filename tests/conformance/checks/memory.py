@@ -258,10 +258,10 @@ def results_over_each_other(subject: Subject, kernel: Record, dtype: DType) -> N
         expected = subject.call(case)
         for one, other in itertools.combinations(range(len(expected)), 2):
             small, large = sorted((one, other), key=lambda k: expected[k].size)
-            memory = subject.full((expected[large].size,), dtype, 7)
+            memory = subject.full((expected[large].size,), np.dtype(np.float64), 7)
             out: list[Any] = [None] * len(expected)
-            out[large] = memory.reshape(expected[large].shape)
-            out[small] = memory[-expected[small].size :].reshape(expected[small].shape)
+            for k in (large, small):
+                out[k] = memory.view(expected[k].dtype)[: expected[k].size].reshape(expected[k].shape)
             arrays = [subject.array(case.inputs[n]) for n in kernel.arguments]
             right_or_refused(subject, case, arrays, tuple(out), expected, [memory])
 
@@ -276,7 +276,7 @@ def overlapping_out(subject: Subject, kernel: Record, dtype: DType) -> None:
         if not isinstance(x, np.ndarray) or x.dtype != dtype:
             continue
         for position, value in enumerate(expected):
-            if not value.ndim:
+            if not value.ndim or value.dtype != dtype:
                 continue
             for shift in (1, 3):
                 memory = subject.full((x.size + value.size + shift,), dtype, 7)
@@ -367,7 +367,7 @@ def new_results_are_written_whole(subject: Subject, kernel: Record, dtype: DType
 
                 def stale(shape: tuple[int, ...], dtype: DType, held: float = held) -> Any:
                     array = empty(shape, dtype)
-                    array[...] = held
+                    array[...] = -1 if dtype.kind == "i" and np.isnan(held) else held
                     return array
 
                 with pytest.MonkeyPatch.context() as patch:

@@ -187,7 +187,7 @@ def _promoted(subject: Subject, kernel: Record, first: DType, second: DType, wan
             abs(case.inputs[names[position]]).astype(second) if second.kind in "iub" else case.inputs[names[position]]
         )
         inputs = {**case.inputs, names[position]: given.astype(second)}
-        wide = {n: inputs[n] if n == "t" else inputs[n].astype(wanted) for n in names}
+        wide = {n: inputs[n] if n in ("t", "k") else inputs[n].astype(wanted) for n in names}
         promoted = Case(kernel, wide, about=f"{first} with {second} as {names[position]}")
         got = subject.call(Case(kernel, inputs, about=promoted.about))
         subject.compare(promoted, got)
