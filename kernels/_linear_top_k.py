@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import contract
+from plugrad.backends.calls import in_library
 from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels._arguments import Array, ArrayLike, Out, fill, given_results, number_of_largest, result
@@ -82,6 +83,8 @@ def linear_top_k(
 
 def _largest(kernel: str, x: Any, w: Any, b: Any, k: Any, max_workspace: Any, out: Any) -> tuple[Array, Array]:
     backend = backend_for(x)
+    if backend.foreign is not None:
+        return in_library(backend.foreign, x, _largest, kernel, x, w, b, k, max_workspace, out)
     x, w, b = last_layer(kernel, x, w, b, backend)
     k = number_of_largest(kernel, k, w.shape[1])
     workspace = workspace_of(kernel, max_workspace)
