@@ -70,7 +70,9 @@ def as_tuple(results: Any) -> tuple[Any, ...]:
 
 def _numbers(case: Case, results: Sequence[Any]) -> tuple[Any, ...]:
     """The results without classes: logits that are equal once they are rounded come in any order."""
-    names = results if case.name == STEP else KERNELS[case.name].results
+    if case.name == STEP:
+        return tuple(results)
+    names = KERNELS[case.name].results
     return tuple(result for name, result in zip(names, results, strict=True) if name != "indices")
 
 
