@@ -58,7 +58,9 @@ def test_all_sides_agree(peer: str, name: str, new: bool) -> None:
     sizes += ["3x5x4x2"] if peer != "textbook" and "axis" in KERNELS[name].options else []
     for size in sizes:
         case = Case(name, size, new=new)
-        for a, b in zip(results(ours, case), results(side, case), strict=True):
+        for result, a, b in zip(KERNELS[name].results, results(ours, case), results(side, case), strict=True):
+            if result == "indices":  # equal logits come in any order elsewhere
+                continue
             finite = np.abs(b) < FINITE
             if case.is_random:
                 finite &= (a != 0) & (b != 0)

@@ -17,6 +17,7 @@ from plugrad import backends, kernels, kernels as K
 from plugrad.backends.cpu import blocks
 from plugrad.backends.cpu.blocks import with_errors
 from plugrad.backends.numpy import pool
+from plugrad.backends.workspace import Workspace
 from plugrad.kernels import optim
 from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
 from plugrad.tests.records import RECORDS, Record
@@ -93,7 +94,7 @@ def test_with_out_no_allocation_grows_with_the_batch(kernel: Record, monkeypatch
                 return np.empty(value.shape, value.dtype)
             return np.empty(tuple(2 * n for n in value.shape), value.dtype)[tuple([slice(None, None, 2)] * value.ndim)]
 
-        options: dict[str, Any] = {"max_workspace": "1MB"} if "max_workspace" in kernel.options else {}
+        options: dict[str, Any] = {"max_workspace": Workspace("1MB")} if "max_workspace" in kernel.options else {}
         if "loss" not in kernel.results or len(kernel.results) > 1:
             out = tuple(array(value) for value in as_tuple(kernel.function(*inputs, **kernel.given)))
             options["out"] = out if len(out) > 1 else out[0]

@@ -25,7 +25,7 @@ FEW_PARTS = 4
 
 PIECE = 64  # rows that are gathered at a time, in memory of their own
 
-RESULTS = 2**18  # of the largest logits, that are gathered at a time in the same way
+RESULTS = 2**13  # of the largest logits, that are gathered at a time in the same way
 
 HOST = "host"  # the key of host memory in a workspace
 

@@ -93,6 +93,8 @@ def items(operation: Operation, dtype: np.dtype[Any], width: int, tier: str) -> 
         return (registers, more) if width > 1 and dtype.itemsize < 8 and more % width == 0 else (registers,)
     if tier == "COLUMNS":
         return (4 if dtype.itemsize == 8 else 8,)
+    if tier == "PARTS" and dtype.itemsize == 8:  # or the kernel that joins the parts of a loss spills registers
+        registers //= 2
     return (max(width, registers // (2 if width > 1 else 4)),)  # two accesses of each array in flight
 
 
