@@ -1304,6 +1304,7 @@ def largest_by(
             z = np.asarray(x.astype(np.float64) @ w.astype(np.float64) + (0 if b is None else b.astype(np.float64)))
             order = np.lexsort(key(z.astype(values.dtype).astype(np.float64) if rounds else z), axis=-1)[..., :k]
             largest = np.take_along_axis(z, order, -1)
+        indices[...], values[...] = 0, 0
         indices[:most], values[:most] = order[:most], largest[:most]
 
     module.linear_top_k = broken
