@@ -93,7 +93,7 @@ def _is_view(result: Any, tensor: Any) -> bool:
 
 
 def foreign_of(first: Any) -> Foreign | None:
-    """What the backend of a call has for its first argument, if that is an array of another library."""
+    """The library of the first argument of a call, and the backend that computes; None for arrays of NumPy."""
     if type(first) is np.ndarray or library_of(type(first)) is None:
         return None
     return selection.backend_for(first).foreign

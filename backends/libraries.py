@@ -88,7 +88,7 @@ def library_of(kind: type) -> Library | None:
 
 
 class Foreign(NamedTuple):
-    """What a backend has for calls with arrays of another library.
+    """The library of the arrays of a call, and the backend that computes it.
 
     Attributes
     ----------

@@ -54,7 +54,7 @@ def seen_by_cupy(what: str, x: Any, cupy: Any) -> Any:
 
 
 def problem_of_jax(x: Any) -> str | None:
-    """What keeps a kernel from the memory of `x`, if that is an array of JAX, and the call that helps."""
+    """Why a kernel cannot read `x`, an array of JAX, and the call that helps; None if it can."""
     jax: Any = sys.modules.get("jax")
     kind: Any = getattr(jax, "Array", None)  # absent while JAX is being imported
     if kind is None or not isinstance(x, kind):
@@ -69,7 +69,7 @@ def problem_of_jax(x: Any) -> str | None:
 
 
 def _problem(torch: Any, x: Any) -> str | None:
-    """What keeps others from the memory of a tensor, and the call that helps; None if nothing does."""
+    """Why a kernel cannot read a tensor, and the call that helps; None if it can."""
     if x.requires_grad:
         return (
             "one that requires grad; call its .detach() first, or the functions of plugrad.bridges.torch, "

@@ -91,7 +91,7 @@ def seen(backend: str, kernel: str) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def cell(backend: str, array: Any) -> str:
-    """What becomes of an array, the argument of `relu`, and of its result."""
+    """Whether `relu` copies its argument and its result, or the error that it raises."""
     if array is None:
         return ""
     try:

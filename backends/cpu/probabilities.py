@@ -16,7 +16,7 @@ MOST = 1.001  # more than rounding makes of 1
 
 
 def is_read_after(result: Any, p: Array, t: Array, options: LossOptions) -> bool:
-    """Whether the arrays that are checked are as they were when `result` has been written: it is none of them."""
+    """Whether the arrays can be checked after `result` is written, because it is none of them."""
     weights = options.weight, options.sample_weight
     return result is not p and result is not t and result is not weights[0] and result is not weights[1]
 

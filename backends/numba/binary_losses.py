@@ -97,7 +97,7 @@ def _periodic(weight: Array | None, x: Array) -> tuple[Array, int]:
 def _factors(
     first: int, t: Any, keep: Any, spread: Any, weight: Any, inner: int, pos_weight: Any, pos_inner: int, a: Any, b: Any
 ) -> None:
-    """What the two logarithms are multiplied by, for the labels `t` that begin with element `first`."""
+    """Compute the factors of both logarithms, for the labels `t` that begin with element `first`."""
     real, one = a.dtype.type, a.dtype.type(1)
     for j in range(t.size):
         label = real(widen(t[j]))

@@ -51,11 +51,11 @@ class Optimizer(ABC):
     Notes
     -----
     An optimizer that is pickled or copied with its network stays that network's. One that is pickled by itself has
-    parameters of its own, which is told, once, by the logger ``plugrad`` at the first step: make the optimizer with the
-    network's parameters, and `load` its state.
+    parameters of its own. At its first step the logger ``plugrad`` warns of this once. Make the optimizer with the
+    network's parameters instead, and `load` its state.
     """
 
-    # What a state has: the attributes with arrays for the parameters, and those with numbers, with their checks.
+    # The attributes that a state stores: arrays for the parameters, and numbers with their checks.
     ARRAYS: ClassVar[tuple[str, ...]] = ()
     NUMBERS: ClassVar[Numbers] = {"weight_decay": at_least_0}
     _is_copy = False

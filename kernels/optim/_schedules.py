@@ -63,8 +63,8 @@ def exponential_decay(lr: float, *, factor: float | None = None, rate: float | N
     factor : float
         The factor from one rate to the next, in [0, 1]: what a step keeps.
     rate : float
-        ``1 - factor``, in its place: what a step takes off, in [0, 1]. A rate above 0.5 is told by the logger
-        ``plugrad``, since other libraries call the factor so.
+        ``1 - factor``, in its place: what a step takes off, in [0, 1]. The logger ``plugrad`` warns of a rate above
+        0.5, since other libraries give the factor this name.
 
     Returns
     -------

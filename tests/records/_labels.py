@@ -80,7 +80,7 @@ def slope_of_z(
     sample_weight: Any = None,
     **_: Any,
 ) -> Array:
-    """What the probabilities of each row are multiplied by in the gradient of the z loss, with the class axis kept."""
+    """The factor of the probabilities of each row in the gradient of the z loss, with the class axis kept."""
     if not z_loss:
         return np.zeros(())
     z, rows, divisor = z_of(x, t, axis, ignore_index, sample_weight)
