@@ -58,7 +58,7 @@ def guard(comm: Communicator) -> Generator[None]:
 
     Without it the other ranks would wait for messages of this one for ever. With one rank, and for an engine without
     ``abort``, the exception goes on. At the beginning the logger ``plugrad`` says, at the level INFO, which process of
-    which machine this rank is: MPI names the process if one is killed.
+    which machine this rank is: if one is killed, MPI names a process.
 
     Parameters
     ----------
