@@ -98,14 +98,14 @@ class Graph:
         turn, turns = _Turn(), self._turns
         try:
             self._begin(turn)
-            self._context.run(self._make_calls)
+            self.make_calls()
         finally:
             # Python handles no Ctrl-C between these steps, none of which is a call.
             if "now" in turns and turns["now"] is turn:
                 del turns["now"]
 
     def _begin(self, turn: _Turn) -> None:
-        """Take the turn, and check what may have changed since the capture."""
+        """Take the turn."""
         if self._unusable:
             raise RuntimeError(f"graph.replay: expected a graph that has been captured, but {self._unusable}")
         other = self._turns.setdefault("now", turn)  # one operation: an interrupt finds the turn taken or not
@@ -115,10 +115,14 @@ class Graph:
                 raise RuntimeError(f"graph.replay: the graph is being replayed by {by}")
             self._turns["now"] = turn  # in a forked child, where that thread does not exist
             self._context = _context()
+
+    def make_calls(self) -> None:
+        """Make the calls as `replay` does, for a caller who sees to it that nobody else replays the graph."""
         if [*map(STATE, self._arrays)] != self._states or [*map(LAYOUT, self._others)] != self._states_of_others:
             self._check_arrays()
         for claim in self._recorder.claims:
             claim()
+        self._context.run(self._make_calls)
 
     def _make_calls(self) -> None:
         """Make the calls, in a context of the graph's own: their backend is in force, and NumPy does not warn."""

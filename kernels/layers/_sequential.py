@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeGuard, cast
 
+import numpy as np
+
 from plugrad.backends.calls import foreign_of, in_library
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import Array, ArrayLike
@@ -14,6 +16,7 @@ from plugrad.kernels.layers._affine import Affine
 from plugrad.kernels.layers._errors import name_place
 from plugrad.kernels.layers._layer import Layer, floating_dtype
 from plugrad.kernels.layers._losses import Loss
+from plugrad.kernels.layers._passes import BY_LAYERS, Passes
 
 
 class Sequential(Layer):
@@ -73,13 +76,14 @@ class Sequential(Layer):
         self._forwards = [_forward_of(layers, position) for position in range(len(layers))]
         self._backwards = [_backward_of(layers, position) for position in range(len(layers))]
         self._first_with_params = next((i for i, layer in enumerate(layers) if layer.params), len(layers))
+        self._passes = Passes(layers) if all(map(_can_be_captured, layers)) else None
         first = layers[self._first_with_params : self._first_with_params + 1]
         self._first_takes_needs_dx = any("needs_dx" in inspect.signature(layer.backward).parameters for layer in first)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the methods of layers out of copies and pickles."""
+        """Leave the methods of layers, and what was captured of them, out of copies and pickles."""
         state: dict[str, Any] = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("_forwards", "_backwards")}
+        return {name: value for name, value in state.items() if name not in ("_forwards", "_backwards", "_passes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Choose the methods of the layers anew."""
@@ -132,6 +136,8 @@ class Sequential(Layer):
 
     def forget(self) -> None:
         """Release everything that the forward pass has kept."""
+        if self._passes is not None:
+            self._passes.clear()
         for layer in self.layers:
             layer.forget()
 
@@ -144,11 +150,19 @@ class Sequential(Layer):
 
     def forward(self, x: ArrayLike) -> Array:
         """Compute the result of the last layer."""
-        if (foreign := foreign_of(x)) is not None:
+        y: Any = BY_LAYERS
+        if type(x) is np.ndarray:
+            if self._passes is not None:
+                y = self._passes.forward(self, x)
+        elif (foreign := foreign_of(x)) is not None:
             converted = backend_for(x).take(f"{type(self).__name__}: x", x)  # in a capture that of the capture
             return in_library(foreign, x, self.forward, converted)
-        self.forget()  # so that no layer keeps a result that another layer is about to overwrite
-        y: Any = x
+        if y is not BY_LAYERS:
+            replayed: Array = y
+            return replayed
+        for layer in self.layers:  # so that no layer keeps a result that another layer is about to overwrite
+            layer.forget()
+        y = x
         del x  # its memory is free as soon as no layer needs it
         for position, forward in enumerate(self._forwards):
             try:
@@ -161,10 +175,17 @@ class Sequential(Layer):
 
     def backward(self, dy: ArrayLike, *, use_jacobian: bool = False, needs_dx: bool = True) -> Array:
         """Compute all gradients, and return that of the inputs; None, with less work, if it is not needed."""
-        if (foreign := foreign_of(dy)) is not None:
+        gradient: Any = BY_LAYERS
+        if type(dy) is np.ndarray:
+            if self._passes is not None and not use_jacobian:
+                gradient = self._passes.backward(self, dy, bool(needs_dx))
+        elif (foreign := foreign_of(dy)) is not None:
             converted = backend_for(dy).take(f"{type(self).__name__}: dy", dy)
             return in_library(foreign, dy, self.backward, converted, use_jacobian=use_jacobian, needs_dx=needs_dx)
-        gradient: Any = dy
+        if gradient is not BY_LAYERS:
+            replayed: Array = gradient
+            return replayed
+        gradient = dy
         del dy  # its memory is free as soon as the last layer has used it
         options = {"use_jacobian": True} if use_jacobian else {}
         backwards = [layer.backward for layer in self.layers] if use_jacobian else self._backwards
@@ -180,6 +201,9 @@ class Sequential(Layer):
         unneeded: Any = None
         dx: Array = gradient if needs_dx else unneeded
         return dx
+
+    # In a capture, where nothing captured is in use. A derived class may override `forward` and `backward` themselves.
+    _forward_by_layers, _backward_by_layers = forward, backward
 
     def _name_place(self, error: Exception, position: int) -> None:
         layer = type(self.layers[position]).__name__
@@ -231,6 +255,12 @@ def _bare(layer: Layer, name: str) -> Callable[..., Any]:
     if function in NAMING:
         return functools.partial(function.__wrapped__, layer)
     return method
+
+
+def _can_be_captured(layer: Layer) -> bool:
+    """Return whether a layer is one of this package that computes by kernels, the same ones for each batch."""
+    is_of_this_package = type(layer).__module__.startswith("plugrad.kernels.")
+    return is_of_this_package and (_is_affine(layer) or _is_activation(layer))
 
 
 def _is_activation(layer: Layer) -> TypeGuard[Activation]:
