@@ -11,6 +11,7 @@ from plugrad.kernels._arguments import (
     ArrayLike,
     Loss,
     Out,
+    can_take,
     fill,
     given_back,
     given_results,
@@ -254,11 +255,11 @@ def _loss_and(
     is_lone = out is None or type(out) is backend.native
     loss_out, array_out = (None, out) if is_lone else given_results(kernel, out, RESULTS[second], lone=second)
     shape, dtype = loss_shape(x, options), COMPUTE[x.dtype]
-    if array_out is None and loss_out is None:
-        array: Any = backend.empty(x.shape, x.dtype)
+    reads = (x, t, options.weight, options.sample_weight)
+    if loss_out is None and (array_out is None or can_take(array_out, x.shape, x.dtype, *reads)):
+        array: Any = backend.empty(x.shape, x.dtype) if array_out is None else array_out
         loss: Any = backend.empty(shape, dtype)
     else:
-        reads = (x, t, options.weight, options.sample_weight)
         array, reads = result(kernel, NAMES_OF_OUT[second], array_out, x.shape, x.dtype, backend, reads)
         loss, reads = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
         x, t, weight, sample_weight = reads

@@ -34,6 +34,7 @@ from plugrad.kernels.jacobians import softmax_jacobian
 from plugrad.kernels.layers._errors import errors_name_layer
 from plugrad.kernels.layers._explicit import gradient_along
 from plugrad.kernels.layers._layer import ComputingLayer
+from plugrad.kernels.layers._memory import ResultMemory
 
 
 class Loss(ComputingLayer):
@@ -179,10 +180,10 @@ class _LossOfLogits(Loss):
 
     def _computed_with(self, options: dict[str, Any], x: Any, t: Any) -> LossValue:
         """Compute the loss of logits `x` for labels `t`, and its gradient."""
-        self.forget()
+        self._saved = self._library = None
         backend = backend_for(x)
         logits = floating(self._value_and_grad.__name__, "x", x, backend)
-        out = self._gradients.take(backend, logits.shape, logits.dtype)
+        out = self._gradients.take(backend, logits.shape, logits.dtype) if logits.nbytes >= ResultMemory.WORTHWHILE else None
         loss: LossValue
         loss, dx = self._value_and_grad(logits, t, out=out, **options)
         self._name_call(backend)

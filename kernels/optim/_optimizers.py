@@ -209,7 +209,8 @@ class Optimizer(ABC):
             If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
         """
         name, params = type(self).__name__, self.params
-        grads = grads if type(grads) is tuple else arrays_of(f"{name}.step", "grads", grads)
+        if type(grads) is not tuple:
+            grads = tuple(grads) if type(grads) is list else arrays_of(f"{name}.step", "grads", grads)
         if not are_ready(params, grads):
             grads = views_of(f"{name}.step: grads", grads)
             self._check_step(grads)
