@@ -1,5 +1,7 @@
 """Compiling kernels ahead of their first call."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Data-parallel training: each rank has some of the rows, and all have the parameters."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any

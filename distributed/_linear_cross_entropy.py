@@ -1,5 +1,7 @@
 """The last layer and its loss in one, with the classes spread over the ranks."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

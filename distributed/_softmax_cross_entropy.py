@@ -1,5 +1,7 @@
 """Softmax cross-entropy and its gradient, with the classes spread over the ranks."""
 
+from __future__ import annotations
+
 import importlib
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Forward and backward kernels for classifier training loops, computed by the backend in force.
 
 Every function is pure: it returns new arrays and writes to no argument but `out`. ``KERNELS`` has one record per
-kernel; ``python -m plugrad.kernels`` prints them as the table in the README. The modules `layers`, `optim`, `jacobians`
-and `gradcheck`, which training loops and their checks need in addition, are imported at their first use.
+kernel; ``python -m plugrad.kernels`` prints them as a table. The modules `layers`, `optim`, `jacobians` and
+`gradcheck`, which training loops and their checks need in addition, are imported at their first use.
 """
 
 import importlib

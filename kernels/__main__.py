@@ -1,4 +1,4 @@
-"""Print the table of kernels as the README shows it: ``python -m plugrad.kernels``."""
+"""Print the table of kernels as ``docs/reference/calling-kernels.md`` shows it: ``python -m plugrad.kernels``."""
 
 from plugrad.kernels import KERNELS, Kernel
 

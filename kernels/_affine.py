@@ -1,5 +1,7 @@
 """The affine layer."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Iterable

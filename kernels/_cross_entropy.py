@@ -1,5 +1,7 @@
 """Cross-entropy of probabilities."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from plugrad.backends import contract

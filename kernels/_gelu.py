@@ -1,5 +1,7 @@
 """The Gaussian error linear unit."""
 
+from __future__ import annotations
+
 from typing import Any, Literal, cast, get_args, get_type_hints
 
 from plugrad.backends import contract

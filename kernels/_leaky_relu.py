@@ -1,5 +1,7 @@
 """The leaky rectified linear unit."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The last layer and its loss in one, without the logits."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """The largest logits of a last layer, without the others."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

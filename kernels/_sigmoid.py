@@ -1,5 +1,7 @@
 """The logistic sigmoid."""
 
+from __future__ import annotations
+
 from plugrad.backends import contract
 from plugrad.kernels._arguments import Array, ArrayLike
 from plugrad.kernels._call import backward, forward

@@ -1,5 +1,7 @@
 """Sigmoid and binary cross-entropy in one: the loss of logits that are two classes each, and its gradient y - t."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Softmax and cross-entropy in one: the loss of logits, and its gradient y - t."""
 
+from __future__ import annotations
+
 from typing import Any, NoReturn
 
 from plugrad.backends import contract

@@ -1,5 +1,7 @@
 """The share of rows whose label is among the largest logits."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from plugrad.backends import contract

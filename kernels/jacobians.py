@@ -4,6 +4,8 @@ Rows do not depend on each other, so each has a Jacobian of its own: ``jacobian[
 element i of a row of results with respect to element j of the same row of arguments.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -24,12 +24,12 @@ ROOT = Path(__file__).parent.parent
 # The pages of the site but those that it makes of other files; test_site.py builds it.
 PAGES = [
     str(path.relative_to(ROOT))
-    for glob in ("*.md", "explanation/*.md", "how-to/*.md", "tutorials/*.md")
+    for glob in ("*.md", "explanation/*.md", "how-to/*.md", "reference/*.md", "tutorials/*.md")
     for path in sorted((ROOT / "docs").glob(glob))
 ]
 WITH_LIBRARIES = ["docs/arrays.md"]  # their snippets need PyTorch or JAX
 ELSEWHERE = {"docs/pytorch.md", "docs/larger-than-memory.md"}  # their own tests run them
-MAPS = ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
+MAPS = ["CONTRIBUTING.md", "docs/adding-a-kernel.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -155,10 +155,10 @@ def test_ci_runs_the_commands_that_build_an_environment() -> None:
 
 
 def test_the_table_of_kernels_is_that_of_the_records() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/reference/calling-kernels.md").read_text()
     shown = re.search(r"<!-- kernels: .*? -->\n(.*?)\n<!-- /kernels -->", text, re.DOTALL)
     assert shown
-    assert shown[1] == table(), "paste what `python -m plugrad.kernels` prints into the README"
+    assert shown[1] == table(), "paste what `python -m plugrad.kernels` prints into docs/reference/calling-kernels.md"
     printed = subprocess.run([sys.executable, "-m", "plugrad.kernels"], capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == table()
 

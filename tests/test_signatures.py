@@ -34,6 +34,11 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+def test_help_names_types_as_the_source_does(name: str) -> None:
+    assert "numpy._typing" not in str(inspect.signature(FUNCTIONS[name])), "add `from __future__ import annotations`"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_options_are_keyword_only_and_everything_is_typed(name: str) -> None:
     signature = inspect.signature(FUNCTIONS[name])
     assert signature.return_annotation is not signature.empty

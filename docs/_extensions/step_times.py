@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
+from bars import HEIGHT, Bar, Columns, bars
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -11,23 +12,19 @@ from plugrad.backends import registry
 from plugrad.bench import loops, machine
 
 BACKENDS = ("numpy", "numba")
-HEIGHT = 26  # of a bar with the space below it
-LABELS, BARS, NUMBERS = 140, 460, 80  # the widths of the three columns
+COLUMNS = Columns(labels=140, bars=460, numbers=80)
 
 
 def chart(times: Mapping[tuple[str, str], float]) -> str:
     """Bars with the times in microseconds, as an SVG that takes the colours of the page."""
     longest = max(times.values())
-    lines = []
-    for row, ((backend, style), seconds) in enumerate(times.items()):
-        y, label, width = row * HEIGHT, escape(f"{backend} {style}".strip()), seconds / longest * BARS
-        lines += [
-            f'<text x="{LABELS - 10}" y="{y + 15}" text-anchor="end">{label}</text>',
-            f'<rect class="{backend or "hand"}" x="{LABELS}" y="{y}" width="{width:.1f}" height="20"/>',
-            f'<text x="{LABELS + width + 8:.1f}" y="{y + 15}">{seconds * 1e6:,.0f} µs</text>',
-        ]
-    box = f"0 0 {LABELS + BARS + NUMBERS} {HEIGHT * len(times)}"
-    return f'<svg class="step-times" role="img" aria-label="Time of a step" viewBox="{box}">{"".join(lines)}</svg>'
+    rows = [
+        Bar(f"{backend} {style}".strip(), seconds / longest, f"{seconds * 1e6:,.0f} µs", backend or "hand")
+        for (backend, style), seconds in times.items()
+    ]
+    box = f"0 0 {COLUMNS.width} {HEIGHT * len(rows)}"
+    drawn = "".join(bars(rows, COLUMNS))
+    return f'<svg class="step-times" role="img" aria-label="Time of a step" viewBox="{box}">{drawn}</svg>'
 
 
 class StepTimes(SphinxDirective):

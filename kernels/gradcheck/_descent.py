@@ -1,5 +1,7 @@
 """Gradient descent on any function, for teaching."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -6,6 +6,8 @@ For arguments larger than 1 it grows with their root, as some functions vary on 
 on a scale of their own.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -138,7 +140,7 @@ class Slopes:
         with np.errstate(all="ignore"):
             return float(((self._down - y) / left).item()), float(((self._up - y) / right).item())
 
-    def others(self) -> Iterator["Slopes"]:
+    def others(self) -> Iterator[Slopes]:
         """Iterate over these slopes and those of other steps: smaller ones, one for a small argument, larger ones."""
         yield self
         for times in (1 / self.CLOSER, self.CLOSER**-2, self.CLOSER**-3):
@@ -148,7 +150,7 @@ class Slopes:
         for times in (64, 64**2):
             yield self._with(times * self.step)
 
-    def _with(self, step: float) -> "Slopes":
+    def _with(self, step: float) -> Slopes:
         return Slopes(self._f, self._x, self._entry, step, self._y)
 
     def kink(self) -> tuple[float, float] | None:

@@ -1,5 +1,7 @@
 """Gradients to be checked: those of kernels, layers and functions, each with the function that it belongs to."""
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence

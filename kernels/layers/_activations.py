@@ -1,5 +1,7 @@
 """Activations: layers without parameters whose backward pass needs the result or the inputs of the forward pass."""
 
+from __future__ import annotations
+
 import operator
 from typing import Any, ClassVar, Literal
 

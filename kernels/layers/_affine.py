@@ -1,5 +1,7 @@
 """The affine layer, and the matrix product: the affine layer without biases."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, Self
 

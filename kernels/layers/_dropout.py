@@ -1,5 +1,7 @@
 """Dropout, with a new seed at each forward pass."""
 
+from __future__ import annotations
+
 import operator
 from typing import Any
 

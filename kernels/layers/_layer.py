@@ -1,5 +1,7 @@
 """The base class of all layers, and that of the layers of this package."""
 
+from __future__ import annotations
+
 import copy
 import os
 from abc import ABC, abstractmethod
@@ -155,7 +157,7 @@ class Layer(ABC):
         """Iterate over the parameters with their names."""
         yield from zip(self.names, self.params, strict=True)
 
-    def _places_of_buffers(self) -> Iterator[tuple[str, "Layer", str]]:
+    def _places_of_buffers(self) -> Iterator[tuple[str, Layer, str]]:
         """Iterate over the buffers: the name in a state, and the layer that has the attribute with its name there."""
         for name in self.buffers:
             yield name, self, name

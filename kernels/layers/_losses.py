@@ -1,5 +1,7 @@
 """Losses: layers at the end of a network, which also take labels."""
 
+from __future__ import annotations
+
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Layers in sequence."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import inspect

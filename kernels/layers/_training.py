@@ -1,5 +1,7 @@
 """Training steps, captured at the first batch of each shape."""
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import operator

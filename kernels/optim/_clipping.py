@@ -1,5 +1,7 @@
 """Clipping gradients by their norm."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from typing import Any

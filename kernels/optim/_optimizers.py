@@ -1,5 +1,7 @@
 """Optimizers."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys

@@ -1,5 +1,7 @@
 """The L2 penalty."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 
