@@ -30,6 +30,7 @@ exclude_patterns = ["_build", "_extensions"]
 default_role = "py:obj"
 add_module_names = False
 python_use_unqualified_type_names = True
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # the docstrings describe the types
 # The bridges need libraries that need not be installed.
 autodoc_mock_imports = ["jax", "torch", "plugrad.bridges._torch_operators"]
@@ -37,7 +38,10 @@ numpydoc_show_class_members = False
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # the outputs are stored with the notebooks; tests/test_notebook_documents.py runs them
+nb_execution_mode = "force"  # the outputs are those of this build, not the stored ones
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"  # numba says there what it compiles
 nb_merge_streams = True
 
 html_theme = "pydata_sphinx_theme"
@@ -53,7 +57,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "show_prev_next": True,
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
 }

@@ -29,7 +29,8 @@ PAGES = [
 ]
 WITH_LIBRARIES = ["docs/arrays.md"]  # their snippets need PyTorch or JAX
 ELSEWHERE = {"docs/pytorch.md", "docs/larger-than-memory.md"}  # their own tests run them
-MAPS = ["CONTRIBUTING.md", "docs/adding-a-kernel.md", "docs/architecture.md", "docs/glossary.md"]  # they name files and functions
+# They name files and functions.
+MAPS = ["CONTRIBUTING.md", "docs/adding-a-kernel.md", "docs/architecture.md", "docs/glossary.md"]
 RECORDS = ("Entry", "Gradient", "Report")  # of gradcheck
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -5,14 +5,16 @@ Nothing here names a kernel. A kernel that enters `plugrad.kernels.KERNELS` has 
 
 import ast
 import inspect
+import itertools
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from docutils import nodes
 from links import DOCS, ROOT
 from project_pages import write
 from sphinx.application import Sphinx
@@ -120,16 +122,33 @@ class Table(NamedTuple):
         return self._replace(heads=[self.heads[i] for i in chosen], rows=rows)
 
 
+# Tables of Markdown, and as the command prints them, after a line with the command or none.
+_OF_MARKDOWN = re.compile(r"^\| kernel \|.*\n\|[-:|]+\|\n(?:\|.*\n)+", re.MULTILINE)
+_AS_PRINTED = re.compile(r"(?:^\$ (?P<command>.*)\n)?(?P<table>^kernel +size .*\n(?:^\w.*\n)+)", re.MULTILINE)
+
+
 def measured(kernel: str) -> Iterator[Table]:
-    """The tables that have rows of a kernel."""
+    """The tables that have rows of a kernel, with results in ``out=``."""
     for file in sorted((ROOT / "bench" / "results").glob("*.md")):
         text = file.read_text()
-        for found in re.finditer(r"^\| kernel \|.*\n\|[-:|]+\|\n(?:\|.*\n)+", text, re.MULTILINE):
-            heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines())
-            own = [row[1:] for row in rows if row[0] == kernel]
-            if own:
-                machine = text.split("\n\n")[1].partition(". By")[0].replace("\n", " ")
-                yield Table(file, machine, heads[1:], own)
+        machine = text.split("\n\n")[1].partition(". ")[0].replace("\n", " ")
+        own: dict[tuple[str, ...], list[list[str]]] = {}
+        for heads, rows in _tables(text):
+            own.setdefault(tuple(heads[1:]), []).extend(row[1:] for row in rows if row[0] == kernel)
+        for heads, rows in own.items():
+            if rows:
+                yield Table(file, machine, list(heads), rows)
+
+
+def _tables(text: str) -> Iterator[tuple[Sequence[str], list[list[str]]]]:
+    """The heads and the rows of each table in the text of a file."""
+    for found in _OF_MARKDOWN.finditer(text):
+        heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines())
+        yield heads, rows
+    for found in _AS_PRINTED.finditer(text):
+        if "--new" not in (found["command"] or ""):
+            heads, *rows = (re.split(r" {2,}", line.strip()) for line in found["table"].splitlines())
+            yield heads, [row for row in rows if len(row) == len(heads)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -271,10 +290,10 @@ def _measurements(kernel: Kernel) -> list[str]:
         tables = [table for table in (entry.columns(wanted) for entry in found) if table.rows]
         if tables:
             lines += [f".. rubric:: {head}", "", text, ""]
-        for table in tables:
-            name = table.file.stem
-            lines += _table([table.heads, *table.rows], "measured")
-            lines += [f"{table.machine}; :doc:`all measurements </results/{name}>`.", ""]
+        for (file, machine), of_file in itertools.groupby(tables, lambda table: (table.file, table.machine)):
+            for table in of_file:
+                lines += _table([table.heads, *table.rows], "measured")
+            lines += [f"{machine}; :doc:`all measurements </results/{file.stem}>`.", ""]
     if not found:
         lines += ["The stored tables have no row of this kernel.", ""]
     lines += [
@@ -366,7 +385,20 @@ def _write(app: Sphinx) -> None:
     write(DOCS / "kernels", {"index.rst": index(), **{f"{name}.rst": page(kernel) for name, kernel in KERNELS.items()}})
 
 
+def _break_title(app: Sphinx, doctree: nodes.document, name: str) -> None:
+    """Let lines of a title that is the name of a kernel end after an underscore."""
+    if name.startswith("kernels/"):
+        for title in doctree.findall(nodes.title):
+            first, *others = title.astext().split("_")
+            parts = [nodes.Text(first)]
+            for other in others:
+                parts += [nodes.Text("_"), nodes.raw("", "<wbr>", format="html"), nodes.Text(other)]
+            title.children = []
+            title += parts
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Write the pages before Sphinx looks for them."""
     app.connect("builder-inited", _write)
+    app.connect("doctree-resolved", _break_title)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,10 +1,11 @@
-"""Links of the documents, which lead through the folders of the repository, as links of the site."""
+"""Links of the site: of documents, which lead through the folders of the repository, and of names in code."""
 
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent.parent
@@ -51,7 +52,36 @@ def _read(app: Sphinx, name: str, content: list[str]) -> None:
         content[0] = for_site(content[0], page, page)
 
 
+# A name in code, such as `K.softmax(x)`, and the modules by the names that documents import them by. On pages about the
+# code of the library a bare name may be that of another function.
+_NAME = re.compile(r"(?:(\w+)\.)?(\w+(?:\.\w+)?)(?:\(.*\))?", re.DOTALL)
+_MODULES = {"K": "plugrad.kernels", "backends": "plugrad.backends", "distributed": "plugrad.distributed"} | {
+    name: f"plugrad.kernels.{name}" for name in ("gradcheck", "jacobians", "layers", "optim")
+}
+_OF_CODE = ("adding-a-", "architecture", "glossary", "project/", "results/")
+
+
+def _link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Make the first mention of a documented name on a page a link to its description."""
+    objects = app.env.domains.python_domain.objects
+    linked: set[str] = set()
+    for literal in list(doctree.findall(nodes.literal)):
+        found = _NAME.fullmatch(literal.astext())
+        if found is None or isinstance(literal.parent, nodes.reference | nodes.title):
+            continue
+        module = _MODULES.get(found[1] or ("" if page.startswith(_OF_CODE) else "K"))
+        target = objects.get(f"{module}.{found[2]}")
+        if target is None or target.docname == page or target.node_id in linked:
+            continue
+        linked.add(target.node_id)
+        uri = f"{app.builder.get_relative_uri(page, target.docname)}#{target.node_id}"
+        link = nodes.reference("", "", refuri=uri, internal=True)
+        literal.replace_self(link)
+        link += literal
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Rewrite links as pages are read."""
+    """Rewrite links as pages are read, and add those of names when all pages are known."""
     app.connect("source-read", _read)
+    app.connect("doctree-resolved", _link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

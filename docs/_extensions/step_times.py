@@ -12,7 +12,7 @@ from plugrad.backends import registry
 from plugrad.bench import loops, machine
 
 BACKENDS = ("numpy", "numba")
-COLUMNS = Columns(labels=140, bars=460, numbers=80)
+COLUMNS = Columns(labels=115, bars=265, numbers=80)  # narrow, for a phone
 
 
 def chart(times: Mapping[tuple[str, str], float]) -> str:
@@ -35,7 +35,7 @@ class StepTimes(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Measure, and return the chart with the description of the machine."""
         names = [name for name in BACKENDS if registry.usable(name)]
-        times = loops.measured(self.arguments[0], names, rounds=4, seconds=0.05)
+        times = loops.measured(self.arguments[0], names, rounds=8, seconds=0.03)
         caption = f"A step of {self.arguments[0]}, measured on {machine.in_a_line(machine.describe(names, ()))}."
         figure = f"<figure>{chart(times)}<figcaption>{escape(caption)}</figcaption></figure>"
         return [nodes.raw("", figure, format="html")]
