@@ -310,6 +310,18 @@ def test_the_report_of_accuracy_names_the_reason_why_a_backend_cannot_run(site: 
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("kernel", [kernel.name for kernel in accuracy.judged()])
+def test_the_report_of_accuracy_has_every_kernel_with_a_budget(
+    kernel: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accuracy, "SPANS", (10.0,))
+    monkeypatch.setattr(accuracy, "CLASSES", (3,))
+    monkeypatch.setattr(accuracy, "DTYPES", (np.dtype(np.float32),))
+    monkeypatch.setattr(accuracy, "ELEMENTS", 30)
+    assert accuracy.report(["numpy"], [kernel]) == 0
+    assert kernel in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_report_of_accuracy_marks_errors_above_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     (mutant,) = (m for m in MUTANTS if m.name == "sigmoid_by_the_hyperbolic_tangent")

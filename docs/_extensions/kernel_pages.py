@@ -102,6 +102,9 @@ def _line(text: str, position: int) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+CASE = ("size", "dtype", "classes", "span")  # the columns that say what was measured
+
+
 class Table(NamedTuple):
     """The rows of one kernel in a table of ``bench/results``: its file, machine, heads and rows."""
 
@@ -111,20 +114,17 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
     def columns(self, wanted: str) -> "Table":
-        """Size, dtype and the columns whose head matches, without those that are empty."""
-        chosen = [
-            i
-            for i, head in enumerate(self.heads)
-            if head in ("size", "dtype")
-            or (re.search(wanted, head) and any(row[i] not in ("-", "") for row in self.rows))
-        ]
-        rows = [[row[i] for i in chosen] for row in self.rows if any(row[i] != "-" for i in chosen[2:])]
-        return self._replace(heads=[self.heads[i] for i in chosen], rows=rows)
+        """The columns that name the case and those whose head matches, without those that are empty."""
+        case = [i for i, head in enumerate(self.heads) if head in CASE]
+        filled = [i for i, _ in enumerate(self.heads) if any(row[i] not in ("-", "") for row in self.rows)]
+        numbers = [i for i in filled if re.search(wanted, self.heads[i])]
+        rows = [[row[i] for i in (*case, *numbers)] for row in self.rows if any(row[i] != "-" for i in numbers)]
+        return self._replace(heads=[self.heads[i] for i in (*case, *numbers)], rows=rows)
 
 
 # Tables of Markdown, and as the command prints them, after a line with the command or none.
 _OF_MARKDOWN = re.compile(r"^\| kernel \|.*\n\|[-:|]+\|\n(?:\|.*\n)+", re.MULTILINE)
-_AS_PRINTED = re.compile(r"(?:^\$ (?P<command>.*)\n)?(?P<table>^kernel +size .*\n(?:^\w.*\n)+)", re.MULTILINE)
+_AS_PRINTED = re.compile(r"(?:^\$ (?P<command>.*)\n)?(?P<table>^kernel +(?:size|dtype) .*\n(?:^\w.*\n)+)", re.MULTILINE)
 
 
 def measured(kernel: str) -> Iterator[Table]:
@@ -134,7 +134,7 @@ def measured(kernel: str) -> Iterator[Table]:
         machine = text.split("\n\n")[1].partition(". ")[0].replace("\n", " ")
         own: dict[tuple[str, ...], list[list[str]]] = {}
         for heads, rows in _tables(text):
-            own.setdefault(tuple(heads[1:]), []).extend(row[1:] for row in rows if row[0] == kernel)
+            own.setdefault(tuple(heads[1:]), []).extend(row[1:] for row in rows if row[0].rstrip("*") == kernel)
         for heads, rows in own.items():
             if rows:
                 yield Table(file, machine, list(heads), rows)
@@ -285,7 +285,12 @@ def _measurements(kernel: Kernel) -> list[str]:
             r" us$|^x ",
             "Microseconds of each backend; ``x PEER`` is the peer's time divided by that of the first backend.",
         ),
-        ("Error", r" ulp$", "The largest error in units in the last place."),
+        (
+            "Error",
+            r" ulp$|^(budget|numba|numpy|textbook|SciPy|PyTorch)$",
+            "The largest error in units in the last place. ``budget`` is the largest that is allowed; ``span`` lies "
+            "between the smallest and the largest element of a row.",
+        ),
     ):
         tables = [table for table in (entry.columns(wanted) for entry in found) if table.rows]
         if tables:

@@ -49,8 +49,7 @@ class Sample:
         """The call that is judged."""
         if is_any_loss(self.kernel):
             return Case(self.kernel, {"x": self.x, "t": self.t}, {"reduction": "none"}, about=str(self))
-        inputs = {"x": self.x, "dy": np.ones_like(self.x)}
-        return Case(self.kernel, {n: inputs[n] for n in self.kernel.arguments}, self.options, about=str(self))
+        return Case(self.kernel, _inputs(self.kernel, self.x), self.options, about=str(self))
 
     @property
     def wanted(self) -> DType:
@@ -138,11 +137,17 @@ def judged() -> list[Record]:
     return [kernel for kernel in RECORDS.values() if kernel.budget is not None]
 
 
+def _inputs(kernel: Record, x: Any) -> dict[str, Any]:
+    """The arguments of a kernel that is no loss; the upstream gradient of a gradient is 1."""
+    inputs = {"x": x, "dy": np.ones_like(x)}
+    return {name: inputs[name] for name in kernel.arguments}
+
+
 def textbook(kernel: Record, x: Any, t: Any) -> Any:
     """The textbook formula, in the dtype of the logits; of a loss, which is a mean, row by row."""
     with np.errstate(all="ignore"):
         if not is_any_loss(kernel):
-            return kernel.textbook(x)
+            return kernel.textbook(*_inputs(kernel, x).values())
         return np.array([as_tuple(kernel.textbook(x[i : i + 1], t[i : i + 1]))[0] for i in range(len(t))])
 
 
@@ -170,8 +175,18 @@ def _torch() -> Implementation | None:
     except ModuleNotFoundError:
         return None
     functional = torch.nn.functional
+
+    def gradient(function: Callable[[Any], Any], x: Any) -> Any:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(function(x).sum(), x)[0]
+
     calls: dict[str, Callable[[Any, Any], Any]] = {
+        "gelu": lambda x, t: functional.gelu(x),
+        "gelu_backward": lambda x, t: gradient(functional.gelu, x),
         "sigmoid": lambda x, t: torch.sigmoid(x),
+        "silu": lambda x, t: functional.silu(x),
+        "silu_backward": lambda x, t: gradient(functional.silu, x),
+        "tanh": lambda x, t: torch.tanh(x),
         "softmax": lambda x, t: torch.softmax(x, 1),
         "log_softmax": lambda x, t: torch.log_softmax(x, 1),
         "softmax_cross_entropy": lambda x, t: functional.cross_entropy(x, t, reduction="none"),
@@ -198,7 +213,8 @@ def _ours(subject: Subject) -> Implementation:
     def call(kernel: Record, x: Any, t: Any) -> Any:
         if not subject.has(kernel.name):
             return None
-        arguments = [subject.array(a) for a in (x, t)][: 2 if is_any_loss(kernel) else 1]
+        inputs = (x, t) if is_any_loss(kernel) else _inputs(kernel, x).values()
+        arguments = [subject.array(a) for a in inputs]
         options = {"reduction": "none"} if is_any_loss(kernel) else {}
         with backends.use(subject.name):
             return subject.numpy(as_tuple(kernel.function(*arguments, **options))[0])
