@@ -82,6 +82,15 @@ def test_the_text_for_those_who_do_not_see_the_picture_has_its_numbers() -> None
         assert re.search(rf">(?:[\d.]+–)?{re.escape(number)}\b", picture), number
 
 
+def test_the_page_about_speed_has_the_table_of_the_loops() -> None:
+    table = re.compile(r"^\| rows-inputs-hidden-classes \|.*\n(?:\|.*\n)+", re.MULTILINE)
+    page, results = ((ROOT / file).read_text() for file in ("docs/explanation/speed.md", "bench/results/loops.md"))
+    shown, measured = table.search(page), table.search(results)
+    assert shown
+    assert measured
+    assert shown[0] == measured[0], "paste the first table of bench/results/loops.md into docs/explanation/speed.md"
+
+
 def test_the_readme_is_short_and_shows_both_pictures() -> None:
     assert len(README.splitlines()) < 120
     assert all(f"docs/{name}" in README for name in PICTURES)

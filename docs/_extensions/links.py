@@ -16,8 +16,11 @@ _PIECE = re.compile(r"^```.*?^```$|`[^`]+`(?!\])|\[(?P<text>[^\]]*)\]\((?P<targe
 
 
 def pages() -> dict[Path, Path]:
-    """File outside of ``docs/`` -> its page, for the Markdown files of the repository that are pages of the site."""
-    texts = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+    """File outside of ``docs/`` -> its page, for the Markdown files of the repository that are pages of the site.
+
+    The README is none: the first page says the same, with links of the site.
+    """
+    texts = [ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")]
     tables = (ROOT / "bench" / "results").glob("*.md")
     return {file: DOCS / "project" / file.name.lower() for file in texts} | {
         file: DOCS / "results" / file.name for file in sorted(tables)
