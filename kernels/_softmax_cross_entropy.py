@@ -190,7 +190,7 @@ def softmax_cross_entropy_value_and_grad(
 ) -> tuple[Loss, Array]:
     """The loss of `softmax_cross_entropy` and its gradient with respect to the logits, in one pass over them.
 
-    What a training loop needs: the probabilities are never stored, and the gradient is written where they would be.
+    For training loops: the probabilities are never stored, and the gradient is written where they would be.
 
     Parameters
     ----------

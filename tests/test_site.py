@@ -1,12 +1,14 @@
 """The site of the documentation builds without a warning, its links lead somewhere, and every kernel has its page."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +20,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
+from plugrad.backends import contract
 from plugrad.backends.registry import BUILTIN
-from plugrad.kernels import KERNELS
+from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.records import RECORDS, Mistake
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
@@ -172,11 +176,42 @@ def test_the_kernel_has_its_page(site: Path, name: str) -> None:
     text = "".join(page.text)
     assert f"plugrad.kernels.{name}" in page.anchors
     assert KERNELS[name].formula in text
-    assert "Examples" in text
+    for part in ("Examples", "Parameters", "Dtypes", "Errors", "Speed and accuracy", "Source"):
+        assert part in text, part
     assert all(f"{part}" in text for part in (*KERNELS[name].options, *KERNELS[name].results))
     for backend, module in BUILTIN.items():
         folder = "/".join(module.split(".")[1:])
         assert f"{backend}: {folder}/" in text, f"the page has no source of {backend}"
+
+
+def test_a_kernel_that_is_added_has_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_extensions"))
+    pages = importlib.import_module("kernel_pages")
+
+    def softplus(x: Any, *, out: Any = None) -> Any:
+        """The softplus function."""
+        return KERNELS["relu"].function(x, out=out)
+
+    kernel = Kernel(softplus, contract.Elementwise, "y = log(1 + exp(x))", ("y",))
+    monkeypatch.setitem(KERNELS, "softplus", kernel)
+    wrong = Mistake({"x": [1j]}, TypeError, "expected float16")
+    monkeypatch.setitem(RECORDS, "softplus", replace(RECORDS["relu"], function=softplus, mistakes=(wrong,)))
+    text = pages.page(kernel)
+    assert "y = log(1 + exp(x))" in text
+    assert ".. autofunction:: softplus" in text
+    assert "expected float16, bfloat16, float32, float64" in text
+    assert "python -m plugrad.bench softplus" in text
+    assert "softplus" in pages.index()
+
+
+@pytest.mark.parametrize("command", ["", "$ python -m plugrad.bench relu\n", "$ python -m plugrad.bench relu --new\n"])
+def test_printed_tables_are_read_but_those_of_new_arrays(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_extensions"))
+    pages = importlib.import_module("kernel_pages")
+    text = f"{command}kernel   size    dtype    numba us     x torch\nrelu     256x10  float32   6.9        -\n"
+    found = list(pages._tables(text))
+    row = ["relu", "256x10", "float32", "6.9", "-"]
+    assert found == ([] if "--new" in command else [(["kernel", "size", "dtype", "numba us", "x torch"], [row])])
 
 
 def test_every_command_has_its_help(site: Path) -> None:
