@@ -43,7 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = re.search(r"`python (-m sphinx [^`]*)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert line
     command = [sys.executable, *line[1].split()]
-    done = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     return built
 
