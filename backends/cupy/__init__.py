@@ -1,7 +1,7 @@
 """The CuPy backend: CUDA kernels that read a row once, and products by cuBLAS, on the current device and stream.
 
 `kernels` defines the functions over rows, `elementwise` those that compute each element by itself, `products` those of
-the affine layer, and `last_layer` those of a layer with its loss. `rows` chooses the CUDA kernel by the length of the
+the affine layer, `last_layer` those of a layer with its loss, and `updates` the steps of optimizers. `rows` chooses the CUDA kernel by the length of the
 rows, `labels` prepares the arguments of losses, `compiling` compiles and caches machine code, and `arrays` defines the
 hooks for arrays. The CUDA sources are in `cuda/`; read rows.cuh first. The probe imports CuPy; nothing does before it.
 """
@@ -20,7 +20,7 @@ NATIVE = None  # the device of every array is checked
 _HOOKS = ("asarray", "empty", "overlap", "take", "to_numpy")
 
 # The modules that define the kernels, imported when one is asked for.
-_MODULES = ("elementwise", "accuracies", "binary_losses", "kernels", "products", "last_layer")
+_MODULES = ("elementwise", "accuracies", "binary_losses", "kernels", "products", "last_layer", "updates")
 
 INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of CUDA 12)"
 
