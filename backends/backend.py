@@ -83,7 +83,7 @@ class Backend:
         Name of a kernel -> the function that computes it: the backend's own, or that of the backend that stands in.
     arrays, native, options, stand_ins
         The constants ``ARRAYS``, ``NATIVE``, ``OPTIONS`` (with ``check``) and ``STAND_INS`` of the module.
-    describe, take, asarray, to_numpy, empty, overlap, prepare, warmup
+    describe, take, asarray, to_numpy, empty, overlap, prepare, fuse, warmup
         The hooks of the module, or the defaults of `plugrad.backends.host`.
     foreign : Foreign or None
         In whose arrays results come back, of a `libraries.LibraryBackend` only: those of another library.
@@ -103,6 +103,7 @@ class Backend:
         "empty",
         "foreign",
         "functions",
+        "fuse",
         "module",
         "name",
         "native",
@@ -138,6 +139,7 @@ class Backend:
         self.empty = self._wrapped(hooks.empty, host.empty, wrappers.checked_empty)
         self.overlap = self._wrapped(hooks.overlap, host.overlap)
         self.prepare = self._wrapped(hooks.prepare, host.prepare)
+        self.fuse = self._wrapped(hooks.fuse, host.fuse)
         self.warmup = self._wrapped(hooks.warmup, host.warmup)
 
     def _wrapped(self, hook: _Hook, default: object, check: _Wrapper = wrappers.named) -> _Hook:

@@ -27,7 +27,7 @@ is an error: the results belong in the arrays that were given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,48 @@ Array: TypeAlias = Any
 """An array of the backend: a NumPy array, a CuPy array, or an array of the package that `Hooks.ARRAYS` names."""
 
 Overlap: TypeAlias = Literal["none", "same", "partial"]
+
+
+class Update(NamedTuple):
+    """A step of an optimizer, as the arguments of a form such as `Adam`.
+
+    Attributes
+    ----------
+    name : str
+        The function of the backend: ``"sgd"``, ``"adam"``, ``"adamw"`` or ``"rmsprop"``.
+    arrays : tuple of sequences
+        Its sequences of arrays.
+    numbers : tuple of float
+        Its numbers; they change from step to step.
+    """
+
+    name: str
+    arrays: tuple[Sequence[Array | None], ...]
+    numbers: tuple[float, ...]
+
+
+class PreparedCall(NamedTuple):
+    """A call of a capture, as a replay makes it.
+
+    Attributes
+    ----------
+    run : callable
+        Makes the call.
+    arrays : tuple of arrays
+        Its arrays, but for the states of an optimizer.
+    place : str
+        The layer that made the call, with which messages of errors begin.
+    is_fixed : bool
+        Whether all that the call does is to compute on its arrays, with the same numbers each time.
+    update : callable or None
+        For the step of an optimizer: counts a step, and returns what it has to compute. `run` does both.
+    """
+
+    run: Callable[[], object]
+    arrays: tuple[Array, ...]
+    place: str
+    is_fixed: bool
+    update: Callable[[], Update] | None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -453,6 +495,13 @@ class Hooks(Protocol):
         dtypes, and may have other contents each time: labels are checked as in every call. Results have the same bits.
         Memory that it keeps must not be views of arguments, which the caller may resize. Default: None, and a replay
         calls the function of the kernel.
+        """
+
+    def fuse(self, calls: Sequence[PreparedCall], /) -> Sequence[PreparedCall]:
+        """Return calls that do what `calls`, neighbours in a capture, do one after another; fewer, if that is faster.
+
+        All arrays of the calls are of the backend. Results have the same bits, and errors are the same ones.
+        Default: the calls as they are.
         """
 
     def warmup(self, kernels: list[str], dtypes: list[np.dtype[Any]], /) -> None:

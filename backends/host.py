@@ -3,7 +3,7 @@
 With them a backend that computes on NumPy arrays needs nothing but its kernels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from plugrad.backends import tensors
 
 if TYPE_CHECKING:
-    from plugrad.backends.contract import Overlap
+    from plugrad.backends.contract import Overlap, PreparedCall
 
 ARRAYS = "numpy"
 NATIVE: type | None = np.ndarray
@@ -114,6 +114,11 @@ def warmup(kernels: list[str], dtypes: list[np.dtype[Any]]) -> None:
 
 def prepare(kernel: str, *arguments: Any) -> None:
     """None: a replay calls the function itself."""
+
+
+def fuse(calls: "Sequence[PreparedCall]") -> "Sequence[PreparedCall]":
+    """The calls as they are."""
+    return calls
 
 
 def on_device(x: Any) -> bool:

@@ -53,6 +53,8 @@ class _PyTorch:
 
     def stream(self, array: Any) -> contextlib.AbstractContextManager[Any]:
         torch, cupy = sys.modules["torch"], sys.modules["cupy"]
+        if array.device.index != cupy.cuda.runtime.getDevice():  # CuPy refuses its stream, and the call the tensor
+            return contextlib.nullcontext()
         current = torch.cuda.current_stream(array.device)
         external: contextlib.AbstractContextManager[Any] = cupy.cuda.ExternalStream(
             current.cuda_stream, array.device.index

@@ -10,6 +10,13 @@ def debug(message: str, *arguments: Any) -> None:
     logging.getLogger("plugrad").debug(message, *arguments)
 
 
+def info(message: str, *arguments: Any) -> None:
+    """Log what was expected to be faster, and why it is not."""
+    import logging
+
+    logging.getLogger("plugrad").info(message, *arguments)
+
+
 def warn(message: str, *arguments: Any) -> None:
     """Log what is allowed and looks like a mistake."""
     import logging

@@ -15,6 +15,7 @@ import numpy as np
 from plugrad.backends import host, selection, tensors, updates
 from plugrad.backends.backend import Backend
 from plugrad.backends.choice import Choice
+from plugrad.backends.contract import Update
 
 
 class Call(NamedTuple):
@@ -34,6 +35,8 @@ class Call(NamedTuple):
         The backend that may prepare the call, if it is one of a kernel.
     place : str
         The layer that made the call, which begins the messages of errors.
+    is_fixed, update
+        As in `plugrad.backends.contract.PreparedCall`.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Call(NamedTuple):
     writes: tuple[Any, ...] | None
     backend: Backend | None = None
     place: str = ""
+    is_fixed: bool = False
+    update: Callable[[], Update] | None = None
 
 
 class Recorder:
@@ -53,14 +58,22 @@ class Recorder:
         self.is_paused = False
 
     def record(
-        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], writes: tuple[Any, ...]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        writes: tuple[Any, ...],
+        *,
+        is_fixed: bool = False,
+        update: Callable[[], Update] | None = None,
     ) -> None:
         """Enter a call that is no kernel of a backend, and has been made."""
-        self.calls.append(Call(name, function, arguments, writes))
+        self.calls.append(Call(name, function, arguments, writes, is_fixed=is_fixed, update=update))
 
     def record_kernel(self, name: str, backend: Backend, arguments: tuple[Any, ...]) -> None:
         """Enter the call of a kernel, which has been made."""
-        self.calls.append(Call(name, backend.functions[name], arguments, None, backend))
+        is_fixed = backend.own(name) is not None  # not the function of a backend that stands in
+        self.calls.append(Call(name, backend.functions[name], arguments, None, backend, is_fixed=is_fixed))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -287,7 +287,7 @@ def fill(kernel: str, value: Any, results: tuple[Any, ...], backend: Backend) ->
     results = tuple([array for array in results if array is not None])
     _fill(value, *results)
     if backend.recorder is not None:
-        backend.recorder.record(kernel, _fill, (value, *results), results)
+        backend.recorder.record(kernel, _fill, (value, *results), results, is_fixed=True)
 
 
 def _fill(value: Any, *results: Any) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import itertools
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from plugrad.backends import selection
+from plugrad.backends.backend import Backend
 from plugrad.backends.choice import Choice
+from plugrad.backends.contract import PreparedCall
 from plugrad.backends.recording import Call, Recorder, recording
 from plugrad.kernels._kernel import KERNELS
 
@@ -45,6 +48,7 @@ class Graph:
         self._unusable = "its block has not ended"
         self._turns: dict[str, _Turn] = {}  # the replay that is running, under "now"
         self._calls: tuple[Callable[[], object], ...] = ()
+        self._places: tuple[str, ...] = ()
         self._arrays: tuple[Any, ...] = ()  # NumPy's
         self._states: list[Any] = []
         self._others: tuple[Any, ...] = ()  # of devices, where arrays can always be written
@@ -152,9 +156,9 @@ class Graph:
 
     def _name_place(self, error: Exception, call: Callable[[], object] | None) -> None:
         """Begin the message of an error with the layer that made the call, as in the block."""
-        for made, recorded in zip(self._calls, self._recorder.calls, strict=True):
-            if made is call and recorded.place and type(error) in (TypeError, ValueError):
-                error.args = (f"{recorded.place}: {error}",)
+        for made, place in zip(self._calls, self._places, strict=True):
+            if made is call and place and type(error) in (TypeError, ValueError):
+                error.args = (f"{place}: {error}",)
 
     def finish(self) -> None:
         """Prepare the recorded calls; the block has ended."""
@@ -165,8 +169,19 @@ class Graph:
         self._states = [*map(STATE, self._arrays)]
         self._layouts = {key: LAYOUT(array) for key, array in found.items()}
         self._context = _context()
-        self._calls = tuple(map(_prepared, self._recorder.calls))
+        calls = self._context.run(self._prepared)
+        self._calls, self._places = tuple([call.run for call in calls]), tuple([call.place for call in calls])
         self._unusable = ""
+
+    def _prepared(self) -> list[PreparedCall]:
+        """The calls of a replay; a backend may have fused those of its own that are neighbours."""
+        selection.scope.set(self._choice)
+        prepared: list[PreparedCall] = []
+        owned = [(call, _owner(call, self._choice)) for call in self._recorder.calls]
+        for owner, neighbours in itertools.groupby(owned, operator.itemgetter(1)):
+            calls = [_prepared(call) for call, _ in neighbours]
+            prepared += calls if owner is None else owner.fuse(calls)
+        return prepared
 
     def discard(self) -> None:
         """Release the arrays; an exception has ended the block."""
@@ -181,14 +196,25 @@ def _context() -> contextvars.Context:
     return context
 
 
-def _prepared(call: Call) -> Callable[[], object]:
-    """A function that makes a call again."""
-    backend = call.backend
+def _owner(call: Call, choice: Choice) -> Backend | None:
+    """The backend that all arrays of a call belong to, or None."""
+    if call.backend is not None:
+        return call.backend
+    arrays = [array for _, array, _ in arrays_of(call)]
+    owners = {choice.backend_for(kind) for kind in set(map(type, arrays))}
+    owner = owners.pop() if len(owners) == 1 else None
+    return owner if owner is not None and all(owner.owns(type(array)) for array in arrays) else None
+
+
+def _prepared(call: Call) -> PreparedCall:
+    """A call as a replay makes it."""
+    backend, run = call.backend, None
     if backend is not None and backend.own(call.name) is not None:
-        prepared = backend.prepare(call.name, *call.arguments)
-        if prepared is not None:
-            return prepared
-    return functools.partial(call.function, *call.arguments)
+        run = backend.prepare(call.name, *call.arguments)
+    if run is None:
+        run = functools.partial(call.function, *call.arguments)
+    arrays = tuple([array for _, array, _ in arrays_of(call)])
+    return PreparedCall(run, arrays, call.place, call.is_fixed, call.update)
 
 
 def arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
@@ -231,8 +257,9 @@ def capture() -> Iterator[Graph]:
 
     Tensors of PyTorch are read and written where they are; the results of a call whose first array is one are tensors.
 
-    A graph holds its arrays. On all backends, cupy among them, a replay makes the recorded calls; it does not make a
-    CUDA graph of them yet.
+    A graph holds its arrays. On the CPU a replay makes the recorded calls. On a GPU the first replay does so, too. The
+    second makes CUDA graphs of them, which it and all later ones launch on the current stream. The logger ``plugrad``
+    says at INFO if that is not possible, and why; then each replay makes the calls.
 
     Yields
     ------

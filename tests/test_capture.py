@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import copy
+import math
 import os
 import pickle
 import signal
@@ -10,7 +11,7 @@ import sys
 import threading
 import tracemalloc
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +20,7 @@ import pytest
 
 from plugrad import backends, kernels as K
 from plugrad.backends import selection
+from plugrad.backends.contract import PreparedCall
 from plugrad.kernels import gradcheck, jacobians, layers, optim
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
@@ -541,6 +543,54 @@ def test_a_backend_prepares_its_calls() -> None:
     assert (y == 2).all()
     assert (z == 1).all()
     assert asked == [("relu", np.ndarray, np.ndarray)] * 2
+
+
+def test_a_backend_fuses_neighbouring_calls() -> None:
+    seen: list[tuple[PreparedCall, ...]] = []
+
+    def fuse(calls: Sequence[PreparedCall]) -> Sequence[PreparedCall]:
+        seen.append(tuple(calls))
+        return [PreparedCall(lambda: [call.run() for call in calls], (), "", False, None)]
+
+    module = types.SimpleNamespace(
+        relu=lambda x, out: np.maximum(x, 0, out=out), fuse=fuse, STAND_INS={"tanh": "numpy"}
+    )
+    backends.register("fuses", module, replace=True)
+    x, empty = X.copy(), np.empty((0, 3), np.float32)
+    with backends.use("fuses"):
+        optimizer = optim.SGD([x], lr=0.5, momentum=0.5)
+        with K.capture() as graph:
+            y = K.tanh(K.relu(x))
+            K.relu(empty)
+            optim.clip_by_global_norm([y], math.inf)
+            optimizer.step([y])
+    (calls,) = seen
+    assert [call.is_fixed for call in calls] == [True, False, True, False, False], "tanh is another backend's"
+    assert calls[0].arrays[0] is x
+    assert [call.update is not None for call in calls] == [False] * 4 + [True]
+    before = x.copy()
+    graph.replay()
+    np.testing.assert_array_equal(y, np.tanh(before))
+    assert optimizer.steps == 2
+    assert calls[-1].update
+    name, (params, grads, velocities), numbers = calls[-1].update()
+    assert (name, numbers) == ("sgd", (0.5, 0.5, False, 0.0))
+    assert (params[0] is x, grads[0] is y, velocities[0] is optimizer.velocities[0]) == (True, True, True)
+    assert optimizer.steps == 3
+
+
+def test_an_error_of_fused_calls_is_that_of_the_kernel() -> None:
+    problem = Problem(OPTIMIZERS["SGD"])
+    x, t = problem.batches[0]
+    hosted = backends.get("numpy").module
+    names = (*K.KERNELS, "sgd")
+    module = types.SimpleNamespace(**{name: getattr(hosted, name) for name in names}, fuse=list)
+    backends.register("fuses_nothing", module, replace=True)
+    with backends.use("fuses_nothing"), K.capture() as graph:
+        problem.step(x, t)
+    t[0] = -1
+    with pytest.raises(ValueError, match=r"^SoftmaxWithLoss: softmax_cross_entropy_value_and_grad: t: expected labels"):
+        graph.replay()
 
 
 def test_arrays_of_another_library() -> None:

@@ -375,6 +375,18 @@ def test_the_suite_notices_a_kernel_that_waits(cache: Path) -> None:
     assert "the device was waited for" in done.stderr
 
 
+@pytest.mark.long
+def test_replays_launch_cuda_graphs(cache: Path) -> None:
+    variables = environment(cache, "alternating")
+    del variables["PLUGRAD_BACKEND"]  # the tests choose it
+    options = ("-q", "--override-ini=addopts=", "-p", "no:cacheprovider", "--no-header")
+    done = run("-m", "pytest", *options, str(RIG / "graph_checks.py"), variables=variables)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"^(\d+) passed", done.stdout, re.M)
+    assert passed is not None, done.stdout[-2000:]
+    assert int(passed[1]) > 130
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # CuPy's manners
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The CuPy backend: CUDA kernels that read a row once, and products by cuBLAS, on the current device and stream.
 
 `kernels` defines the functions over rows, `elementwise` those that compute each element by itself, `products` those of
-the affine layer, and `last_layer` those of a layer with its loss. `rows` chooses the CUDA kernel by the length of the
-rows, `labels` prepares the arguments of losses, `compiling` compiles and caches machine code, and `arrays` defines the
-hooks for arrays. The CUDA sources are in `cuda/`; read rows.cuh first. The probe imports CuPy; nothing does before it.
+the affine layer, `last_layer` those of a layer with its loss, and `updates` the steps of optimizers. `rows` chooses the
+CUDA kernel by the length of the rows, `labels` prepares the arguments of losses, `blas` calls cuBLAS, `compiling`
+compiles and caches machine code, `arrays` defines the hooks for arrays, and `graphs` makes CUDA graphs of captures. The
+CUDA sources are in `cuda/`; read rows.cuh first. The probe imports CuPy; nothing does before it.
 """
 
 import importlib
@@ -17,17 +18,16 @@ import numpy as np
 ARRAYS = "cupy"
 NATIVE = None  # the device of every array is checked
 
-_HOOKS = ("asarray", "empty", "overlap", "take", "to_numpy")
-
-# The modules that define the kernels, imported when one is asked for.
-_MODULES = ("elementwise", "accuracies", "binary_losses", "kernels", "products", "last_layer")
+# The modules that define the hooks, and those that define the kernels, imported when one is asked for.
+_HOOKS = {**dict.fromkeys(("asarray", "empty", "overlap", "take", "to_numpy"), "arrays"), "fuse": "graphs"}
+_MODULES = ("elementwise", "accuracies", "binary_losses", "kernels", "products", "last_layer", "updates")
 
 INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of CUDA 12)"
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOOKS:
-        return getattr(importlib.import_module("plugrad.backends.cupy.arrays"), name)
+        return getattr(importlib.import_module(f"plugrad.backends.cupy.{_HOOKS[name]}"), name)
     if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:  # else a module of ours is being imported
         for module in _MODULES:
             function = getattr(importlib.import_module(f"plugrad.backends.cupy.{module}"), name, None)

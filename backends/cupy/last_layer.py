@@ -10,6 +10,7 @@ import cupy
 import numpy as np
 
 from plugrad.backends.chunks import LARGEST, Chunks, Layer, Results, Way, carved, functions, place, placed, planned
+from plugrad.backends.cupy import blas
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import kernel
 from plugrad.backends.cupy.kernels import (
@@ -68,6 +69,18 @@ def _readable(layer: Layer) -> Layer:
     return Layer(x if is_row_major(x) else cupy.ascontiguousarray(x), matrix(w), b if b is None else contiguous(b), t)
 
 
+def _memory(workspace: Workspace, count: int) -> Array:
+    """The memory of a workspace on the current device and stream; for a CUDA graph memory of the graph's own."""
+
+    def empty(count: int) -> Array:
+        return cupy.empty((count,), np.uint8)
+
+    if blas.is_captured():
+        return empty(count)
+    place = "cupy", cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
+    return workspace.memory(place, count, empty)
+
+
 class _DeviceChunks(Chunks):
     """The chunks of one call on the device; without `loss_arguments` for the largest logits."""
 
@@ -90,8 +103,7 @@ class _DeviceChunks(Chunks):
         most = rows if dw is None else SUMMED_ROWS
         ways, a_column = [Way(sums.itemsize if sums else 0)], inputs * compute.itemsize * copies_w
         plan = planned(self.options.kernel, rows, classes, a_row, a_column, inputs, ways, most, workspace.size)
-        place = "cupy", cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr
-        memory = workspace.memory(place, plan.bytes, lambda count: cupy.empty((count,), np.uint8))
+        memory = _memory(workspace, plan.bytes)
         take = carved(memory, memory.data.ptr)
         logits = take((1 + caps, plan.rows, classes), compute)
         self._logits, self._tanh = logits[0], logits[1] if caps else None

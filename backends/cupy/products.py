@@ -11,6 +11,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from plugrad.backends.cupy import blas
 from plugrad.backends.cupy.arrays import Array
 from plugrad.backends.cupy.compiling import Instance, kernel
 from plugrad.backends.cupy.rows import MOST_BLOCKS, PLACES, WARP, contiguous, macros, write_contiguous
@@ -114,8 +115,7 @@ def _gemm(a: Array, b: Array, out: Array, adds: bool) -> None:
     (m, n), k = out.shape, len(b)
     compute = COMPUTE[out.dtype]
     (is_a_transposed, a_step), (is_b_transposed, b_step) = layout(a), layout(b)
-    cupy.cuda.cublas.gemmEx(
-        cupy.cuda.get_cublas_handle(),
+    blas.gemm_ex(
         *(int(is_b_transposed), int(is_a_transposed)),
         *(n, m, k),
         ONE[compute].ctypes.data,

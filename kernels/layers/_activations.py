@@ -252,7 +252,7 @@ def _protected(y: Any, recorder: Recorder | None) -> Array:
     if not isinstance(y, np.ndarray):
         copy: Array = y.copy()
         if recorder is not None:
-            recorder.record("", operator.setitem, (copy, ..., y), (copy,))
+            recorder.record("", operator.setitem, (copy, ..., y), (copy,), is_fixed=True)
         return copy
     view = y.view()
     view.flags.writeable = False

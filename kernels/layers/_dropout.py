@@ -84,7 +84,7 @@ class Dropout(ComputingLayer):
             self.seed = backend.asarray(np.array(int(self.seed), SEED))
         self.seed += STEP
         if backend.recorder is not None:
-            backend.recorder.record("", operator.iadd, (self.seed, STEP), (self.seed,))
+            backend.recorder.record("", operator.iadd, (self.seed, STEP), (self.seed,), is_fixed=True)
         return self.seed
 
     @errors_name_layer

@@ -249,7 +249,7 @@ def _set_attribute(layer: Layer, name: str, value: Any) -> None:
         recording = recorder()
         if recording is not None and not isinstance(value, np.generic):
             gradient = vars(layer)[name]
-            recording.record("", _copy, (gradient, value), (gradient,))
+            recording.record("", _copy, (gradient, value), (gradient,), is_fixed=True)
         return
     object.__setattr__(layer, name, value)
 

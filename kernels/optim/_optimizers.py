@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import log
+from plugrad.backends.contract import Update
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, recorder
 from plugrad.kernels import _files
@@ -220,7 +222,8 @@ class Optimizer(ABC):
             self._tell_if_detached()
         self._step(grads)
         if (recording := recorder()) is not None:
-            recording.record(name.lower(), self._step, (grads,), params)
+            update = functools.partial(self._next_update, grads)
+            recording.record(name.lower(), self._step, (grads,), params, update=update)
 
     def _check_step(self, grads: tuple[Array, ...]) -> None:
         """Refuse gradients that do not fit, and parameters that cannot be written."""
@@ -230,29 +233,31 @@ class Optimizer(ABC):
             check_writeable(f"{name}: params: {position}", parameter)
 
     def _step(self, grads: tuple[Array, ...]) -> None:
-        """Count and make a step, for gradients that have been checked."""
+        """Count and make a step, for gradients that have been checked: by one call, unless types differ."""
+        name, arrays, numbers = self._next_update(grads)
+        if len(set(map(type, self.params))) == 1:
+            backend_for(self.params[0]).functions[name](*arrays, *numbers)
+            return
+        for one in zip(*arrays, strict=True):
+            backend_for(one[0]).functions[name](*[(array,) for array in one], *numbers)
+
+    def _next_update(self, grads: tuple[Array, ...]) -> Update:
+        """Count a step, and return what it has to compute."""
         name = type(self).__name__
         self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
         lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1
-        self._update(grads, lr)
+        update, count = self._update(grads, lr), len(self.params)
+        if (known := len(update.arrays[-1])) == count:
+            return update
+        if known < count:
+            raise ValueError(f"{name}: params: expected at most as many as at first, got {count}")
+        # `params` was replaced; the states have the length that they had at first.
+        return update._replace(arrays=tuple([each[:count] for each in update.arrays]))
 
     @abstractmethod
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
-        """Update the parameters, given their gradients."""
-
-    def _update_by(self, name: str, arrays: tuple[tuple[Any, ...], ...], options: tuple[Any, ...]) -> None:
-        """Call the function of the backend, once for all parameters unless their types differ."""
-        count = len(self.params)
-        if len(arrays[-1]) != count:  # `params` was replaced; the states have the length that they had at first
-            if len(arrays[-1]) < count:
-                raise ValueError(f"{type(self).__name__}: params: expected at most as many as at first, got {count}")
-            arrays = tuple([each[:count] for each in arrays])
-        if len(set(map(type, self.params))) == 1:
-            backend_for(self.params[0]).functions[name](*arrays, *options)
-            return
-        for one in zip(*arrays, strict=True):
-            backend_for(one[0]).functions[name](*[(array,) for array in one], *options)
+    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+        """Return what a step has to compute, given the gradients and the rate."""
 
     def _states(self) -> tuple[Array, ...]:
         """Return zeros for each parameter, in the dtype of its computations."""
@@ -327,9 +332,9 @@ class SGD(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
-        options = lr, self.momentum, self.nesterov, self.weight_decay
-        self._update_by("sgd", (self.params, grads, self.velocities), options)
+    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+        numbers = lr, self.momentum, self.nesterov, self.weight_decay
+        return Update("sgd", (self.params, grads, self.velocities), numbers)
 
 
 class Adam(Optimizer):
@@ -394,9 +399,9 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         return lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
-        options = *self._step_and_root(lr), *self.betas, self.eps, self.weight_decay
-        self._update_by("adam", (self.params, grads, self.means, self.squares), options)
+    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+        numbers = *self._step_and_root(lr), *self.betas, self.eps, self.weight_decay
+        return Update("adam", (self.params, grads, self.means, self.squares), numbers)
 
 
 class AdamW(Adam):
@@ -441,9 +446,9 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
-        options = *self._step_and_root(lr), *self.betas, self.eps, 1 - lr * self.weight_decay
-        self._update_by("adamw", (self.params, grads, self.means, self.squares), options)
+    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+        numbers = *self._step_and_root(lr), *self.betas, self.eps, 1 - lr * self.weight_decay
+        return Update("adamw", (self.params, grads, self.means, self.squares), numbers)
 
 
 class RMSprop(Optimizer):
@@ -525,9 +530,9 @@ class RMSprop(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> None:
-        options = lr, self.alpha, self.eps, self.momentum, self.weight_decay
-        self._update_by("rmsprop", (self.params, grads, self.squares, self.means, self.velocities), options)
+    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+        numbers = lr, self.alpha, self.eps, self.momentum, self.weight_decay
+        return Update("rmsprop", (self.params, grads, self.squares, self.means, self.velocities), numbers)
 
 
 def _references(objects: tuple[Any, ...]) -> list[int]:

@@ -97,6 +97,8 @@ inline float log(float x) { return __builtin_logf(x); }
 inline double log(double x) { return __builtin_log(x); }
 inline float log1p(float x) { return __builtin_log1pf(x); }
 inline double log1p(double x) { return __builtin_log1p(x); }
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
+inline double sqrt(double x) { return __builtin_sqrt(x); }
 inline float tanh(float x) { return __builtin_tanhf(x); }
 inline double tanh(double x) { return __builtin_tanh(x); }
 using std::memcpy;

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 import ml_dtypes
 import numpy as np
 
-from plugrad.backends.cupy import compiling, kernels
+from plugrad.backends.cupy import compiling, kernels, updates
 from plugrad.backends.cupy.compiling import Instance
 from plugrad.backends.options import is_supported
 from plugrad.kernels import KERNELS
@@ -41,6 +41,7 @@ def main(architectures: list[str]) -> None:
     """Print the report of every instance."""
     names = [(name, dtype) for name in KERNELS for dtype in DTYPES if is_supported(dtype)]
     instances = dict.fromkeys(i for name, dtype in names for i, _ in kernels.instances(name, dtype))
+    instances |= dict.fromkeys(i for dtype in DTYPES for i, _ in updates.instances(dtype))
     pairs = list(itertools.product(instances, architectures))
     with ProcessPoolExecutor() as pool:
         for lines in pool.map(report, *zip(*pairs, strict=True), chunksize=8):

@@ -1,4 +1,4 @@
-"""A stand-in for cupy.cuda: a device, g++ in place of NVRTC, and NumPy in place of cuBLAS.
+"""A stand-in for cupy.cuda: devices, memory, streams and graphs, g++ in place of NVRTC, and NumPy in place of cuBLAS.
 
 ``CUDA_ON_CPU_ORDER`` is the order in which threads run: ascending, descending, random, ``alternating`` between the
 three from launch to launch, or ``every``: each launch is repeated in all three, and must leave the same bits.
@@ -6,6 +6,7 @@ three from launch to launch, or ``every``: each launch is repeated in all three,
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -15,7 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +29,24 @@ ORDERS = ("ascending", "descending", "random")
 HERE = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", *os.environ.get("CUDA_ON_CPU_FLAGS", "").split()]
 
-_devices = [0]  # the current one last
+POISON = 0xA5
 
 
 class CUDARuntimeError(RuntimeError):
     """The error for a status other than success."""
+
+
+class _Thread(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.devices = [0]  # the current one last
+        self.streams: dict[int, Any] = {}  # the current one of each device
+        self.blocks: dict[int, list[Any]] = {}  # those of the `with` blocks
+        self.allocator: Callable[[int], Any] | None = None
+
+
+_thread = _Thread()
 
 
 class Device:
@@ -38,14 +54,14 @@ class Device:
 
     compute_capability = "90"
 
-    def __init__(self, number: int = 0) -> None:
-        self.id = number
+    def __init__(self, number: int | None = None) -> None:
+        self.id = runtime.getDevice() if number is None else number
 
     def __enter__(self) -> None:
-        _devices.append(self.id)
+        _thread.devices.append(self.id)
 
     def __exit__(self, *error: Any) -> None:
-        _devices.pop()
+        _thread.devices.pop()
 
 
 class Event:
@@ -61,28 +77,6 @@ class Event:
         """Return at once: kernels run synchronously."""
 
 
-_streams = [0]  # the address of the current one last
-
-
-class ExternalStream:
-    """The stream of another library, current within a ``with`` block."""
-
-    def __init__(self, ptr: int, device_id: int = -1) -> None:
-        self.ptr, self.device_id = ptr, device_id
-
-    def __enter__(self) -> "ExternalStream":
-        _streams.append(self.ptr)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        _streams.pop()
-
-
-def get_current_stream() -> Any:
-    """The current stream; kernels on all of them run synchronously."""
-    return SimpleNamespace(ptr=_streams[-1])
-
-
 def get_elapsed_time(start: Event, stop: Event) -> float:
     """Milliseconds between two events."""
     return (stop.time - start.time) * 1e3
@@ -90,12 +84,207 @@ def get_elapsed_time(start: Event, stop: Event) -> float:
 
 runtime = SimpleNamespace(
     CUDARuntimeError=CUDARuntimeError,
-    getDevice=lambda: _devices[-1],
+    getDevice=lambda: _thread.devices[-1],
     getDeviceCount=lambda: 2,
     driverGetVersion=lambda: 13000,
     runtimeGetVersion=lambda: 13000,
     getDeviceProperties=lambda number: {"name": b"a device on the CPU"},
 )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+_serials = itertools.count(1)
+_allocated: dict[int, tuple[int, int]] = {}  # address -> size, and a number that no other allocation has
+
+
+_libc = ctypes.CDLL(None)  # its allocator is that of a sanitizer, where there is one
+ALIGNMENT = 256
+
+
+class Memory:
+    """Memory of CUDA's allocator, poisoned."""
+
+    def __init__(self, size: int) -> None:
+        self.ptr, self.size, self.device_id = 0, size, runtime.getDevice()
+        address = ctypes.c_void_p()
+        if _libc.posix_memalign(ctypes.byref(address), ctypes.c_size_t(ALIGNMENT), ctypes.c_size_t(max(1, size))):
+            raise CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        self.ptr = address.value or 0
+        ctypes.memset(self.ptr, POISON, size)
+        _allocated[self.ptr] = max(1, size), next(_serials)
+
+    def __del__(self) -> None:
+        if self.ptr:
+            _allocated.pop(self.ptr)
+            _libc.free(ctypes.c_void_p(self.ptr))
+
+
+class UnownedMemory:
+    """Memory that an owner, another object, keeps."""
+
+    def __init__(self, ptr: int, size: int, owner: Any, device_id: int) -> None:
+        self.ptr, self.size, self._owner, self.device_id = ptr, size, owner, device_id
+
+
+class MemoryPointer:
+    """An address in a memory, which is held."""
+
+    def __init__(self, mem: Any, offset: int) -> None:
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+
+def alloc(size: int) -> Any:
+    """Memory of the allocator in force."""
+    return MemoryPointer(Memory(size), 0) if _thread.allocator is None else _thread.allocator(size)
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Callable[[int], Any]) -> Iterator[None]:
+    """Within the block, use another allocator in this thread."""
+    before = _thread.allocator
+    _thread.allocator = allocator
+    try:
+        yield
+    finally:
+        _thread.allocator = before
+
+
+class Place:
+    """The memory of an array or a matrix as a graph knows it: by its address, and by nothing that keeps it."""
+
+    def __init__(self, host: Any) -> None:
+        self._shape, self._strides, self._dtype = host.shape, host.strides, host.dtype
+        self._ptr = host.__array_interface__["data"][0]
+        steps = [stride * (length - 1) for stride, length in zip(host.strides, host.shape, strict=True)]
+        self._first = self._ptr + sum(step for step in steps if step < 0)
+        self._bytes = sum(map(abs, steps)) + host.itemsize if host.size else 0
+        self._serial = self._found() if host.size else None
+
+    def _found(self) -> int | None:
+        """The serial number of the allocation that all of it lies in."""
+        for ptr, (size, serial) in list(_allocated.items()):
+            if ptr <= self._first and self._first + self._bytes <= ptr + size:
+                return serial
+        raise CUDARuntimeError("cudaErrorIllegalAddress: a graph uses memory that has been freed")
+
+    def array(self) -> Any:
+        """The array there; an error if the memory has been freed, or freed and allocated anew."""
+        if self._serial is not None and self._found() != self._serial:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: a graph uses memory that has been freed")
+        memory = (ctypes.c_char * self._bytes).from_address(self._first)
+        return np.ndarray(self._shape, self._dtype, memory, self._ptr - self._first, self._strides)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Streams and graphs
+# ---------------------------------------------------------------------------------------------------------------------
+
+_captures: dict[int, list[Callable[[], None]] | None] = {}  # stream -> the nodes of its graph; None if it is invalid
+_addresses = itertools.count(1000)
+
+
+class _BaseStream:
+    def __init__(self, ptr: int, device_id: int = -1) -> None:
+        self.ptr, self.device_id = ptr, device_id
+
+    def use(self) -> Any:
+        """Make the stream current, until another one is, or a block of a stream ends."""
+        device = runtime.getDevice()
+        if self.device_id not in (-1, device):
+            raise RuntimeError(f"the stream belongs to device {self.device_id}, and the current one is {device}")
+        _thread.streams[device] = self
+        return self
+
+    def __enter__(self) -> Any:
+        self.use()
+        _thread.blocks.setdefault(runtime.getDevice(), [null_stream]).append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Return to the stream of the block around this one: CuPy forgets what `use` made current before."""
+        device = runtime.getDevice()
+        _thread.blocks[device].pop()
+        _thread.streams[device] = _thread.blocks[device][-1]
+
+    def is_capturing(self) -> bool:
+        """Whether the stream is being captured."""
+        return self.ptr in _captures
+
+    def begin_capture(self) -> None:
+        """Record the work of the stream, in place of doing it."""
+        if self.ptr in (0, 1):
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if self.ptr in _captures:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is being captured")
+        _captures[self.ptr] = []
+
+    def end_capture(self) -> "Graph":
+        """Return the recorded work."""
+        if self.ptr not in _captures:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not being captured")
+        nodes = _captures.pop(self.ptr)
+        if nodes is None:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: an error has ended the capture")
+        return Graph(nodes, runtime.getDevice())
+
+
+class Stream(_BaseStream):
+    """A new stream."""
+
+    def __init__(self, *, non_blocking: bool = False) -> None:
+        if not non_blocking:
+            raise NotImplementedError("a stream that waits for the default one")
+        super().__init__(next(_addresses), runtime.getDevice())
+
+
+class ExternalStream(_BaseStream):
+    """The stream of another library."""
+
+
+null_stream = _BaseStream(0)
+
+
+def get_current_stream() -> Any:
+    """The current stream; kernels on all of them run synchronously."""
+    return _thread.streams.get(runtime.getDevice(), null_stream)
+
+
+class Graph:
+    """Work that has been captured."""
+
+    def __init__(self, nodes: list[Callable[[], None]], device: int) -> None:
+        self._nodes, self._device = nodes, device
+
+    def launch(self) -> None:
+        """Do the work, on the current stream."""
+        if runtime.getDevice() != self._device:
+            raise CUDARuntimeError("cudaErrorInvalidResourceHandle: a graph of another device")
+        launched.append(f"graph of {len(self._nodes)}")
+        submit(lambda: [node() for node in self._nodes])
+
+
+launched: list[str] = []  # graphs, and the names of kernels outside of them, for tests to look at
+
+
+def submit(work: Callable[[], Any], stream: int | None = None) -> None:
+    """Do work on the current stream or another; if it is being captured, when the graph is launched."""
+    ptr = get_current_stream().ptr if stream is None else stream
+    if ptr not in _captures:
+        work()
+    elif (nodes := _captures[ptr]) is None:
+        raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: an error has ended the capture")
+    else:
+        nodes.append(work)
+
+
+def refuse_capture(what: str) -> None:
+    """Raise the error of CUDA for what a stream that is being captured cannot do, which ends the capture."""
+    if (ptr := get_current_stream().ptr) in _captures:
+        _captures[ptr] = None
+        raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} in a capture")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,10 +391,17 @@ class _Kernel:
         if math.prod(block) > 1024 or block[2] > 64 or grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
             raise CUDARuntimeError(f"{self.name}: the device has no grid of {grid} blocks of {block} threads")
         values = [_value(argument) for argument in arguments]
+        if not get_current_stream().is_capturing():
+            launched.append(self.name)
+            self._launch(grid, block, values, [argument._host for argument in arguments if hasattr(argument, "_host")])
+            return
+        places = [Place(argument._host) for argument in arguments if hasattr(argument, "_host")]
+        submit(lambda: self._launch(grid, block, values, [place.array() for place in places]))
+
+    def _launch(self, grid: Any, block: Any, values: list[Any], memory: list[Any]) -> None:
         addresses = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         sizes = (ctypes.c_int * len(values))(*[ctypes.sizeof(value) for value in values])
         three = ctypes.c_uint * 3
-        memory = [argument._host for argument in arguments if hasattr(argument, "_host")]
         turns = orders()
         before = [array.copy() for array in memory] if len(turns) > 1 else []
         after: list[bytes] = []
@@ -244,8 +440,108 @@ def _value(argument: Any) -> Any:
 
 
 def get_cublas_handle() -> int:
-    """The only handle."""
+    """The handle that CuPy has."""
     return 1
+
+
+NOT_CAPTURED = "calling cuBLAS API during stream capture is currently unsupported"
+LARGEST_WORKSPACE = 32 * 2**20
+
+
+class _Handles:
+    """The handles of cuBLAS: their streams, math modes and workspaces."""
+
+    def __init__(self) -> None:
+        self.streams, self.modes = {1: 0}, {1: 0}
+        self.workspaces: dict[int, Any] = {}
+
+    def create(self) -> int:
+        refuse_capture("a new handle")
+        handle = len(self.streams) + 1
+        self.streams[handle] = self.modes[handle] = 0
+        return handle
+
+    def set_stream(self, handle: int, stream: int) -> None:
+        """Set the stream as CuPy does; it also takes away the workspace."""
+        if stream in _captures:
+            raise NotImplementedError(NOT_CAPTURED)
+        self.streams[handle] = stream
+        self.workspaces.pop(handle, None)
+
+
+_handles = _Handles()
+
+
+def _gemm_ex_of_cupy(handle: int, *given: int) -> None:
+    _handles.set_stream(handle, get_current_stream().ptr)
+    _gemm_ex(handle, *given)
+
+
+# The library itself, which is called by ctypes. Its name is that of a version which does not exist: another library in
+# the process may have loaded a real one.
+MAJOR = 99
+LIBRARY = """
+#include <cstddef>
+using Gemm = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int,
+                     const void*, void*, int, int, int, int);
+using Workspace = int (*)(void*, void*, size_t);
+static Gemm gemm;
+static Workspace set_workspace;
+extern "C" void stand_in(Gemm one, Workspace other) { gemm = one; set_workspace = other; }
+extern "C" int cublasSetWorkspace_v2(void* handle, void* workspace, size_t size) {
+    return set_workspace(handle, workspace, size);
+}
+extern "C" int cublasGemmEx(void* handle, int transa, int transb, int m, int n, int k, const void* alpha, const void* A,
+                            int Atype, int lda, const void* B, int Btype, int ldb, const void* beta, void* C, int Ctype,
+                            int ldc, int compute, int algorithm) {
+    return gemm(handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, compute,
+                algorithm);
+}
+"""
+INVALID_VALUE, ALLOC_FAILED, EXECUTION_FAILED = 7, 3, 13
+
+
+def _set_workspace(handle: int, workspace: int, size: int) -> int:
+    if workspace % ALIGNMENT or not 2**14 <= size <= LARGEST_WORKSPACE:
+        return INVALID_VALUE
+    _handles.workspaces[handle] = np.frombuffer((ctypes.c_char * size).from_address(workspace), np.uint8)
+    return 0
+
+
+def _gemm_ex_of_library(handle: int, *given: int) -> int:
+    """A product on the stream of the handle. In a capture it needs a workspace, and its factors are read at once."""
+    stream, workspace = _handles.streams[handle], _handles.workspaces.get(handle)
+    if stream not in _captures:
+        return EXECUTION_FAILED  # plugrad calls the library in captures only
+    if workspace is None:
+        return ALLOC_FAILED
+    try:
+        _gemm_ex(handle, *given, stream=stream, workspace=workspace)
+    except (CUDARuntimeError, ValueError):
+        return EXECUTION_FAILED
+    return 0
+
+
+@functools.cache
+def _library() -> list[Any]:
+    """Load the library under its name, as CuPy has loaded cuBLAS; what its functions call has to be kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/cublas.so"
+        Path(f"{folder}/cublas.cpp").write_text(LIBRARY)
+        soname = f"-Wl,-soname,libcublas.so.{MAJOR}"
+        _run(_Program("", (), ()), "-shared", "-fPIC", soname, f"{folder}/cublas.cpp", "-o", path)
+        library = ctypes.CDLL(path)
+    integer, pointer = ctypes.c_int, ctypes.c_void_p
+    operands = [pointer, pointer, integer, integer, pointer, integer, integer, pointer, pointer, *[integer] * 4]
+    gemm = ctypes.CFUNCTYPE(integer, pointer, *[integer] * 5, *operands)(_gemm_ex_of_library)
+    workspace = ctypes.CFUNCTYPE(integer, pointer, pointer, ctypes.c_size_t)(_set_workspace)
+    library.stand_in(gemm, workspace)
+    return [library, gemm, workspace]
+
+
+def _version(handle: int) -> int:
+    _library()
+    return MAJOR * 10_000
 
 
 def _types() -> dict[int, Any]:
@@ -263,7 +559,17 @@ def _matrix(pointer: int, kind: int, rows: int, columns: int, leading: int) -> A
     return np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, leading * dtype.itemsize))
 
 
-def _gemm_ex(handle: int, transpose_a: int, transpose_b: int, m: int, n: int, k: int, *given: int) -> None:
+def _gemm_ex(
+    handle: int,
+    transpose_a: int,
+    transpose_b: int,
+    m: int,
+    n: int,
+    k: int,
+    *given: int,
+    stream: int | None = None,
+    workspace: Any = None,
+) -> None:
     """``c = alpha op(a) op(b) + beta c``, as cuBLAS's reference describes it; with a beta of 0, c is not read."""
     alpha, a, kind_a, leading_a, b, kind_b, leading_b, beta, c, kind_c, leading_c, compute, _ = given
     wide: Any = {68: np.float32, 70: np.float64}[compute]
@@ -271,10 +577,27 @@ def _gemm_ex(handle: int, transpose_a: int, transpose_b: int, m: int, n: int, k:
     left = _matrix(a, kind_a, *((k, m) if transpose_a else (m, k)), leading_a)
     right = _matrix(b, kind_b, *((n, k) if transpose_b else (k, n)), leading_b)
     out = _matrix(c, kind_c, m, n, leading_c)
-    with np.errstate(all="ignore"):
-        left, right = ((x.T if t else x).astype(wide) for x, t in ((left, transpose_a), (right, transpose_b)))
-        product = factors[0] * (left @ right)
-        out[...] = product if factors[1] == 0 else product + factors[1] * out.astype(wide)
+
+    def compute_product(left: Any, right: Any, out: Any, workspace: Any = None) -> None:
+        if workspace is not None:
+            workspace[...] = POISON
+        with np.errstate(all="ignore"):
+            left, right = ((x.T if t else x).astype(wide) for x, t in ((left, transpose_a), (right, transpose_b)))
+            product = factors[0] * (left @ right)
+            out[...] = product if factors[1] == 0 else product + factors[1] * out.astype(wide)
+
+    if workspace is None:
+        compute_product(left, right, out)
+        return
+    places = [Place(array) for array in (left, right, out, workspace)]
+    submit(lambda: compute_product(*[place.array() for place in places]), stream)
 
 
-cublas = SimpleNamespace(gemmEx=_gemm_ex)
+cublas = SimpleNamespace(
+    gemmEx=_gemm_ex_of_cupy,
+    create=_handles.create,
+    setStream=_handles.set_stream,
+    getMathMode=_handles.modes.__getitem__,
+    setMathMode=_handles.modes.__setitem__,
+    getVersion=_version,
+)
