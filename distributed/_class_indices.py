@@ -91,7 +91,7 @@ class _Rows(Rows[ClassIndices]):
         self.asks_weights = self.options.loss.weight is not None and label_weights is None
 
     def _planes(self) -> int:
-        """The other exponentials, ``x - top`` of the label, its weight, and for smoothing the sum of ``w (x - top)``."""
+        """The other exponentials, ``x - top`` of the label, its weight, and to smooth the sum of ``w (x - top)``."""
         return 2 + self.asks_weights + bool(self.options.loss.label_smoothing)
 
     def _add_labels(self, block: slice, z: Any, each: Any) -> None:
@@ -107,30 +107,36 @@ class _Rows(Rows[ClassIndices]):
         of, index = self.of.part(rows), self.xp.arange(len(e))
         e[index, of.columns] = self.xp.where(of.mine, value, e[index, of.columns])
 
-    def _sums(self, each: Any, total_weight: Any) -> Sums:
+    def exchange(self) -> None:
+        """Send the message of sums."""
+        super().exchange()
+        if self.asks_weights:
+            self.label_weights = self.planes[2]
+
+    def _sums(self, by: Any) -> Sums:
         xp, loss, dtype = self.xp, self.options.loss, self.dtype
-        rest, label = each[0], each[1]
+        rest, label = self.planes[0], self.planes[1]
         single = xp.exp(label)
         log = xp.log1p(rest + (single - dtype.type(1)))
-        weights = each[2] if self.asks_weights else self.label_weights
-        each_weight = xp.ones(rest.shape, dtype) if weights is None else weights
-        mass = (1 - loss.label_smoothing) * each_weight
+        weights = xp.ones(rest.shape, dtype) if self.label_weights is None else self.label_weights
+        mass = self.counted(weights, 1 - loss.label_smoothing, by)
         losses = xp.where((mass == 0) & (label == -np.inf), self.zero, mass * (log - label))
-        beside: Any = self.zero
         if loss.label_smoothing:
-            share = dtype.type(self.of.share)
-            losses = losses + share * (total_weight * log - each[-1])
-            mass = mass + share * total_weight
-            beside = share * total_weight - share * each_weight
-        return Sums(rest + single, log, single, rest, mass, beside, losses, weights)
+            share = self.of.share
+            self.spread = self.counted(xp.ones(rest.shape, dtype), share, by)
+            total = self.counted(self.total_weight, share, by)
+            losses = losses + (total * log - self.counted(self.planes[-1], share, by))
+            mass = mass + total
+            self.others = total - self.counted(weights, share, by)  # the targets of the other classes
+        return Sums(rest + single, log, single, rest, mass, losses)
 
     def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
         loss = self.options.loss
         e = e * by.exponentials[block, None]
         at_label = by.apart[block]
         if loss.label_smoothing:
-            share = self.dtype.type(self.of.share)
-            e = e - by.targets[block, None] * (share if loss.weight is None else share * loss.weight)
-            at_label = at_label + by.targets[block] * sums.beside[block]
+            targets = self.spread[block, None]
+            e = e - (targets if loss.weight is None else targets * loss.weight)
+            at_label = at_label + self.others[block]
         self._set_apart(e, e, block, at_label)
         return e

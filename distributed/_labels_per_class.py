@@ -67,14 +67,16 @@ class _Rows(Rows[LabelsPerClass]):
     def _set_apart(self, e: Any, z: Any, rows: Any, value: Any) -> None:
         e[...] = self.xp.where(z == 0, value, e)
 
-    def _sums(self, each: Any, total_weight: Any) -> Sums:
-        rest, largest, mass, product = each
+    def _sums(self, by: Any) -> Sums:
+        rest, largest, mass, product = self.planes
         one = self.dtype.type(1)
         others = rest + (largest - one)
         log = self.xp.log1p(others)
-        return Sums(rest + largest, log, one, others, mass, None, mass * log - product, None)
+        mass = self.counted(mass, 1.0, by)
+        self.weights = self.counted(self.xp.ones(rest.shape, self.dtype), 1.0, by)
+        return Sums(rest + largest, log, one, others, mass, mass * log - self.counted(product, 1.0, by))
 
     def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
-        xp, targets, rows = self.xp, self.of.part(block).targets(self.dtype), by.targets[block, None]
-        apart = by.apart[block, None] + rows * (sums.mass[block, None] - targets)
-        return xp.where(e < 0, apart, e * by.exponentials[block, None] - rows * targets)
+        targets = self.weights[block, None] * self.of.part(block).targets(self.dtype)
+        apart = by.apart[block, None] + (sums.mass[block, None] - targets)
+        return self.xp.where(e < 0, apart, e * by.exponentials[block, None] - targets)

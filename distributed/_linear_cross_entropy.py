@@ -16,7 +16,7 @@ from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
 from plugrad.distributed._labels import labels_of
-from plugrad.distributed._spread import Classes, Options, Scale, checked, largest, scale
+from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
 from plugrad.kernels._arguments import (
     Array,
@@ -268,6 +268,8 @@ class _Chunks:
         self.x = call.x.reshape(-1, inputs)
         of = self.of = labels_of(call.t, options, classes, call.x.shape[:-1], backend)
         self.xp: Any = of.xp
+        self.label_weights: Any = of.label_weights(comm)
+        self.by = divisors(of, len(self.x), self.label_weights)
         self.rows = len(self.x)
         self.index: Any = None  # the rows that count, if they are not all
         if of.excluded is not None and of.is_host:
@@ -303,8 +305,6 @@ class _Chunks:
     def compute(self) -> None:
         """Compute the loss and the gradients."""
         call, xp, options = self.call, self.xp, self.call.options
-        self.label_weights: Any = self.of.label_weights(self.comm)
-        by = scale(self.of, len(self.x), self.label_weights, FLOAT64)
         reads = (call.w, call.b, call.t)
         dx = call.dx
         self._target: Any = None
@@ -315,22 +315,21 @@ class _Chunks:
                 self._target[_others(self.index, len(self.x))] = 0
         is_each = options.loss.reduction == "none"
         losses = xp.zeros((len(self.x),), self.compute_dtype) if is_each else None
-        totals = xp.zeros((2,), FLOAT64)
+        total = xp.zeros((1,), FLOAT64)
         for first in range(0, self.rows, self.chunk_rows):
             chunk = slice(first, min(self.rows, first + self.chunk_rows))
-            each, square = self._chunk(chunk, by)
+            each, square = self._chunk(chunk)
             if losses is not None:
                 losses[self._places(chunk)] = each if square is None else each + square
             else:
-                totals[:1] += each.astype(FLOAT64).sum()
+                total += each.astype(FLOAT64).sum()
                 if square is not None:
-                    totals[1:] += square.astype(FLOAT64).sum()
+                    total += square.astype(FLOAT64).sum()
         while self._waiting:
             self._wait()
         if losses is not None:
             call.loss[...] = losses.reshape(call.loss.shape)
         else:
-            total = totals[:1] * by.labels + totals[1:] * by.z
             call.loss[...] = total.astype(call.loss.dtype).reshape(())
         if dx is not None and not is_own:
             dx[...] = self._target.reshape(dx.shape)
@@ -342,7 +341,7 @@ class _Chunks:
         """Where the rows of a chunk are among all rows."""
         return chunk if self.index is None else self.index[chunk]
 
-    def _chunk(self, chunk: slice, by: Scale) -> tuple[Any, Any]:
+    def _chunk(self, chunk: slice) -> tuple[Any, Any]:
         """The losses of a chunk of rows; its gradients are added to the sums, or on their way."""
         call, xp = self.call, self.xp
         count, places = chunk.stop - chunk.start, self._places(chunk)
@@ -358,9 +357,8 @@ class _Chunks:
             z[...] = xp.tanh(self._raw[:count]) * call.softcap
         top, _ = largest(self.comm, z, xp, of.is_host)
         rows = of.rows(self.comm, z, z, top, None if self.label_weights is None else self.label_weights[places])
-        sums = rows.sums()
-        losses = rows.losses(sums)
-        rows.write_gradient(sums, by)
+        rows.exchange()
+        losses = rows.losses_and_gradient(self.by)
         if self._raw is not None:
             z /= xp.cosh(self._raw[:count]) ** 2  # the derivative of tanh
         if call.dx is not None:

@@ -13,7 +13,7 @@ from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
 from plugrad.distributed._labels import labels_of
-from plugrad.distributed._spread import Classes, Options, Scale, checked, largest, scale
+from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
@@ -156,22 +156,19 @@ def _compute(
     is_view = target.ndim == 2 or target.flags.c_contiguous
     written = target.reshape(flat) if is_view and dx is not t else backend.empty(flat, dx.dtype)
     rows = of.rows(comm, logits, written, top)
-    sums = rows.sums()
-    by = scale(of, flat[0], sums.label_weights, FLOAT64)
-    parts = rows.losses(sums)
-    put_losses(loss, parts, by, options)
-    rows.write_gradient(sums, by)
+    rows.exchange()
+    put_losses(loss, rows.losses_and_gradient(divisors(of, flat[0], rows.label_weights)), options)
     if written.shape != target.shape or not is_view or dx is t:
         target[...] = written.reshape(target.shape)
 
 
-def put_losses(loss: Any, parts: tuple[Any, Any], by: Scale, options: Options) -> None:
+def put_losses(loss: Any, parts: tuple[Any, Any], options: Options) -> None:
     """Write the loss of all rows."""
     each, square = parts
     if options.loss.reduction == "none":
         loss[...] = (each if square is None else each + square).reshape(loss.shape)
         return
-    total = each.astype(FLOAT64).sum() * by.labels
+    total = each.astype(FLOAT64).sum()
     if square is not None:
-        total = total + square.astype(FLOAT64).sum() * by.z
+        total = total + square.astype(FLOAT64).sum()
     loss[...] = total.astype(loss.dtype)

@@ -216,27 +216,28 @@ class Labels(ABC):
         """
 
 
-class Scale(NamedTuple):
-    """The factors of losses and gradients: numbers, or on a device arrays without dimensions."""
+class Divisors(NamedTuple):
+    """The divisors of the parts of a loss: numbers, or on a device 0-d arrays; infinite if nothing counts."""
 
     labels: Any  # the part of the labels
     z: Any  # the part of z_loss
 
 
-def scale(of: Labels, count: int, label_weights: Any, dtype: np.dtype[Any]) -> Scale:
-    """One over the divisors of the mean of `count` rows; 0 where nothing counts, 1 for the other reductions."""
+def divisors(of: Labels, count: int, label_weights: Any) -> Divisors:
+    """The divisors of the mean of `count` rows, or 1. If the weights of all labels are 0, `of` excludes all rows."""
     if of.options.loss.reduction != "mean":
-        return Scale(dtype.type(1), dtype.type(1))
+        return Divisors(1.0, 1.0)
     xp = of.xp
     rows = xp.ones((count,), FLOAT64) if of.sample_weight is None else of.sample_weight.astype(FLOAT64)
     if of.excluded is not None:
         rows = xp.where(of.excluded, 0.0, rows)
-    both = [rows if label_weights is None else xp.where(rows == 0, 0.0, rows * label_weights), rows]
-    found = []
-    for each in both:
-        divisor = each.sum()
-        found.append(xp.where(divisor == 0, 0.0, 1 / xp.where(divisor == 0, 1.0, divisor)))
-    return Scale(*found)
+    by_labels = by_z = rows.sum()
+    if label_weights is not None:
+        by_labels = xp.where(rows == 0, 0.0, rows * label_weights).sum()
+        if not of.options.z_loss:  # logits may be NaN
+            nothing = xp.broadcast_to(by_labels == 0, rows.shape)
+            of.excluded = nothing if of.excluded is None else of.excluded | nothing
+    return Divisors(*(xp.where(each == 0, np.inf, each) for each in (by_labels, by_z)))
 
 
 class Sums(NamedTuple):
@@ -250,18 +251,15 @@ class Sums(NamedTuple):
     log: Any  # its logarithm
     apart: Any  # exp(x - top) of a class apart
     others: Any  # whole - apart
-    mass: Any  # the sum of the targets
-    beside: Any  # mass less the target of the class apart; None where that is computed for each class
-    loss: Any  # the loss of the labels, without the weight of the row
-    label_weights: Any  # the class weight of the label, or None
+    mass: Any  # the sum of the targets, times the weight of the row, divided as the reduction says
+    loss: Any  # the loss of the labels, likewise
 
 
 class Factors(NamedTuple):
     """The factors of the gradient of each row."""
 
     exponentials: Any  # of exp(x - top)
-    apart: Any  # the gradient of a class apart, but for `beside`
-    targets: Any  # of the targets
+    apart: Any  # the gradient of a class apart, but for the part of the targets of the other classes
 
 
 _L = TypeVar("_L", bound=Labels)
@@ -275,6 +273,7 @@ class Rows(ABC, Generic[_L]):
         self.options, self.classes, self.xp, self.is_host = of.options, of.classes, of.xp, of.is_host
         self.dtype = COMPUTE[x.dtype]
         self.zero = self.dtype.type(0)
+        self.label_weights: Any = None  # the class weights of the labels, if known
         self.holds = out.dtype == self.dtype  # whether the exponentials wait in `out` for their sums
 
     @abstractmethod
@@ -290,15 +289,15 @@ class Rows(ABC, Generic[_L]):
         """Replace the exponentials of the classes apart."""
 
     @abstractmethod
-    def _sums(self, each: Any, total_weight: Any) -> Sums:
-        """The sums, of the planes of all ranks and the sum of all class weights."""
+    def _sums(self, by: Any) -> Sums:
+        """The sums, of `planes`, `total_weight` and the divisor of the part of the labels."""
 
     @abstractmethod
     def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
         """The gradient of a block, of its exponentials, in which those apart are `APART`."""
 
-    def sums(self) -> Sums:
-        """The message of sums."""
+    def exchange(self) -> None:
+        """Send the message of sums. Then `planes` and `total_weight`, of the classes, are those of all ranks."""
         planes, rows, loss = self._planes(), len(self.x), self.options.loss
         message = self.xp.zeros((planes * rows + 1,), self.dtype)
         each = message[:-1].reshape(planes, rows)
@@ -308,7 +307,7 @@ class Rows(ABC, Generic[_L]):
         if loss.label_smoothing:
             message[-1:] = self.classes.own if loss.weight is None else loss.weight.sum()
         self.comm.allreduce(message)
-        return self._sums(each, message[-1:])
+        self.planes, self.total_weight = each, message[-1:]
 
     def _add(self, block: slice, each: Any) -> None:
         """The sums of a block of rows over this rank's classes."""
@@ -340,36 +339,40 @@ class Rows(ABC, Generic[_L]):
         self._set_apart(e, z, rows, self.zero)
         return e.sum(axis=1)
 
-    def losses(self, sums: Sums) -> tuple[Any, Any]:
-        """The losses of the rows: the part of the labels, and that of `z_loss` or None."""
-        square = None
+    def losses_and_gradient(self, by: Divisors) -> tuple[Any, Any]:
+        """Write the gradient; return the losses of the rows: the part of the labels, and that of `z_loss` or None."""
+        sums, square, of_z = self._sums(by.labels), None, self.zero
         if self.options.z_loss:
-            square = self._counted(self.dtype.type(self.options.z_loss) * (self.top + sums.log) ** 2)
-        return self._counted(sums.loss), square
+            log = self.top + sums.log
+            of_z = self.counted(log, self.options.z_loss, by.z)
+            square = self.masked(of_z * log)
+        if self.classes.own:
+            self._write_gradient(sums, 2 * of_z)
+        return self.masked(sums.loss), square
 
-    def _counted(self, each: Any) -> Any:
-        """Values of the rows times their weights; 0 for those that do not count, NaN for those of wrong labels."""
+    def counted(self, each: Any, factor: float, by: Any) -> Any:
+        """Values of the rows times a factor and the weights of the rows, divided; see `masked`.
+
+        In float64: weights may be so small that other products of them are 0.
+        """
+        product = each.astype(FLOAT64) * factor
+        if self.of.sample_weight is not None:
+            product = product * self.of.sample_weight
+        return self.masked((product / by).astype(self.dtype))
+
+    def masked(self, each: Any) -> Any:
+        """Values of the rows: 0 for those that do not count, NaN for those of wrong labels."""
         of, xp = self.of, self.xp
-        if of.sample_weight is not None:
-            each = each * of.sample_weight
         if of.bad is not None:
             each = xp.where(of.bad, self.dtype.type(np.nan), each)
         return each if of.excluded is None else xp.where(of.excluded, self.zero, each)
 
-    def write_gradient(self, sums: Sums, by: Scale) -> None:
-        """Write the gradient of the losses to `out`."""
+    def _write_gradient(self, sums: Sums, of_z: Any) -> None:
+        """Write the gradient; the part of `z_loss` is `of_z` times the probabilities of each row."""
         xp, dtype, excluded = self.xp, self.dtype, self.of.excluded
-        if not self.classes.own:
-            return
-        by_labels, by_z = xp.asarray(by.labels).astype(dtype), xp.asarray(by.z).astype(dtype)
-        c = 2 * self.options.z_loss
-        of_z = c * (self.top + sums.log) * by_z if c else self.zero
-        factors = Factors(
-            self._counted((sums.mass * by_labels + of_z) / sums.whole),
-            # For the label y - 1 is -others / whole, which keeps its accuracy where y is close to 1.
-            self._counted(of_z * (sums.apart / sums.whole) - sums.mass * sums.others / sums.whole * by_labels),
-            self._counted(xp.ones(sums.whole.shape, dtype)) * by_labels,
-        )
+        # For the label y - 1 is -others / whole, which keeps its accuracy where y is close to 1.
+        at_apart = of_z * (sums.apart / sums.whole) - sums.mass * sums.others / sums.whole
+        factors = Factors(self.masked((sums.mass + of_z) / sums.whole), self.masked(at_apart))
         for block in blocks(self.x, self.is_host):
             if self.holds:
                 e = self.out[block]

@@ -305,6 +305,36 @@ def test_special_values_stay_in_their_rows_with_one_label_per_class() -> None:
             np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=-1), dx, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-41, 1e36])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_any_magnitude(weight: float, smoothing: float) -> None:
+    """Where all are 0, nothing counts, whatever the logits are; others are relative to their sum."""
+    rng = np.random.default_rng(11)
+    x, t = rng.normal(size=(30, 6)).astype(np.float32), rng.integers(0, 6, 30)
+    if not weight:
+        x[3], x[4, 1] = np.nan, np.inf
+    of_classes, of_rows = np.full(6, weight, np.float32), np.full(30, weight, np.float32)
+    loss, dx = (0.0, np.zeros_like(x)) if not weight else exact(x, t, label_smoothing=smoothing)
+
+    def work(c: Any) -> Any:
+        part, one_hot = split(x, (2, 4))[c.rank], split(np.eye(6)[t], (2, 4))[c.rank]
+        options: dict[str, Any] = {"comm": c, "label_smoothing": smoothing}
+        return (
+            SOFTMAX(part, t, weight=of_classes[: part.shape[1]], **options),
+            SOFTMAX(part, t, sample_weight=of_rows, **options),
+            SOFTMAX(part, one_hot, sample_weight=of_rows, **options),
+            LINEAR(np.eye(6, dtype=np.float32)[t], part[:6], None, t, weight=of_classes[: part.shape[1]], **options),
+        )
+
+    found = results(2, work)
+    for kind in range(3):
+        close(np.asarray(found[0][kind][0]), loss)
+        close(np.concatenate([f[kind][1] for f in found], axis=1), dx)
+    if not weight:
+        assert float(found[0][3][0]) == 0
+        assert not any(a.any() for f in found for a in f[3][1:])
+
+
 def test_layouts_and_results_given_with_one_label_per_class() -> None:
     rng = np.random.default_rng(3)
     x, t = rng.normal(size=(3, 6, 5)), rng.dirichlet(np.ones(6), (3, 5)).transpose(0, 2, 1)
