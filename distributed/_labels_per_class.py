@@ -2,6 +2,8 @@
 
 from typing import Any, Self
 
+import numpy as np
+
 from plugrad.distributed._spread import Classes, Factors, Labels, Options, Rows, Sums
 
 
@@ -51,6 +53,14 @@ class LabelsPerClass(Labels):
         return found if self.excluded is None else self.xp.where(self.excluded[:, None], dtype.type(0), found)
 
 
+def _replace(xp: Any, array: Any, value: Any, places: Any) -> None:
+    """Replace the elements at places of a mask; on the CPU only those are written."""
+    if xp is np:
+        np.copyto(array, value, where=places)
+    else:
+        array[...] = xp.where(places, value, array)
+
+
 class _Rows(Rows[LabelsPerClass]):
     """The loss of rows with one label per class. Apart are the largest logits, of all ranks that have such."""
 
@@ -59,13 +69,15 @@ class _Rows(Rows[LabelsPerClass]):
         return 4
 
     def _add_labels(self, block: slice, z: Any, each: Any) -> None:
-        xp, targets = self.xp, self.of.part(block).targets(self.dtype)
+        targets = self.of.part(block).targets(self.dtype)
         each[1] = (z == 0).sum(axis=1)
         each[2] = targets.sum(axis=1)
-        each[3] = xp.where(targets == 0, self.zero, targets * z).sum(axis=1)
+        product = targets * z
+        _replace(self.xp, product, self.zero, targets == 0)  # even where z is -inf
+        each[3] = product.sum(axis=1)
 
     def _set_apart(self, e: Any, z: Any, rows: Any, value: Any) -> None:
-        e[...] = self.xp.where(z == 0, value, e)
+        _replace(self.xp, e, value, z == 0)
 
     def _sums(self, by: Any) -> Sums:
         rest, largest, mass, product = self.planes
@@ -78,5 +90,10 @@ class _Rows(Rows[LabelsPerClass]):
 
     def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
         targets = self.weights[block, None] * self.of.part(block).targets(self.dtype)
-        apart = by.apart[block, None] + (sums.mass[block, None] - targets)
-        return self.xp.where(e < 0, apart, e * by.exponentials[block, None] - targets)
+        gradient = e * by.exponentials[block, None] - targets
+        at_apart, mass = by.apart[block], sums.mass[block]
+        if not self.is_host:
+            return self.xp.where(e < 0, at_apart[:, None] + (mass[:, None] - targets), gradient)
+        rows, columns = (e < 0).nonzero()
+        gradient[rows, columns] = at_apart[rows] + (mass[rows] - targets[rows, columns])
+        return gradient
