@@ -7,15 +7,16 @@ from plugrad.bench.measurements import Results, Row
 LEAST_WIDTH = 8
 
 LEGEND = """\
-Each side ran alone in a process of its own, in turn. Times are the least of the medians of these processes. `+- %` is
-half the distance between the 20 % and 80 % quantiles. `x PEER` is the ratio of the peer's time to the first backend's:
-below 1 the peer is faster; `-` where it lacks the kernel. `of bound` is the time to copy as many bytes as the kernel
-moves at the least, or to multiply its matrices, as a share of the kernel's time. `CPUs` is the average number of busy
-processors, waiting threads included. `MB` is the peak of memory beyond arguments and results. `ulp` is the largest
-error in units in the last place: of each element where the kernel promises it, otherwise of the largest element;
-float64 has no more exact result to compare with. `x before` is the ratio to the time in an earlier run, with a star
-beyond the noise. On a GPU, its events time the calls, with no array of theirs in its caches; `host us` is the time
-until a call returns. From `+- %` on, all but the ratios to peers describe the first backend."""
+Each side ran alone in a process of its own, in turn, or with `--together` in one process with the others. Times are the
+least of the medians of these processes or turns. `+- %` is half the distance between the 20 % and 80 % quantiles. `x
+PEER` is the ratio of the peer's time to the first backend's: below 1 the peer is faster; `-` where it lacks the kernel.
+`of bound` is the time to copy as many bytes as the kernel moves at the least, or to multiply its matrices, as a share
+of the kernel's time. `CPUs` is the average number of busy processors, waiting threads included. `MB` is the peak of
+memory beyond arguments and results. `ulp` is the largest error in units in the last place: of each element where the
+kernel promises it, otherwise of the largest element; float64 has no more exact result to compare with. `x before` is
+the ratio to the time in an earlier run, with a star beyond the noise. On a GPU, its events time the calls, with no
+array of theirs in its caches; `host us` is the time until a call returns. From `+- %` on, all but the ratios to peers
+describe the first backend."""
 
 LEGEND_OF_CURVES = """\
 Rows have 100 classes, classes belong to 64 rows, threads share 4096 x 1024; layers and steps have the sizes shown.
