@@ -617,10 +617,12 @@ def test_broadcast_takes_those_of_the_root() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_training_on_ranks_is_training_on_one(size: int, dtype: Any) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_on_ranks_is_training_on_one(size: int, dtype: Any, weighted: bool) -> None:
     """Any split of the rows, a rank without rows, rows that do not count, and gradients of two batches added up."""
     rng = np.random.default_rng(5)
     x, t = rng.normal(size=(24, 5)).astype(dtype), rng.integers(-1, 4, 24)
+    weights = rng.random(24) if weighted else np.ones(24)
     start = [rng.normal(size=(5, 4)).astype(dtype), rng.normal(size=4).astype(dtype)]
     bounds = {1: (0, 24), 2: (0, 17, 24), 3: (0, 17, 17, 24)}[size]
 
@@ -628,15 +630,17 @@ def test_training_on_ranks_is_training_on_one(size: int, dtype: Any) -> None:
         w, b = (a.copy() if c.rank == 0 else np.zeros_like(a) for a in start)
         trainer = distributed.DataParallel(optim.SGD([w, b], lr=0.5, momentum=0.5), c)
         for _ in range(3):
-            sums, count = [np.zeros_like(w), np.zeros_like(b)], 0
+            sums, count = [np.zeros_like(w), np.zeros_like(b)], 0.0
             rows = np.arange(bounds[c.rank], bounds[c.rank + 1])
             for half in np.array_split(rows, 2):
                 z = K.affine(x[half], w, b)
-                _, dz = K.softmax_cross_entropy_value_and_grad(z, t[half], ignore_index=-1, reduction="sum")
+                _, dz = K.softmax_cross_entropy_value_and_grad(
+                    z, t[half], sample_weight=weights[half], ignore_index=-1, reduction="sum"
+                )
                 _, dw, db = K.affine_backward(dz, x[half], w)
                 sums[0] += dw
                 sums[1] += db
-                count += int((t[half] != -1).sum())
+                count += weights[half][t[half] != -1].sum()
             before = [a.copy() for a in sums]
             trainer.step(sums, count)
             assert all((a == b).all() for a, b in zip(sums, before, strict=True))
@@ -647,7 +651,7 @@ def test_training_on_ranks_is_training_on_one(size: int, dtype: Any) -> None:
     optimizer = optim.SGD([w, b], lr=0.5, momentum=0.5)
     for _ in range(3):
         z = K.affine(x.astype(np.float64), w, b)
-        _, dz = K.softmax_cross_entropy_value_and_grad(z, t, ignore_index=-1)
+        _, dz = K.softmax_cross_entropy_value_and_grad(z, t, sample_weight=weights, ignore_index=-1)
         optimizer.step(K.affine_backward(dz, x.astype(np.float64), w)[1:])
     for got in found:
         close(got[0], w, 8.0)
