@@ -173,7 +173,7 @@ def _measure(options: Options, results: Results, earlier: Results | None) -> Non
     """Measure, and print each row and each curve when it is complete."""
     row_jobs, curve_jobs = _row_jobs(options), _curve_jobs(options)
     columns = {name for name in ("memory", "accuracy") if getattr(options, name)}
-    table = Table(results, columns, earlier)
+    table = Table(results, columns, earlier, options.cases)
     print(f"\n{table.heading()}", flush=True)
     count = sum(job.processes for job in row_jobs) + sum(job.processes for job in curve_jobs)
     with processes.progress(count) as (tick, write):

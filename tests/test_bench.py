@@ -154,6 +154,13 @@ def test_a_kernel_that_a_peer_lacks_is_not_measured() -> None:
     assert table.cells(row)[table.columns.index("x scipy")] == "-"
 
 
+def test_names_with_options_fit_their_column() -> None:
+    table = Table(Results([], "", {}, ["numpy"], []), set(), cases=[Case(name, "8x5") for name in TIMED])
+    sides = {"numpy": Measurement([1.0], [1.0, 1.0, 1.0])}
+    lines = [table.heading(), *(table.line(Row(Case(name, "8x5"), sides)) for name in ("relu", *TIMED))]
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_copying_moves_what_the_kernel_moves() -> None:
     assert Case("softmax", "512x64").bytes == 2 * 512 * 64 * 4
     assert Case("softmax_backward", "512x64", "float64").bytes == 3 * 512 * 64 * 8
