@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from plugrad.backends import available
 from plugrad.backends.choice import AUTO_ORDER
 from plugrad.bench import arguments as types, comparison, curves, outputs, processes, sides
-from plugrad.bench.cases import DTYPES, Case
+from plugrad.bench.cases import ALL_NAMES, DTYPES, TIMED, Case
 from plugrad.bench.curves import Curve
 from plugrad.bench.exit_status import status_of
 from plugrad.bench.measurements import Results, Row
@@ -32,6 +32,8 @@ class Options(outputs.Outputs, comparison.Comparison):
     backend: list[str]
     peers: list[str]
     bridges: bool
+    options: bool
+    together: bool
     sizes: list[str]
     dtypes: list[str]
     new: bool
@@ -58,8 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "kernel",
         nargs="*",
-        type=types.one_of(NAMES),
-        help=f"kernels, or 'step' for a step of training; all by default: {', '.join(NAMES)}",
+        type=types.one_of(ALL_NAMES),
+        help=f"kernels, or 'step' for a step of training; all by default: {', '.join(NAMES)}. With options: "
+        f"{', '.join(TIMED)}",
     )
     parser.add_argument(
         "--backend",
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"beside each peer also plugrad's bridge to it; one of {', '.join(sides.BRIDGES)}",
     )
+    parser.add_argument("--options", action="store_true", help="each kernel also with the options above")
     parser.add_argument(
         "--sizes",
         type=comma_separated(str),
@@ -92,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--new", action="store_true", help="results go to new arrays rather than to out=")
     parser.add_argument("--captured", action="store_true", help="our steps are captured, and replayed: for 'step' only")
+    parser.add_argument("--together", action="store_true", help="all sides in one process, in turn")
     parser.add_argument("--rounds", type=types.rounds, default=3, help="processes for each side, 3 by default")
     parser.add_argument("--seconds", type=types.seconds, default=0.5, help="time in each process, 0.5 by default")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, one round of 0.1 seconds: a minute or two")
@@ -120,6 +125,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, Results | None]:
     for peer in options.peers:
         if options.backend[0] == "cupy" and peer != "torch":
             parser.error(f"--peers: expected torch beside cupy, since {peer} is measured on the CPU")
+    if options.together and (options.memory or options.curves):
+        parser.error("--together: expected no --memory and no curves, which need a process for each side")
     if options.bridges:
         options.peers = [side for peer in options.peers for side in (peer, *sides.BRIDGES.get(peer, ()))]
     try:
@@ -132,7 +139,9 @@ def _parsed(arguments: Sequence[str]) -> tuple[Options, Results | None]:
 
 def _cases(options: Options) -> list[Case]:
     """Return each kernel with each size and dtype, once."""
-    names = options.kernel or NAMES
+    names = list(options.kernel or NAMES)
+    if options.options:
+        names += [timed for timed in TIMED if timed.partition("+")[0] in names and timed not in names]
     usual = {name: sizes_of(name).quick if options.quick else sizes_of(name).usual for name in names}
     return [
         Case(name, size, dtype, options.new, options.captured)
@@ -143,7 +152,7 @@ def _cases(options: Options) -> list[Case]:
 
 
 def _row_jobs(options: Options) -> list[Job[Row]]:
-    given = options.backend, options.peers, options.rounds, options.seconds, options.accuracy
+    given = options.backend, options.peers, options.rounds, options.seconds, options.accuracy, options.together
     return [processes.row(case, *given) for case in options.cases]
 
 
@@ -164,7 +173,7 @@ def _measure(options: Options, results: Results, earlier: Results | None) -> Non
     """Measure, and print each row and each curve when it is complete."""
     row_jobs, curve_jobs = _row_jobs(options), _curve_jobs(options)
     columns = {name for name in ("memory", "accuracy") if getattr(options, name)}
-    table = Table(results, columns, earlier)
+    table = Table(results, columns, earlier, options.cases)
     print(f"\n{table.heading()}", flush=True)
     count = sum(job.processes for job in row_jobs) + sum(job.processes for job in curve_jobs)
     with processes.progress(count) as (tick, write):

@@ -2,17 +2,22 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from plugrad.bench.sizes import NAMES, STEP, Sizes, sizes_of
-from plugrad.tests.records import RECORDS
+from plugrad.tests.records import RECORDS, Record
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 LARGEST = 5  # logits of each row that `linear_top_k` returns, as a beam search or a measure of accuracy does
+
+# The kernels, and those with options that their records name.
+TIMED = tuple(f"{name}+{options}" for name, record in RECORDS.items() for options in record.timed)
+ALL_NAMES = (*NAMES, *TIMED)
 
 # The distance from 1 to the next number, the bytes of a number, and the smallest normal one.
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -27,7 +32,8 @@ class Case:
     Attributes
     ----------
     name : str
-        A kernel, or ``"step"``: forward pass, backward pass and update of a network with one hidden layer.
+        A kernel, such as ``"gelu"``; one with options of `timed` in its record, such as ``"gelu+tanh"``; or ``"step"``:
+        forward pass, backward pass and update of a network with one hidden layer.
     size : str
         ``rows x classes``, such as ``4096x1024``. With more dimensions, such as ``8x21x256x256``, the classes lie along
         axis 1, as for images. Layers also take ``rows x inputs x outputs``, steps ``rows-inputs-hidden-classes``.
@@ -50,8 +56,8 @@ class Case:
     rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"kernel: expected one of {', '.join(NAMES)}; got {self.name!r}")
+        if self.name not in ALL_NAMES:
+            raise ValueError(f"kernel: expected one of {', '.join(ALL_NAMES)}; got {self.name!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
         if self.captured and (self.name != STEP or self.new):
@@ -62,9 +68,19 @@ class Case:
             raise ValueError(self._expected_size)
 
     @property
+    def kernel(self) -> str:
+        """The name without options."""
+        return self.name.partition("+")[0]
+
+    @property
+    def record(self) -> Record:
+        """The record of the kernel."""
+        return RECORDS[self.kernel]
+
+    @property
     def sizes(self) -> Sizes:
         """The sizes of the kernel."""
-        return sizes_of(self.name)
+        return sizes_of(self.kernel)
 
     @property
     def _expected_size(self) -> str:
@@ -73,7 +89,7 @@ class Case:
     @property
     def is_product(self) -> bool:
         """Whether the arguments are matrices to multiply."""
-        return self.name != STEP and "w" in RECORDS[self.name].arguments
+        return self.name != STEP and "w" in self.record.arguments
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,42 +107,60 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """The options of the kernel's call."""
-        axis = {"axis": self.axis} if "axis" in RECORDS[self.name].options else {}
-        return {**RECORDS[self.name].given, **axis}
+        axis = {"axis": self.axis} if "axis" in self.record.options else {}
+        return {**self.record.given, **axis, **self.chosen()}
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the options in the name of the case, which peers take too."""
+        _, _, options = self.name.partition("+")
+        inputs = self._inputs() if options else {}
+        return {name: value for name, value in inputs.items() if name in self.record.options}
 
     def arguments(self) -> list[Any]:
         """Return the arguments of the kernel: random numbers with outliers among them."""
-        if self.is_product and len(self.shape) == 3:
-            return self._matrices()
-        batch, classes, *inner = self.shape
-        rng = np.random.default_rng(0)
-        sample = RECORDS[self.name].sample(rng, batch * math.prod(inner), classes, as_dtype(self.dtype))
-        arguments = [sample[name] for name in RECORDS[self.name].arguments]
-        return [self._as_images(x) for x in arguments] if inner else arguments
+        inputs = self._inputs()
+        return [inputs[name] for name in self.record.arguments]
 
-    def _matrices(self) -> list[Any]:
+    def _inputs(self) -> dict[str, Any]:
+        """Return the arguments, and the options in the name of the case, by their names."""
+        _, _, options = self.name.partition("+")
+        batch, classes, *inner = self.shape
+        if self.is_product and inner:
+            sample, inner = self._matrices(), []
+        else:
+            rng = np.random.default_rng(0)
+            sample = self.record.sample(rng, batch * math.prod(inner), classes, as_dtype(self.dtype))
+        if options:
+            sample |= self.record.timed[options](np.random.default_rng(1), sample)
+        return {name: self._as_images(x) for name, x in sample.items()} if inner else sample
+
+    def _matrices(self) -> dict[str, Any]:
         """Return arguments of rows x inputs x outputs; a sample of the record has rows and classes only."""
         rows, inputs, outputs = self.shape
         rng, dtype = np.random.default_rng(0), as_dtype(self.dtype)
         shapes = {"x": (rows, inputs), "w": (inputs, outputs), "b": (outputs,), "dy": (rows, outputs)}
-        found: list[Any] = []
-        for name in RECORDS[self.name].arguments:
+        found: dict[str, Any] = {}
+        for name in self.record.arguments:
             if name == "t":
-                found.append(rng.integers(0, outputs, rows))
+                found[name] = rng.integers(0, outputs, rows)
             elif name == "k":
-                found.append(min(LARGEST, outputs))
+                found[name] = min(LARGEST, outputs)
             else:
                 numbers = rng.standard_normal(shapes[name], np.float32) / np.float32(inputs**0.5)
-                found.append(numbers.astype(dtype))
+                found[name] = numbers.astype(dtype)
         return found
 
     def _as_images(self, x: Any) -> Any:
-        """Reshape an array with one row, or one number, per pixel to images."""
+        """Reshape an array with one row, or one number, per pixel to images, and one with a number per class."""
         batch, classes, *inner = self.shape
         if not isinstance(x, np.ndarray) or not x.ndim:
             return x
         if x.ndim == 1:
-            return x.reshape(batch, *inner)
+            return (
+                x.reshape(batch, *inner)
+                if x.size == batch * math.prod(inner)
+                else x.reshape(classes, *[1] * len(inner))
+            )
         return np.ascontiguousarray(np.moveaxis(x.reshape(batch, *inner, classes), -1, 1))
 
     @property
@@ -138,7 +172,7 @@ class Case:
     @property
     def wanted_products(self) -> tuple[bool, bool, bool]:
         """Which matrix products a layer needs: ``x w``, and those for the gradients of ``x`` and of ``w``."""
-        results = RECORDS[self.name].results if self.is_product else ()
+        results = self.record.results if self.is_product else ()
         return any(name in results for name in ("y", "loss", "values")), "dx" in results, "dw" in results
 
     @property
@@ -149,14 +183,14 @@ class Case:
     @property
     def is_random(self) -> bool:
         """Whether each side draws numbers of its own, so that results differ."""
-        return self.name != STEP and "seed" in RECORDS[self.name].options
+        return self.name != STEP and "seed" in self.record.options
 
     @property
     def has_exact_elements(self) -> bool:
         """Whether errors are relative to each element rather than to the largest one."""
         if self.name == STEP:
             return False
-        kernel = RECORDS[self.name]
+        kernel = self.record
         return kernel.tolerance == 0 or (kernel.budget is not None and kernel.budget.of != "logits")
 
     @property
@@ -167,7 +201,7 @@ class Case:
             return 2.0 * rows * (2 * inputs * hidden + 3 * hidden * classes)
         if self.is_product:
             return 2.0 * math.prod(self.shape) * self.products if len(self.shape) == 3 else 0.0
-        return RECORDS[self.name].operations * math.prod(self.shape)
+        return self.record.operations * math.prod(self.shape)
 
     @property
     def elements(self) -> int:
@@ -186,7 +220,7 @@ class Case:
         else:
             inputs, outputs = others[0], others[-1]
             sizes = {"x": rows * inputs, "w": inputs * outputs, "b": outputs, "y": rows * outputs}
-            names = [*RECORDS[self.name].arguments, *RECORDS[self.name].results]
+            names = [*self.record.arguments, *self.record.results]
             numbers = sum(sizes.get(name.removeprefix("d"), 0) for name in names)
         return float(numbers * ITEMSIZE[self.dtype])
 
@@ -195,7 +229,12 @@ class Case:
         """The least number of bytes to move; None where matrix products take most of the time."""
         if self.name == STEP or self.is_product:
             return None
-        return RECORDS[self.name].passes * math.prod(self.shape) * ITEMSIZE[self.dtype]
+        return self.record.passes * math.prod(self.shape) * ITEMSIZE[self.dtype]
+
+
+def with_options(kernel: str, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Return the entries of a peer's table for a kernel without and with the options that its record has timed."""
+    return dict.fromkeys((kernel, *(name for name in TIMED if name.partition("+")[0] == kernel)), function)
 
 
 def as_dtype(name: str) -> np.dtype[Any]:

@@ -53,7 +53,7 @@ def error(case: Case, side: Side) -> float | None:
     with backends.use("numpy"):
         exact = [np.asarray(result, np.float64) for result in as_tuple(ours.computed_in_float64(case))]
     worst = 0.0
-    names = KERNELS[case.name].results
+    names = KERNELS[case.kernel].results
     for name, result, value in zip(*(_numbers(case, each) for each in (names, found, exact)), strict=True):
         of = value if case.has_exact_elements else np.max(np.abs(value), initial=0)
         dtype = "float32" if name == "loss" else case.dtype
@@ -72,7 +72,7 @@ def _numbers(case: Case, results: Sequence[Any]) -> tuple[Any, ...]:
     """The results without classes: logits that are equal once they are rounded come in any order."""
     if case.name == STEP:
         return tuple(results)
-    names = KERNELS[case.name].results
+    names = KERNELS[case.kernel].results
     return tuple(result for name, result in zip(names, results, strict=True) if name != "indices")
 
 

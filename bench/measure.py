@@ -7,6 +7,7 @@ Prints a line of JSON for each size: times, memory and busy processors, or with 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,13 @@ def performance(side: Side, case: Case, seconds: float) -> dict[str, Any]:
     step()  # takes more memory than the first call on sides that keep memory
     is_new = side is not ours or case.new  # otherwise results lie in the memory of earlier ones
     found["memory"] = max(0, peak() - is_new * size)
+    return found | timing(step, seconds)
+
+
+def timing(step: Callable[[], Any], seconds: float) -> dict[str, Any]:
+    """Return the times of a function, and the number of busy processors."""
     times(step, seconds / 10, least=1)  # warms caches and raises the clock frequency
-    if is_on_gpu():
-        found["host"] = host_time(step)
+    found: dict[str, Any] = {"host": host_time(step)} if is_on_gpu() else {}
     busy, start = time.process_time(), time.perf_counter()
     found["quantiles"] = np.quantile(times(step, seconds), [0.2, 0.5, 0.8]).tolist()
     found["processors"] = (time.process_time() - busy) / (time.perf_counter() - start)

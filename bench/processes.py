@@ -1,20 +1,24 @@
-"""Each side in processes of its own, in turn."""
+"""Each side in processes of its own, in turn; or all sides in this process, in turn."""
 
 import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
+from plugrad.backends import use
 from plugrad.backends.threads import VARIABLE as THREADS
 from plugrad.bench import sides
 from plugrad.bench.cases import Case
 from plugrad.bench.curves import FACTOR, Curve, points
 from plugrad.bench.errors import TOLERANCE
+from plugrad.bench.measure import errors, timing
 from plugrad.bench.measurements import COPY, PRODUCTS, Measurement, Row
 
 # These bound the threads of plugrad and of the libraries that peers compute with. JAX has no such variable.
@@ -38,8 +42,25 @@ class MeasuredSide:
         bound = dict.fromkeys(BOUND_BY, str(threads)) if threads else {}
         return self._process(cases, ["--seconds", str(seconds)], bound)
 
-    def errors(self, case: Case) -> dict[str, Any]:
-        """Return the errors of the results of a case."""
+    def step(self, case: Case) -> Callable[[float], list[dict[str, Any]]]:
+        """Compute a case once in this process, and return a function that times it for so many seconds."""
+        with use(self.backend):
+            step = sides.load(self.module).prepare(case)
+            start = time.perf_counter()
+            step()
+            first = {"first": time.perf_counter() - start, "memory": 0.0}  # memory is that of all sides
+
+        def timed(seconds: float) -> list[dict[str, Any]]:
+            with use(self.backend):
+                return [first | timing(step, seconds)]
+
+        return timed
+
+    def errors(self, case: Case, together: bool) -> dict[str, Any]:
+        """Return the errors of the results of a case, computed in this process or in a new one."""
+        if together:
+            with use(self.backend):
+                return errors(sides.load(self.module), case)
         (found,) = self._process([case], ["--errors"], {})
         return found
 
@@ -76,11 +97,17 @@ class Job(Generic[T]):
 
 
 def row(
-    case: Case, backends: Sequence[str], peers: Sequence[str], rounds: int, seconds: float, with_errors: bool
+    case: Case,
+    backends: Sequence[str],
+    peers: Sequence[str],
+    rounds: int,
+    seconds: float,
+    with_errors: bool,
+    together: bool = False,
 ) -> Job[Row]:
     """Return the job of a row. It times nothing before our results agree with the numpy backend's in float64.
 
-    Errors of peers are measured only `with_errors`.
+    Errors of peers are measured only `with_errors`. `together` times all sides in this process.
     """
     measured = measured_sides(case.name, backends, peers)
     bound = COPY if case.bytes else PRODUCTS if case.products else None
@@ -90,16 +117,15 @@ def row(
     def run(tick: Tick) -> Row:
         found = Row(case, {side.name: Measurement() for side in timed})
         for side in checked:
-            errors = side.errors(case)
+            off = side.errors(case, together)
             tick()
-            if side.module == "ours" and not errors["difference"] < TOLERANCE[case.dtype]:
-                raise RuntimeError(
-                    f"{side.name}, {case.name} {case.size}: results are off by {errors['difference']:.2g}"
-                )
-            found.sides[side.name].ulp = errors["ulp"]
+            if side.module == "ours" and not off["difference"] < TOLERANCE[case.dtype]:
+                raise RuntimeError(f"{side.name}, {case.name} {case.size}: results are off by {off['difference']:.2g}")
+            found.sides[side.name].ulp = off["ulp"]
+        steps = [side.step(case) if together else partial(side.performance, [case]) for side in timed]
         for _ in range(rounds):
-            for side in timed:
-                found.sides[side.name].add(*side.performance([case], seconds))
+            for side, step in zip(timed, steps, strict=True):
+                found.sides[side.name].add(*step(seconds))
                 tick()
         return found
 

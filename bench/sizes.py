@@ -85,10 +85,10 @@ TRAINING = Sizes(
 
 
 def sizes_of(name: str) -> Sizes:
-    """Return the sizes of a kernel or of a step of training."""
+    """Return the sizes of a kernel, whose name may be followed by that of options, or of a step of training."""
     if name == STEP:
         return TRAINING
-    kernel = KERNELS[name]
+    kernel = KERNELS[name.partition("+")[0]]
     if "max_workspace" in kernel.options:
         return LAST_LAYER
     if "w" in kernel.arguments:

@@ -1,21 +1,25 @@
 """The table of results, as text for a terminal and in a Markdown document."""
 
+from collections.abc import Sequence
+
 from plugrad.bench import curves
+from plugrad.bench.cases import Case
 from plugrad.bench.comparison import change
 from plugrad.bench.measurements import Results, Row
 
-LEAST_WIDTH = 8
+LEAST_WIDTH, LEAST_NAME_WIDTH = 8, 37
 
 LEGEND = """\
-Each side ran alone in a process of its own, in turn. Times are the least of the medians of these processes. `+- %` is
-half the distance between the 20 % and 80 % quantiles. `x PEER` is the ratio of the peer's time to the first backend's:
-below 1 the peer is faster; `-` where it lacks the kernel. `of bound` is the time to copy as many bytes as the kernel
-moves at the least, or to multiply its matrices, as a share of the kernel's time. `CPUs` is the average number of busy
-processors, waiting threads included. `MB` is the peak of memory beyond arguments and results. `ulp` is the largest
-error in units in the last place: of each element where the kernel promises it, otherwise of the largest element;
-float64 has no more exact result to compare with. `x before` is the ratio to the time in an earlier run, with a star
-beyond the noise. On a GPU, its events time the calls, with no array of theirs in its caches; `host us` is the time
-until a call returns. From `+- %` on, all but the ratios to peers describe the first backend."""
+Each side ran alone in a process of its own, in turn, or with `--together` in one process with the others. Times are the
+least of the medians of these processes or turns. `+- %` is half the distance between the 20 % and 80 % quantiles. `x
+PEER` is the ratio of the peer's time to the first backend's: below 1 the peer is faster; `-` where it lacks the kernel.
+`of bound` is the time to copy as many bytes as the kernel moves at the least, or to multiply its matrices, as a share
+of the kernel's time. `CPUs` is the average number of busy processors, waiting threads included. `MB` is the peak of
+memory beyond arguments and results. `ulp` is the largest error in units in the last place: of each element where the
+kernel promises it, otherwise of the largest element; float64 has no more exact result to compare with. `x before` is
+the ratio to the time in an earlier run, with a star beyond the noise. On a GPU, its events time the calls, with no
+array of theirs in its caches; `host us` is the time until a call returns. From `+- %` on, all but the ratios to peers
+describe the first backend."""
 
 LEGEND_OF_CURVES = """\
 Rows have 100 classes, classes belong to 64 rows, threads share 4096 x 1024; layers and steps have the sizes shown.
@@ -34,12 +38,18 @@ class Table:
         The optional columns: ``"memory"`` and ``"accuracy"``. Errors that were measured are shown in any case.
     earlier : Results, optional
         The results to compare with.
+    cases : sequence of Case
+        The cases of rows that are added later, for the width of their names.
     """
 
-    def __init__(self, results: Results, options: set[str], earlier: Results | None = None) -> None:
+    def __init__(
+        self, results: Results, options: set[str], earlier: Results | None = None, cases: Sequence[Case] = ()
+    ) -> None:
         self.backends, self.peers, self.earlier, self.options = results.backends, results.peers, earlier, options
         if any(side.ulp is not None for row in results.rows for side in row.sides.values()):
             self.options = {*options, "accuracy"}
+        named = (*cases, *(row.case for row in results.rows))
+        self.name_width = max([LEAST_NAME_WIDTH, *(len(case.name) for case in named)])
         self.on_gpu = self.backends[0] == "cupy"
         names = (*self.backends, *self.peers)
         self.columns = [f"{name} us" for name in self.backends] + ["host us"] * self.on_gpu
@@ -78,7 +88,7 @@ class Table:
 
     def _line(self, kernel: str, size: str, dtype: str, cells: list[str]) -> str:
         filled = (f"{cell:>{width}}" for cell, width in zip(cells, self.widths, strict=True))
-        return " ".join([f"{kernel:37} {size:>14} {dtype:>8}", *filled])
+        return " ".join([f"{kernel:{self.name_width}} {size:>14} {dtype:>8}", *filled])
 
 
 def document(results: Results) -> str:

@@ -17,7 +17,8 @@ from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
-from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, checked, largest, scale
+from plugrad.distributed._labels import labels_of
+from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
 from plugrad.kernels._arguments import (
     Array,
@@ -75,7 +76,8 @@ def linear_cross_entropy_value_and_grad(
     b : array_like or None
         The biases of this rank's classes; None on all ranks, or on none.
     t : array_like
-        Class indices over all ranks, the same on each, with the shape of `x` less the last axis.
+        Class indices over all ranks, the same on each, with the shape of `x` less the last axis; or one label for each
+        of this rank's classes, shape ``(..., classes)``, and on all ranks of one dtype.
     comm : Communicator
         The ranks. With one rank this is the kernel itself.
     weight : array_like, optional
@@ -266,15 +268,15 @@ class _Chunks:
         inputs = call.w.shape[0]
         self.compute_dtype = compute = COMPUTE[call.x.dtype]
         self.x = call.x.reshape(-1, inputs)
-        of = Labels(call.t, options, classes, call.x.shape[:-1], backend)
+        of = self.of = labels_of(call.t, options, classes, call.x.shape[:-1], backend)
         self.xp: Any = of.xp
+        self.label_weights: Any = of.label_weights(comm)
+        self.by = divisors(of, len(self.x), self.label_weights)
+        self.rows = len(self.x)
         self.index: Any = None  # the rows that count, if they are not all
         if of.excluded is not None and of.is_host:
             self.index = np.flatnonzero(~of.excluded)
-            self.of = of.part(self.index)
-        else:
-            self.of = of
-        self.rows = self.of.mine.shape[0]
+            self.rows = len(self.index)
         number_of_chunks = math.ceil(self.rows / most)
         self.chunk_rows = max(1, math.ceil(self.rows / max(1, number_of_chunks)))
         plan = self.plan = _plan(call, self.chunk_rows)
@@ -288,7 +290,6 @@ class _Chunks:
         self._dx = [take((plan.rows, inputs), compute) for _ in range(3)] if call.dx is not None else []
         self._w = take((inputs, plan.columns), compute) if call.w.dtype != compute else None
         self._dw: Any = take((inputs * plan.columns,), compute) if call.dw is not None else None
-        self.label_weights: Any = None
         is_wide = number_of_chunks > MOST_CHUNKS or (number_of_chunks > 1 and call.w.size <= SMALL)
         reads = (call.x, call.w, call.b, call.t)
         self._sums_w: Any = None
@@ -305,13 +306,7 @@ class _Chunks:
 
     def compute(self) -> None:
         """Compute the loss and the gradients."""
-        call, xp, of = self.call, self.xp, self.of
-        options = call.options
-        if options.loss.weight is not None:
-            weights = of.weights()
-            self.comm.allreduce(weights)
-            self.label_weights = weights
-        by = scale(of, self.label_weights, FLOAT64)
+        call, xp, options = self.call, self.xp, self.call.options
         reads = (call.w, call.b, call.t)
         dx = call.dx
         self._target: Any = None
@@ -322,22 +317,21 @@ class _Chunks:
                 self._target[_others(self.index, len(self.x))] = 0
         is_each = options.loss.reduction == "none"
         losses = xp.zeros((len(self.x),), self.compute_dtype) if is_each else None
-        totals = xp.zeros((2,), FLOAT64)
+        total = xp.zeros((1,), FLOAT64)
         for first in range(0, self.rows, self.chunk_rows):
             chunk = slice(first, min(self.rows, first + self.chunk_rows))
-            each, square = self._chunk(chunk, by)
+            each, square = self._chunk(chunk)
             if losses is not None:
                 losses[self._places(chunk)] = each if square is None else each + square
             else:
-                totals[:1] += each.astype(FLOAT64).sum()
+                total += each.astype(FLOAT64).sum()
                 if square is not None:
-                    totals[1:] += square.astype(FLOAT64).sum()
+                    total += square.astype(FLOAT64).sum()
         while self._waiting:
             self._wait()
         if losses is not None:
             call.loss[...] = losses.reshape(call.loss.shape)
         else:
-            total = totals[:1] * by.labels + totals[1:] * by.z
             call.loss[...] = total.astype(call.loss.dtype).reshape(())
         if dx is not None and not is_own:
             dx[...] = self._target.reshape(dx.shape)
@@ -349,14 +343,14 @@ class _Chunks:
         """Where the rows of a chunk are among all rows."""
         return chunk if self.index is None else self.index[chunk]
 
-    def _chunk(self, chunk: slice, by: Scale) -> tuple[Any, Any]:
+    def _chunk(self, chunk: slice) -> tuple[Any, Any]:
         """The losses of a chunk of rows; its gradients are added to the sums, or on their way."""
         call, xp = self.call, self.xp
-        count = chunk.stop - chunk.start
-        of = self.of.part(chunk)
+        count, places = chunk.stop - chunk.start, self._places(chunk)
+        of = self.of.part(places)
         x = self._x[:count]
-        x[...] = self.x[self._places(chunk)].astype(self.compute_dtype, copy=False)
-        if of.excluded is not None:
+        x[...] = self.x[places].astype(self.compute_dtype, copy=False)
+        if of.excluded is not None and self.index is None:
             x[...] = xp.where(of.excluded[:, None], self.compute_dtype.type(0), x)
         z = self._z[:count]
         self._logits(x, z)
@@ -364,10 +358,9 @@ class _Chunks:
             self._raw[:count] = z / call.softcap
             z[...] = xp.tanh(self._raw[:count]) * call.softcap
         top, _ = largest(self.comm, z, xp, of.is_host)
-        rows = Rows(self.comm, z, z, of, top, None if self.label_weights is None else self.label_weights[chunk])
-        sums = rows.sums()
-        losses = rows.losses(sums)
-        rows.write_gradient(sums, by)
+        rows = of.rows(self.comm, z, z, top, None if self.label_weights is None else self.label_weights[places])
+        rows.exchange()
+        losses = rows.losses_and_gradient(self.by)
         if self._raw is not None:
             z /= xp.cosh(self._raw[:count]) ** 2  # the derivative of tanh
         if call.dx is not None:

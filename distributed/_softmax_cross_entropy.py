@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import Communicator, checks
-from plugrad.distributed._spread import Classes, Labels, Options, Rows, Scale, checked, largest, scale
+from plugrad.distributed._labels import labels_of
+from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
@@ -57,7 +59,8 @@ def softmax_cross_entropy_value_and_grad(
     x : array_like
         The logits of this rank's classes: any number of them, none included. The other axes are the same on all ranks.
     t : array_like
-        Class indices over all ranks, the same on each, with the shape of `x` less the class axis.
+        Class indices over all ranks, the same on each, with the shape of `x` less the class axis; or one label for each
+        of this rank's classes, with the shape of `x`, and on all ranks of one dtype.
     comm : Communicator
         The ranks. With one rank this is the kernel itself.
     weight : array_like, optional
@@ -138,38 +141,36 @@ def _compute(
     axis = options.loss.axis
     order = (*range(axis), *range(axis + 1, x.ndim), axis)
     moved = x.transpose(*order)
-    flat = (t.size, moved.shape[-1])
+    flat = (math.prod(moved.shape[:-1]), moved.shape[-1])
     logits, is_host = moved.reshape(flat), backend.native is np.ndarray
+    xp = importlib.import_module(backend.arrays)
     tail = np.zeros(0)
     if counts is None:
         table = np.zeros((comm.size, 2))  # of two digits, which float32 holds exactly
         table[comm.rank] = divmod(flat[1], DIGIT)
         tail = table.reshape(-1)
-    top, tail = largest(comm, logits, importlib.import_module(backend.arrays), is_host, tail)
+    top, tail = largest(comm, logits, xp, is_host, tail)
     if counts is None:
         counts = [int(high) * DIGIT + int(low) for high, low in tail.reshape(-1, 2)]
     classes = Classes.of(CALL, counts, comm.rank)
-    of = Labels(t, options, classes, moved.shape[:-1], backend)
+    of = labels_of(t if t.ndim < x.ndim else t.transpose(*order), options, classes, moved.shape[:-1], backend)
     target = dx.transpose(*order)
     is_view = target.ndim == 2 or target.flags.c_contiguous
     written = target.reshape(flat) if is_view and dx is not t else backend.empty(flat, dx.dtype)
-    rows = Rows(comm, logits, written, of, top)
-    sums = rows.sums()
-    by = scale(of, sums.weights, FLOAT64)
-    parts = rows.losses(sums)
-    put_losses(loss, parts, by, options)
-    rows.write_gradient(sums, by)
+    rows = of.rows(comm, logits, written, top)
+    rows.exchange()
+    put_losses(loss, rows.losses_and_gradient(divisors(of, flat[0], rows.label_weights)), options)
     if written.shape != target.shape or not is_view or dx is t:
         target[...] = written.reshape(target.shape)
 
 
-def put_losses(loss: Any, parts: tuple[Any, Any], by: Scale, options: Options) -> None:
+def put_losses(loss: Any, parts: tuple[Any, Any], options: Options) -> None:
     """Write the loss of all rows."""
     each, square = parts
     if options.loss.reduction == "none":
         loss[...] = (each if square is None else each + square).reshape(loss.shape)
         return
-    total = each.astype(FLOAT64).sum() * by.labels
+    total = each.astype(FLOAT64).sum()
     if square is not None:
-        total = total + square.astype(FLOAT64).sum() * by.z
+        total = total + square.astype(FLOAT64).sum()
     loss[...] = total.astype(loss.dtype)

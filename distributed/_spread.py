@@ -1,14 +1,16 @@
-"""Softmax cross-entropy of rows whose classes are spread over the ranks, in two messages: a maximum, then sums."""
+"""Softmax cross-entropy of rows whose classes are spread over the ranks, in two messages: a maximum, then sums.
 
-import importlib
+`_class_indices.py` and `_labels_per_class.py` have what differs between the two kinds of labels.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from plugrad.backends import Backend
-from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions, bad_label
-from plugrad.backends.selection import options as options_in_force
+from plugrad.backends.options import COMPUTE, FLOAT64, LossOptions
 from plugrad.distributed._agreement import described, digest
 from plugrad.kernels._arguments import floating, labels, loss_options
 from plugrad.kernels._linear_cross_entropy import Logits
@@ -18,6 +20,8 @@ BLOCK = {True: 2**16, False: 2**24}  # elements that are worked on at a time, in
 
 # Rows whose exponentials but the largest sum to less than this are confident: the rounding of x - max would show.
 CONFIDENT = 2.0**-18
+
+APART = -1  # stands for the exponentials of the classes apart while they wait for their sums
 
 
 class Options(NamedTuple):
@@ -50,7 +54,7 @@ def checked(
     """The labels, the options, and those facts of them that must be the same on all ranks.
 
     `logits` is the shape of this rank's logits, which come from the argument called `name`; `given` has the options by
-    their names. The labels are read only if the ranks compare them.
+    their names. Class indices are read only if the ranks compare them.
     """
     axis = given["axis"]
     plain = {key: given[key] for key in ("ignore_index", "label_smoothing", "reduction")}
@@ -74,12 +78,8 @@ def checked(
         with np.errstate(all="ignore"):
             options = options._replace(weight=weight.astype(compute))  # a copy: results may be written over weights
     rows = logits.shape[: options.axis] + logits.shape[options.axis + 1 :]
-    if np.ndim(t) == logits.ndim:
-        raise ValueError(
-            f"{call}: t: expected class indices, counted over the classes of all ranks, of shape {rows}, got shape "
-            f"{np.shape(t)}; one label per class is for one rank"
-        )
-    t = labels(call, t, pretended, options, backend).reshape(-1)
+    t = labels(call, t, logits, options, backend)
+    are_indices = t.ndim < logits.ndim
     sample_weight = given["sample_weight"]
     if sample_weight is not None:
         sample_weight = floating(call, "sample_weight", sample_weight, backend)
@@ -98,7 +98,8 @@ def checked(
         "dtype": str(logits.dtype),
         "rows": rows,
         "axis": options.axis,
-        "t": f"{t.dtype}, {digest(t)}" if is_host else str(t.dtype),
+        "t": f"{t.dtype}, {'class indices' if are_indices else 'one label per class'}",
+        "values of t": digest(t) if is_host and are_indices else "not compared",
         "weight": "None" if weight is None else "given",
         "sample_weight": digest(sample_weight) if is_host and sample_weight is not None else described(sample_weight),
         "ignore_index": options.ignore_index,
@@ -155,187 +156,179 @@ def blocks(x: Any, is_host: bool) -> Iterator[slice]:
         yield slice(first, min(len(x), first + count))
 
 
-class Labels:
-    """The labels of all rows: which rows count, which labels are this rank's.
+class Labels(ABC):
+    """The labels of some rows: which rows count, and what the rows are compared with.
 
     Parameters
     ----------
-    t : array
-        Class indices over all ranks, one for each row.
     options : Options
         The options of the loss.
     classes : Classes
         The classes of this rank.
-    shape : tuple of int
-        The shape of the rows, for messages.
-    backend : Backend
-        The backend.
+    is_host : bool
+        Whether the arrays are in host memory.
+    xp : module
+        The module of the arrays.
     """
 
-    def __init__(self, t: Any, options: Options, classes: Classes, shape: tuple[int, ...], backend: Backend) -> None:
-        xp: Any = importlib.import_module(backend.arrays)
-        self.is_host = backend.native is np.ndarray
-        self.options, self.classes = options, classes
-        ignore, limits = options.loss.ignore_index, np.iinfo(t.dtype)
-        excluded = None
-        if ignore is not None and limits.min <= ignore <= limits.max:  # else no label is that
-            excluded = t == t.dtype.type(ignore)
-        bad = t >= t.dtype.type(classes.total) if classes.total <= limits.max else None
-        if limits.min < 0:
-            bad = t < 0 if bad is None else bad | (t < 0)
-        if excluded is not None and bad is not None:
-            bad = bad & (excluded == 0)
-        if bad is not None and (self.is_host or options_in_force().get("check")):
-            wrong = np.flatnonzero(backend.to_numpy(bad))
-            if wrong.size:
-                row = tuple(int(i) for i in np.unravel_index(int(wrong[0]), shape))
-                raise bad_label(int(t[int(wrong[0])]), row, classes.total, options.loss)
-            bad = None
-        self.bad = bad
-        if options.sample_weight is not None:
-            none = options.sample_weight == 0
-            excluded = none if excluded is None else excluded | none
-        self.excluded = excluded
-        local = t.astype(np.int64) - classes.first
-        mine = (local >= 0) & (local < classes.own)
-        if excluded is not None:
-            mine = mine & (excluded == 0)
-        self.mine, self.columns = mine, xp.where(mine, local, 0)
-        self.xp = xp
-        self.sample_weight = options.sample_weight
+    ARRAYS: tuple[str, ...] = ("bad", "excluded", "sample_weight")  # the attributes with an element for each row
 
-    def part(self, rows: Any) -> "Labels":
-        """The labels of some rows."""
-        found = object.__new__(Labels)
+    def __init__(self, options: Options, classes: Classes, is_host: bool, xp: Any) -> None:
+        self.options, self.classes, self.is_host, self.xp = options, classes, is_host, xp
+        self.sample_weight = options.sample_weight
+        self.excluded: Any = None if self.sample_weight is None else self.sample_weight == 0
+        self.bad: Any = None  # rows whose labels are wrong, which a device does not tell
+
+    def part(self, rows: Any) -> Self:
+        """The labels of some of the rows."""
+        found = object.__new__(type(self))
         found.__dict__.update(self.__dict__)
-        for name in ("bad", "excluded", "mine", "columns", "sample_weight"):
+        for name in self.ARRAYS:
             values = getattr(self, name)
             setattr(found, name, None if values is None else values[rows])
         return found
 
-    def weights(self) -> Any:
-        """The class weight of each row's label where it is one of this rank's, else 0."""
-        weight, xp = self.options.loss.weight, self.xp
-        if not self.classes.own:
-            return xp.zeros(self.mine.shape, weight.dtype)
-        return xp.where(self.mine, weight[self.columns], weight.dtype.type(0))
+    @property
+    def share(self) -> float:
+        """The share of the label that smoothing gives to each class."""
+        return self.options.loss.label_smoothing / self.classes.total
+
+    @abstractmethod
+    def label_weights(self, comm: Any) -> Any:
+        """The class weights of the labels, by a message; None if there are none, or a row has no single label."""
+
+    @abstractmethod
+    def rows(self, comm: Any, x: Any, out: Any, top: Any, label_weights: Any = None) -> "Rows[Any]":
+        """The loss of these rows (see `Rows`).
+
+        Parameters
+        ----------
+        comm : Communicator
+            The ranks.
+        x : array of shape (rows, classes)
+            The logits of this rank's classes.
+        out : array of this shape
+            Where to write the gradient; may be `x`.
+        top : array of shape (rows,)
+            The largest logit of each row over all ranks (see `largest`).
+        label_weights : array of shape (rows,), optional
+            The class weights of the labels, if all ranks know them; else they are summed with the rest.
+        """
 
 
-class Scale(NamedTuple):
-    """The factors of losses and gradients: numbers, or on a device arrays without dimensions."""
+class Divisors(NamedTuple):
+    """The divisors of the parts of a loss: numbers, or on a device 0-d arrays; infinite if nothing counts."""
 
     labels: Any  # the part of the labels
     z: Any  # the part of z_loss
 
 
-def scale(of: Labels, label_weights: Any, dtype: np.dtype[Any]) -> Scale:
-    """One over the divisors of the mean; 0 where nothing counts, 1 for the other reductions."""
+def divisors(of: Labels, count: int, label_weights: Any) -> Divisors:
+    """The divisors of the mean of `count` rows, or 1. If the weights of all labels are 0, `of` excludes all rows."""
     if of.options.loss.reduction != "mean":
-        return Scale(dtype.type(1), dtype.type(1))
+        return Divisors(1.0, 1.0)
     xp = of.xp
-    rows = xp.ones(of.mine.shape, FLOAT64) if of.sample_weight is None else of.sample_weight.astype(FLOAT64)
+    rows = xp.ones((count,), FLOAT64) if of.sample_weight is None else of.sample_weight.astype(FLOAT64)
     if of.excluded is not None:
         rows = xp.where(of.excluded, 0.0, rows)
-    both = [rows if label_weights is None else xp.where(rows == 0, 0.0, rows * label_weights), rows]
-    found = []
-    for each in both:
-        divisor = each.sum()
-        found.append(xp.where(divisor == 0, 0.0, 1 / xp.where(divisor == 0, 1.0, divisor)))
-    return Scale(*found)
+    by_labels = by_z = rows.sum()
+    if label_weights is not None:
+        by_labels = xp.where(rows == 0, 0.0, rows * label_weights).sum()
+        if not of.options.z_loss:  # logits may be NaN
+            nothing = xp.broadcast_to(by_labels == 0, rows.shape)
+            of.excluded = nothing if of.excluded is None else of.excluded | nothing
+    return Divisors(*(xp.where(each == 0, np.inf, each) for each in (by_labels, by_z)))
 
 
 class Sums(NamedTuple):
-    """The sums of each row over the classes of all ranks."""
+    """The sums of each row over the classes of all ranks, and its loss.
 
-    top: Any  # the largest logit
-    rest: Any  # the sum of exp(x - top) without the label's
-    label: Any  # x - top of the label
-    weights: Any  # the class weight of the label, or None
-    spread: Any  # the sum of w (x - top) over all classes, for smoothing, or None
-    total_weight: Any  # the sum of all class weights, for smoothing
-
-
-class Rows:
-    """The loss of some rows, and its gradient.
-
-    Parameters
-    ----------
-    comm : Communicator
-        The ranks.
-    x : array of shape (rows, classes)
-        The logits of this rank's classes.
-    out : array of this shape
-        Where to write the gradient; may be `x`.
-    of : Labels
-        The labels of the rows.
-    top : array of shape (rows,)
-        The largest logit of each row over all ranks (see `largest`).
-    label_weights : array of shape (rows,), optional
-        The class weights of the labels, if all ranks know them; else they are summed with the rest.
+    Of some classes the exponentials are summed apart, so that confident rows keep their accuracy: those of the label,
+    or of the largest logits. `whole - apart` would be rounded; `others` is not.
     """
 
-    def __init__(self, comm: Any, x: Any, out: Any, of: Labels, top: Any, label_weights: Any = None) -> None:
-        self.top = top
-        self.comm, self.x, self.out, self.of, self.xp = comm, x, out, of, of.xp
-        self.label_weights = label_weights
+    whole: Any  # the sum of exp(x - top)
+    log: Any  # its logarithm
+    apart: Any  # exp(x - top) of a class apart
+    others: Any  # whole - apart
+    mass: Any  # the sum of the targets, times the weight of the row, divided as the reduction says
+    loss: Any  # the loss of the labels, likewise
+
+
+class Factors(NamedTuple):
+    """The factors of the gradient of each row."""
+
+    exponentials: Any  # of exp(x - top)
+    apart: Any  # the gradient of a class apart, but for the part of the targets of the other classes
+
+
+_L = TypeVar("_L", bound=Labels)
+
+
+class Rows(ABC, Generic[_L]):
+    """The loss of some rows, and its gradient; `Labels.rows` says of what."""
+
+    def __init__(self, comm: Any, x: Any, out: Any, of: _L, top: Any) -> None:
+        self.comm, self.x, self.out, self.of, self.top = comm, x, out, of, top
+        self.options, self.classes, self.xp, self.is_host = of.options, of.classes, of.xp, of.is_host
         self.dtype = COMPUTE[x.dtype]
+        self.zero = self.dtype.type(0)
+        self.label_weights: Any = None  # the class weights of the labels, if known
         self.holds = out.dtype == self.dtype  # whether the exponentials wait in `out` for their sums
 
-    def _blocks(self) -> Iterator[slice]:
-        return blocks(self.x, self.of.is_host)
+    @abstractmethod
+    def _planes(self) -> int:
+        """How many numbers of each row are summed; the first is the sum of the exponentials that are not apart."""
 
-    @property
-    def _share(self) -> float:
-        """The share of the label that smoothing gives to each class."""
-        loss = self.of.options.loss
-        return loss.label_smoothing / self.of.classes.total
+    @abstractmethod
+    def _add_labels(self, block: slice, z: Any, each: Any) -> None:
+        """Write the sums over the labels of a block to all planes but the first; `z` is ``x - top``."""
 
-    def sums(self) -> Sums:
-        """The message of sums."""
-        xp, of, dtype, rows = self.xp, self.of, self.dtype, len(self.x)
-        loss, top = of.options.loss, self.top
-        asks_weights = loss.weight is not None and self.label_weights is None
-        planes = 2 + asks_weights + bool(loss.label_smoothing)
-        message = xp.zeros((planes * rows + 1,), dtype)
+    @abstractmethod
+    def _set_apart(self, e: Any, z: Any, rows: Any, value: Any) -> None:
+        """Replace the exponentials of the classes apart."""
+
+    @abstractmethod
+    def _sums(self, by: Any) -> Sums:
+        """The sums, of `planes`, `total_weight` and the divisor of the part of the labels."""
+
+    @abstractmethod
+    def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
+        """The gradient of a block, of its exponentials, in which those apart are `APART`."""
+
+    def exchange(self) -> None:
+        """Send the message of sums. Then `planes` and `total_weight`, of the classes, are those of all ranks."""
+        planes, rows, loss = self._planes(), len(self.x), self.options.loss
+        message = self.xp.zeros((planes * rows + 1,), self.dtype)
         each = message[:-1].reshape(planes, rows)
-        if asks_weights:
-            each[2] = of.weights()
-        if of.classes.own:
-            for block in self._blocks():
-                self._add(block, top, each)
+        if self.classes.own:
+            for block in blocks(self.x, self.is_host):
+                self._add(block, each[:, block])
         if loss.label_smoothing:
-            message[-1:] = of.classes.own if loss.weight is None else loss.weight.sum()
+            message[-1:] = self.classes.own if loss.weight is None else loss.weight.sum()
         self.comm.allreduce(message)
-        weights = each[2] if asks_weights else self.label_weights
-        return Sums(top, each[0], each[1], weights, each[-1] if loss.label_smoothing else None, message[-1:])
+        self.planes, self.total_weight = each, message[-1:]
 
-    def _add(self, block: slice, top: Any, each: Any) -> None:
+    def _add(self, block: slice, each: Any) -> None:
         """The sums of a block of rows over this rank's classes."""
-        xp, of, loss = self.xp, self.of.part(block), self.of.options.loss
-        x, m = self.x[block].astype(self.dtype, copy=False), top[block, None]
+        xp = self.xp
+        x, m = self.x[block].astype(self.dtype, copy=False), self.top[block, None]
         z = x - m
-        index, zero = xp.arange(len(z)), self.dtype.type(0)
-        label = z[index, of.columns]
-        each[1, block] = xp.where(of.mine, label, zero)
-        if loss.label_smoothing:
-            if loss.weight is None:
-                each[-1, block] = z.sum(axis=1)
-            else:
-                each[-1, block] = xp.where(loss.weight == 0, zero, z * loss.weight).sum(axis=1)
+        self._add_labels(block, z, each)
         e = xp.exp(z)
-        at_label = e[index, of.columns]
-        e[index, of.columns] = xp.where(of.mine, zero, at_label)
+        self._set_apart(e, z, block, self.zero)
         rest = e.sum(axis=1)
-        if not of.is_host:
-            rest = xp.where(rest < CONFIDENT, self._refined(x, m, of.mine, of.columns), rest)
+        if not self.is_host:
+            rest = xp.where(rest < CONFIDENT, self._refined(x, m, block), rest)
         elif (confident := (rest < CONFIDENT).nonzero()[0]).size:
-            rest[confident] = self._refined(x[confident], m[confident], of.mine[confident], of.columns[confident])
-        each[0, block] = rest
+            rest[confident] = self._refined(x[confident], m[confident], block.start + confident)
+        each[0] = rest
         if self.holds:
+            self._set_apart(e, z, block, self.dtype.type(APART))
             self.out[block] = e
 
-    def _refined(self, x: Any, m: Any, mine: Any, columns: Any) -> Any:
-        """The sums of rows of ``exp(x - m)`` with the rounding errors of the subtraction put right (Knuth's TwoSum)."""
+    def _refined(self, x: Any, m: Any, rows: Any) -> Any:
+        """The sums of ``exp(x - m)`` with the rounding errors of the subtraction put right (Knuth's TwoSum)."""
         xp = self.xp
         z = x - m
         back = z - x
@@ -343,70 +336,50 @@ class Rows:
         error = xp.where(error >= -1, error, self.dtype.type(-1))  # NaN where z is -inf, and exp(z) is 0
         e = xp.exp(z)
         e = e + e * error
-        index = xp.arange(len(z))
-        e[index, columns] = xp.where(mine, self.dtype.type(0), e[index, columns])
+        self._set_apart(e, z, rows, self.zero)
         return e.sum(axis=1)
 
-    def losses(self, sums: Sums) -> tuple[Any, Any]:
-        """The losses of the rows: the part of the labels, and that of `z_loss` or None."""
-        xp, of, dtype = self.xp, self.of, self.dtype
-        loss, zero = of.options.loss, dtype.type(0)
-        _, log = self._whole(sums)
-        weights = dtype.type(1) if sums.weights is None else sums.weights
-        mine = (1 - loss.label_smoothing) * weights
-        each = xp.where((mine == 0) & (sums.label == -np.inf), zero, mine * (log - sums.label))
-        if loss.label_smoothing:
-            each = each + dtype.type(self._share) * (sums.total_weight * log - sums.spread)
-        square = None
-        if of.options.z_loss:
-            square = dtype.type(of.options.z_loss) * (sums.top + log) ** 2
-        return self._counted(each), None if square is None else self._counted(square)
+    def losses_and_gradient(self, by: Divisors) -> tuple[Any, Any]:
+        """Write the gradient; return the losses of the rows: the part of the labels, and that of `z_loss` or None."""
+        sums, square, of_z = self._sums(by.labels), None, self.zero
+        if self.options.z_loss:
+            log = self.top + sums.log
+            of_z = self.counted(log, self.options.z_loss, by.z)
+            square = self.masked(of_z * log)
+        if self.classes.own:
+            self._write_gradient(sums, 2 * of_z)
+        return self.masked(sums.loss), square
 
-    def _whole(self, sums: Sums) -> tuple[Any, Any]:
-        """The sum of the exponentials of each row, and its logarithm."""
-        single = self.xp.exp(sums.label)
-        return sums.rest + single, self.xp.log1p(sums.rest + (single - self.dtype.type(1)))
+    def counted(self, each: Any, factor: float, by: Any) -> Any:
+        """Values of the rows times a factor and the weights of the rows, divided; see `masked`.
 
-    def _counted(self, each: Any) -> Any:
-        """Values of the rows times their weights; 0 for those that do not count, NaN for those of wrong labels."""
+        In float64: weights may be so small that other products of them are 0.
+        """
+        product = each.astype(FLOAT64) * factor
+        if self.of.sample_weight is not None:
+            product = product * self.of.sample_weight
+        return self.masked((product / by).astype(self.dtype))
+
+    def masked(self, each: Any) -> Any:
+        """Values of the rows: 0 for those that do not count, NaN for those of wrong labels."""
         of, xp = self.of, self.xp
-        if of.sample_weight is not None:
-            each = each * of.sample_weight
         if of.bad is not None:
             each = xp.where(of.bad, self.dtype.type(np.nan), each)
-        return each if of.excluded is None else xp.where(of.excluded, self.dtype.type(0), each)
+        return each if of.excluded is None else xp.where(of.excluded, self.zero, each)
 
-    def write_gradient(self, sums: Sums, by: Scale) -> None:
-        """Write the gradient of the losses to `out`."""
-        xp, dtype, of = self.xp, self.dtype, self.of
-        loss, share = of.options.loss, dtype.type(self._share)
-        if not of.classes.own:
-            return
-        whole, log = self._whole(sums)
-        weights = xp.ones(whole.shape, dtype) if sums.weights is None else sums.weights
-        mine = (1 - loss.label_smoothing) * weights
-        spread = share * sums.total_weight if loss.label_smoothing else dtype.type(0)
-        all_of_row = mine + spread
-        by_labels, by_z = xp.asarray(by.labels).astype(dtype), xp.asarray(by.z).astype(dtype)
-        z_part = 2 * of.options.z_loss * (sums.top + log) * by_z if of.options.z_loss else dtype.type(0)
-        one = xp.ones(whole.shape, dtype)
-        row = self._counted(one)
-        factor = self._counted((all_of_row * by_labels + z_part) / whole)
-        # For the label y - 1 is -rest / sum, which keeps its accuracy where y is close to 1.
-        at_label = -all_of_row * sums.rest / whole + spread - (weights * share if loss.label_smoothing else 0)
-        at_label = self._counted(at_label * by_labels + z_part * (xp.exp(sums.label) / whole))
-        for block in self._blocks():
-            part = of.part(block)
-            index = xp.arange(block.stop - block.start)
+    def _write_gradient(self, sums: Sums, of_z: Any) -> None:
+        """Write the gradient; the part of `z_loss` is `of_z` times the probabilities of each row."""
+        xp, dtype, excluded = self.xp, self.dtype, self.of.excluded
+        # For the label y - 1 is -others / whole, which keeps its accuracy where y is close to 1.
+        at_apart = of_z * (sums.apart / sums.whole) - sums.mass * sums.others / sums.whole
+        factors = Factors(self.masked((sums.mass + of_z) / sums.whole), self.masked(at_apart))
+        for block in blocks(self.x, self.is_host):
             if self.holds:
                 e = self.out[block]
             else:
-                e = xp.exp(self.x[block].astype(dtype, copy=False) - sums.top[block, None])
-            if part.excluded is not None:
-                e = xp.where(part.excluded[:, None], dtype.type(0), e)
-            e = e * factor[block, None]
-            if loss.label_smoothing:
-                each = share if loss.weight is None else share * loss.weight
-                e = e - (row[block, None] * by_labels) * each
-            e[index, part.columns] = xp.where(part.mine, at_label[block], e[index, part.columns])
-            self.out[block] = e.astype(self.out.dtype, copy=False)
+                z = self.x[block].astype(dtype, copy=False) - self.top[block, None]
+                e = xp.exp(z)
+                self._set_apart(e, z, block, dtype.type(APART))
+            if excluded is not None:
+                e = xp.where(excluded[block, None], self.zero, e)
+            self.out[block] = self._gradient(block, e, sums, factors).astype(self.out.dtype, copy=False)

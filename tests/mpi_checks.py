@@ -177,6 +177,35 @@ def spread_classes_are_the_plain_kernels_of_all(c: Any) -> None:
             same_bits(c, found[0], found[1])
 
 
+def labels_per_class_are_spread_as_the_logits_are(c: Any) -> None:
+    rng = np.random.default_rng(3)
+    for sizes in ([7], [3, 4], [2, 0, 5])[c.size - 1], ([7], [7, 0], [0, 0, 7])[c.size - 1]:
+        first = sum(sizes[: c.rank])
+        part = slice(first, first + sizes[c.rank])
+        for dtype in DTYPES:
+            x, w, b = (rng.normal(size=shape).astype(dtype) for shape in ((40, 6), (6, 7), (7,)))
+            t, weight, rows = rng.dirichlet(np.ones(7), 40), rng.random(7) + 0.5, rng.random(40)
+            t[::2] = np.eye(7)[rng.integers(0, 7, 20)]
+            rows[::5] = 0
+            options: dict[str, Any] = {"sample_weight": rows, "label_smoothing": 0.1, "z_loss": 0.01}
+            logits = (x.astype(np.float64) @ w.astype(np.float64) + b.astype(np.float64)).astype(dtype)
+            loss, dx = distributed.softmax_cross_entropy_value_and_grad(
+                logits[:, part], t[:, part], comm=c, weight=weight[part], **options
+            )
+            wide = [a.astype(np.float64) for a in (logits, x, w, b)]
+            expected = K.softmax_cross_entropy_value_and_grad(wide[0], t, weight=weight, **options)
+            near(loss, expected[0], dtype)
+            near(dx, expected[1][:, part], dtype)
+            options["softcap"] = 3.0
+            found = distributed.linear_cross_entropy_value_and_grad(
+                x, w[:, part], b[part], t[:, part], comm=c, weight=weight[part], max_workspace=3000, **options
+            )
+            loss, dx, dw, db = K.linear_cross_entropy_value_and_grad(*wide[1:], t, weight=weight, **options)
+            for got, exact in zip(found, (loss, dx, dw[:, part], db[part]), strict=True):
+                near(got, exact, dtype)
+            same_bits(c, found[0], found[1])
+
+
 def near(got: Any, exact: Any, dtype: np.dtype[Any]) -> None:
     eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[dtype.name]
     largest = float(np.abs(exact).max(initial=0))
@@ -195,7 +224,11 @@ def what_differs_is_an_error_on_every_rank(c: Any) -> None:
             "reduction: expected the same on all ranks",
         ),
         (lambda: softmax(x[:3] if last else x, t, comm=c), f"rank {c.size - 1}: "),
-        (lambda: softmax(x, t + 9 * last, comm=c), f"rank {c.size - 1} has int64, values from 9 to 10"),
+        (
+            lambda: softmax(x, t + 9 * last, comm=c),
+            "values of t: expected the same on all ranks, but rank 0 has values",
+        ),
+        (lambda: softmax(x, x if last else t, comm=c), f"rank {c.size - 1} has float64, one label per class"),
         (
             lambda: softmax(x, t + 2 * c.size, comm=c),
             f"t: expected labels in [0, {2 * c.size}), got {2 * c.size} at row 0",
@@ -234,6 +267,7 @@ CHECKS: list[Callable[[Any], None]] = [
     part_of_the_ranks_may_be_a_job_of_their_own,
     data_parallel_training_is_that_of_one_process,
     spread_classes_are_the_plain_kernels_of_all,
+    labels_per_class_are_spread_as_the_logits_are,
     what_differs_is_an_error_on_every_rank,
     without_the_comparison_results_are_the_same,
     guard_lets_go_on_what_goes_well,

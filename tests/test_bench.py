@@ -18,9 +18,10 @@ import pytest
 from plugrad import backends
 from plugrad.bench import curves, dispatch, loops, measurements, processes, sides
 from plugrad.bench.__main__ import COMMANDS, main
-from plugrad.bench.cases import DTYPES, Case, as_dtype
+from plugrad.bench.cases import ALL_NAMES, DTYPES, TIMED, Case, as_dtype
 from plugrad.bench.errors import TOLERANCE, as_tuple, difference, error
 from plugrad.bench.measurements import Measurement, Results, Row
+from plugrad.bench.processes import MeasuredSide
 from plugrad.bench.sides import BRIDGES, PEERS, Side, copy, ours, products, textbook
 from plugrad.bench.sizes import NAMES, STEP, sizes_of
 from plugrad.bench.table import Table
@@ -54,17 +55,18 @@ def test_all_sides_agree(peer: str, name: str, new: bool) -> None:
     if name == STEP:
         compare_steps(side, new)
         return
-    sizes = ["20x30", "20x5x7"] if name.startswith("affine") else ["20x30"]
-    sizes += ["3x5x4x2"] if peer != "textbook" and "axis" in KERNELS[name].options else []
+    kernel = KERNELS[name.partition("+")[0]]
+    sizes = ["20x30", "20x5x7"] if "w" in kernel.arguments else ["20x30"]
+    sizes += ["3x5x4x2"] if peer != "textbook" and "axis" in kernel.options else []
     for size in sizes:
         case = Case(name, size, new=new)
-        for result, a, b in zip(KERNELS[name].results, results(ours, case), results(side, case), strict=True):
+        for result, a, b in zip(kernel.results, results(ours, case), results(side, case), strict=True):
             if result == "indices":  # equal logits come in any order elsewhere
                 continue
             finite = np.abs(b) < FINITE
             if case.is_random:
                 finite &= (a != 0) & (b != 0)
-            assert finite.any() or name.endswith(("cross_entropy", "value_and_grad"))
+            assert finite.any() or kernel.function.__name__.endswith(("cross_entropy", "value_and_grad"))
             np.testing.assert_allclose(a[finite], b[finite], rtol=3e-5, atol=1e-5)
 
 
@@ -94,7 +96,52 @@ def test_a_captured_step_is_that_of_plain_calls() -> None:
 
 
 def test_the_textbook_has_every_kernel() -> None:
-    assert set(textbook.NAMES) == set(ours.NAMES) == set(NAMES)
+    assert set(textbook.NAMES) == set(NAMES)
+    assert set(ours.NAMES) == set(ALL_NAMES)
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_options_of_records_change_the_call(name: str) -> None:
+    case = Case(name, "20x30")
+    assert case.chosen()
+    assert case.options.keys() >= case.chosen().keys()
+    with backends.use("numpy"):
+        plain, found = (as_tuple(ours.prepare(Case(each, "20x30"))())[0] for each in (case.kernel, name))
+    assert not np.array_equal(plain, found)
+
+
+def test_options_are_measured_beside_the_plain_kernels(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    command = ["gelu", "--options", "--sizes", "8x5", "--backend", "numpy", "--rounds", "1", "--seconds", "0.01"]
+    assert main([*command, "--json", str(kept)]) == 0
+    results = Results.read(kept)
+    assert [row.case.name for row in results.rows] == ["gelu", "gelu+tanh"]
+    assert main(["gelu+tanh", *command[2:], "--compare", str(kept)]) == 0
+
+
+def test_all_sides_in_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any) -> Any:
+        raise AssertionError("a process was started")
+
+    kept, command = tmp_path / "kept.json", ["relu", "affine", "--together", "--sizes", "8x5", "--seconds", "0.01"]
+    monkeypatch.setattr(MeasuredSide, "_process", refused)
+    assert main([*command, "--backend", "numpy", "--peers", "textbook", "--rounds", "2", "--json", str(kept)]) == 0
+    for row, bound in zip(Results.read(kept).rows, ("copy", "products"), strict=True):
+        assert row.sides.keys() == {"numpy", "textbook", bound}
+        assert all(len(side.medians) == 2 for side in row.sides.values())
+    for more in ("--memory", "--curves"):
+        with pytest.raises(SystemExit):
+            main([*command, more])
+        assert "--together: expected no --memory and no curves" in capsys.readouterr().err
+
+
+def test_products_are_of_the_rows_that_count() -> None:
+    t = Case("linear_cross_entropy+skipped", "40x6x5").arguments()[3]
+    (z,) = products.prepare(Case("linear_cross_entropy+skipped", "40x6x5"))()
+    assert z.shape == ((t >= 0).sum(), 5)
+    assert 0 < len(z) < 40
 
 
 @pytest.mark.slow  # SciPy is a package of the slow tests
@@ -105,6 +152,13 @@ def test_a_kernel_that_a_peer_lacks_is_not_measured() -> None:
     row = Row(Case("relu", "8x5"), {"numpy": Measurement([1.0], [1.0, 1.0, 1.0])})
     table = Table(found, set())
     assert table.cells(row)[table.columns.index("x scipy")] == "-"
+
+
+def test_names_with_options_fit_their_column() -> None:
+    table = Table(Results([], "", {}, ["numpy"], []), set(), cases=[Case(name, "8x5") for name in TIMED])
+    sides = {"numpy": Measurement([1.0], [1.0, 1.0, 1.0])}
+    lines = [table.heading(), *(table.line(Row(Case(name, "8x5"), sides)) for name in ("relu", *TIMED))]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_copying_moves_what_the_kernel_moves() -> None:

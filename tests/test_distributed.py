@@ -39,17 +39,20 @@ def exact(
     z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[Any, Any]:
-    """Loss and gradient by the definition, in float64 (longdouble where the platform has it), for rows of logits."""
+    """Loss and gradient by the definition, in float64 (longdouble where the platform has it), for rows of logits.
+
+    `t` are class indices, or one label per class.
+    """
     x = np.asarray(x).astype(np.longdouble)
     rows, classes = x.shape
     w = np.ones(classes) if weight is None else np.asarray(weight, np.longdouble)
     counts = np.ones(rows, bool) if ignore_index is None else t != ignore_index
     s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.longdouble)
     counts &= s != 0
-    label = np.where(counts, t, 0)
+    label = np.where(counts, t, 0) if t.ndim == 1 else x.argmax(axis=1)
     is_label = np.zeros(x.shape, bool)
     is_label[np.arange(rows), label] = True
-    q = (1 - label_smoothing) * is_label + label_smoothing / classes
+    q = (1 - label_smoothing) * (is_label if t.ndim == 1 else t.astype(np.longdouble)) + label_smoothing / classes
     with np.errstate(all="ignore"):
         top = x.max(axis=1, keepdims=True)
         e = np.exp(x - top)
@@ -70,7 +73,8 @@ def exact(
         return main + square, slope + slope_z
     divisor = divisor_z = np.longdouble(1)
     if reduction == "mean":
-        divisor, divisor_z = (np.where(counts, s * w[label], 0)).sum(), np.where(counts, s, 0).sum()
+        of_label = w[label] if t.ndim == 1 else 1
+        divisor, divisor_z = (np.where(counts, s * of_label, 0)).sum(), np.where(counts, s, 0).sum()
         if divisor_z == 0:
             return 0.0, np.zeros_like(x)
     return main.sum() / divisor + square.sum() / divisor_z, slope / divisor + slope_z / divisor_z
@@ -96,6 +100,27 @@ OPTIONS: list[dict[str, Any]] = [
     {"z_loss": 0.01, "sample_weight": True, "label_smoothing": 0.1},
     {"z_loss": 0.01, "weight": True, "ignore_index": 2},
 ]
+
+
+PER_CLASS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none", "sample_weight": True},
+    {"weight": True},
+    {"label_smoothing": 0.3},
+    {"sample_weight": True, "weight": True, "label_smoothing": 0.1},
+    {"z_loss": 0.01, "sample_weight": True},
+    {"z_loss": 0.01, "weight": True, "label_smoothing": 0.1, "reduction": "sum"},
+]
+
+
+def labels_per_class(rng: Any, rows: int, classes: int, dtype: Any) -> Any:
+    """Soft labels, one-hot labels, a row whose labels do not sum to one, and one of zeros."""
+    t = rng.dirichlet(np.ones(classes), rows)
+    t[1::3] = np.eye(classes)[rng.integers(0, classes, len(t[1::3]))]
+    t[2] *= 3
+    t[4] = 0
+    return t.astype(dtype)
 
 
 def options_of(options: dict[str, Any], rng: Any, rows: int, classes: int) -> dict[str, Any]:
@@ -137,13 +162,54 @@ def test_softmax_with_spread_classes_is_the_formula(options: dict[str, Any], siz
         close(whole, dx)
 
 
-def test_one_rank_is_the_plain_kernel_bit_for_bit() -> None:
+@pytest.mark.parametrize("sizes", [(4, 3), (7, 0), (0, 2, 5)])
+@pytest.mark.parametrize("options", PER_CLASS, ids=str)
+def test_softmax_with_one_label_per_class_is_the_formula(options: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(8)
+    for dtype in DTYPES:
+        x = (rng.normal(size=(9, 7)) * 3).astype(dtype)
+        t = labels_per_class(rng, 9, 7, np.float64 if dtype == np.float32 else dtype)
+        given = options_of(options, rng, 9, 7)
+        parts, labels = split(x, sizes), split(t, sizes)
+
+        def work(c: Any, parts: Any = parts, labels: Any = labels, given: Any = given) -> Any:
+            return SOFTMAX(parts[c.rank], labels[c.rank], comm=c, **mine(given, sizes, c.rank))
+
+        found = results(len(sizes), work)
+        loss, dx = exact(x, t, **given)
+        for got, _ in found:
+            close(np.asarray(got), loss)
+            assert np.asarray(got).tobytes() == np.asarray(found[0][0]).tobytes()
+        whole = np.concatenate([d for _, d in found], axis=-1)
+        assert whole.dtype == dtype
+        close(whole, dx)
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.int64, np.float16])
+def test_one_hot_labels_are_class_indices(kind: Any) -> None:
+    rng = np.random.default_rng(9)
+    x, t = rng.normal(size=(9, 7)), rng.integers(0, 7, 9)
+    one_hot = np.eye(7).astype(kind)[t]
+    loss, dx = K.softmax_cross_entropy_value_and_grad(x, t)
+    for sizes in ((4, 3), (0, 2, 5)):
+        found = results(len(sizes), lambda c, s=sizes: SOFTMAX(split(x, s)[c.rank], split(one_hot, s)[c.rank], comm=c))
+        np.testing.assert_allclose(found[0][0], loss, rtol=1e-15)
+        np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=-1), dx, rtol=0, atol=1e-16)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_one_rank_is_the_plain_kernel_bit_for_bit(per_class: bool) -> None:
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(5, 4)).astype(np.float32), rng.integers(0, 4, 5)
-    w, b = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
-    options = {"label_smoothing": 0.1, "ignore_index": 2}
+    w, b = rng.normal(size=(4, 4)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    options: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.1, "sample_weight": rng.random(5)}
+    if per_class:
+        t = labels_per_class(rng, 5, 4, np.float32)
+    else:
+        options["ignore_index"] = 2
     (got,) = results(1, lambda c: SOFTMAX(x, t, comm=c, **options))
     expected = K.softmax_cross_entropy_value_and_grad(x, t, **options)
+    options["softcap"] = 2.0
     (layer,) = results(1, lambda c: LINEAR(x, w, b, t, comm=c, needs=("dx", "db"), **options))
     plain = K.linear_cross_entropy_value_and_grad(x, w, b, t, needs=("dx", "db"), **options)
     assert layer[2] is None
@@ -156,11 +222,26 @@ def test_confident_rows_keep_their_relative_accuracy(dtype: Any) -> None:
     x = np.array([[20, 0, 0], [0, 35.3, 0.1], [0.3, 0.1, 15.7], [12.3, -9.1, -3.3]], dtype)
     t = np.array([0, 1, 2, 0])
     loss, dx = exact(x, t, reduction="none")
+    one_hot = np.eye(3, dtype=int)[t]
     for sizes in ((1, 2), (2, 1), (1, 1, 1), (0, 3)):
-        found = results(len(sizes), lambda c, s=sizes: SOFTMAX(split(x, s)[c.rank], t, comm=c, reduction="none"))
-        np.testing.assert_allclose(found[0][0], loss.astype(float), rtol=8 * np.finfo(dtype).eps)
-        whole = np.concatenate([d for _, d in found], axis=-1)
-        np.testing.assert_allclose(whole, dx.astype(float), rtol=64 * np.finfo(dtype).eps)
+        for labels in ([t] * len(sizes), split(one_hot, sizes)):
+            found = results(
+                len(sizes),
+                lambda c, s=sizes, t=labels: SOFTMAX(split(x, s)[c.rank], t[c.rank], comm=c, reduction="none"),
+            )
+            np.testing.assert_allclose(found[0][0], loss.astype(float), rtol=8 * np.finfo(dtype).eps)
+            whole = np.concatenate([d for _, d in found], axis=-1)
+            np.testing.assert_allclose(whole, dx.astype(float), rtol=64 * np.finfo(dtype).eps)
+
+
+def test_two_largest_logits_on_two_ranks() -> None:
+    """Their exponentials are summed apart on both."""
+    x = np.array([[30.0, 0.0, 30.0, -3.0], [7.0, 7.0, 7.0, 7.0]])
+    t = np.array([[0.5, 0, 0.5, 0], [0.1, 0.2, 0.3, 0.4]])
+    loss, dx = exact(x, t, reduction="none")
+    found = results(2, lambda c: SOFTMAX(split(x, (2, 2))[c.rank], split(t, (2, 2))[c.rank], comm=c, reduction="none"))
+    np.testing.assert_allclose(found[0][0], loss.astype(float), rtol=1e-15)
+    np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=-1), dx.astype(float), rtol=1e-15, atol=1e-16)
 
 
 def test_special_values_stay_in_their_rows() -> None:
@@ -187,6 +268,93 @@ def test_special_values_stay_in_their_rows() -> None:
         for each, _ in found:
             np.testing.assert_allclose(each, loss, rtol=1e-6)
         np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=-1), dx, rtol=1e-6, atol=1e-7)
+
+
+def test_special_values_stay_in_their_rows_with_one_label_per_class() -> None:
+    inf, nan = np.inf, np.nan
+    x = np.array(
+        [
+            [1, 2, 3, 4],
+            [nan, 0, 0, 0],
+            [0, 0, inf, 0],
+            [-inf] * 4,
+            [-inf, -inf, 0, 1],
+            [-inf, -inf, 0, 1],
+            [nan, inf, 0, 1],
+            [0, 1, -inf, 0],
+            [0, 0, 0, 0],
+        ],
+        np.float32,
+    )
+    t = np.full(x.shape, 0.25)
+    t[4] = 0, 0, 0.5, 0.5  # a label of 0 on -inf
+    t[6], t[7] = nan, nan
+    t[8, 3] = nan
+    rows = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1])
+    for smoothing in (0.0, 0.1):
+        options: dict[str, Any] = {"sample_weight": rows, "reduction": "none", "label_smoothing": smoothing}
+        loss, dx = K.softmax_cross_entropy_value_and_grad(x, t, **options)
+        for sizes in ((2, 2), (1, 0, 3), (4, 0)):
+
+            def work(c: Any, s: tuple[int, ...] = sizes, options: Any = options) -> Any:
+                return SOFTMAX(split(x, s)[c.rank], split(t, s)[c.rank], comm=c, **options)
+
+            found = results(len(sizes), work)
+            for each, _ in found:
+                np.testing.assert_allclose(each, loss, rtol=1e-6)
+            np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=-1), dx, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-41, 1e36])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_any_magnitude(weight: float, smoothing: float) -> None:
+    """Where all are 0, nothing counts, whatever the logits are; others are relative to their sum."""
+    rng = np.random.default_rng(11)
+    x, t = rng.normal(size=(30, 6)).astype(np.float32), rng.integers(0, 6, 30)
+    if not weight:
+        x[3], x[4, 1] = np.nan, np.inf
+    of_classes, of_rows = np.full(6, weight, np.float32), np.full(30, weight, np.float32)
+    loss, dx = (0.0, np.zeros_like(x)) if not weight else exact(x, t, label_smoothing=smoothing)
+
+    def work(c: Any) -> Any:
+        part, one_hot = split(x, (2, 4))[c.rank], split(np.eye(6)[t], (2, 4))[c.rank]
+        options: dict[str, Any] = {"comm": c, "label_smoothing": smoothing}
+        return (
+            SOFTMAX(part, t, weight=of_classes[: part.shape[1]], **options),
+            SOFTMAX(part, t, sample_weight=of_rows, **options),
+            SOFTMAX(part, one_hot, sample_weight=of_rows, **options),
+            LINEAR(np.eye(6, dtype=np.float32)[t], part[:6], None, t, weight=of_classes[: part.shape[1]], **options),
+        )
+
+    found = results(2, work)
+    for kind in range(3):
+        close(np.asarray(found[0][kind][0]), loss)
+        close(np.concatenate([f[kind][1] for f in found], axis=1), dx)
+    if not weight:
+        assert float(found[0][3][0]) == 0
+        assert not any(a.any() for f in found for a in f[3][1:])
+
+
+def test_layouts_and_results_given_with_one_label_per_class() -> None:
+    rng = np.random.default_rng(3)
+    x, t = rng.normal(size=(3, 6, 5)), rng.dirichlet(np.ones(6), (3, 5)).transpose(0, 2, 1)
+    loss, dx = K.softmax_cross_entropy_value_and_grad(x, t, axis=1)
+
+    def work(c: Any) -> Any:
+        part, labels = split(x, (2, 4), 1)[c.rank], split(t, (2, 4), 1)[c.rank]
+        out = np.full(part.shape[::-1], np.nan).T  # not C-contiguous
+        got = SOFTMAX(part, labels, comm=c, axis=1, out=out)
+        assert got[1] is out
+        for own in (part.copy(), labels.copy("F"), labels.copy()):  # in place, over the logits or the labels
+            over_labels = own.tobytes() == labels.copy().tobytes()
+            again = SOFTMAX(*((part, own) if over_labels else (own, labels)), comm=c, axis=1, out=own)
+            assert again[1] is own
+            np.testing.assert_array_equal(own, out)
+        return got
+
+    found = results(2, work)
+    np.testing.assert_allclose(found[0][0], loss, rtol=1e-14)
+    np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=1), dx, atol=1e-15)
 
 
 def test_layouts_and_results_given() -> None:
@@ -241,7 +409,11 @@ def test_messages_are_of_the_size_of_the_rows_only() -> None:
     assert ranks.sent == [("max", 3 + 2 * 2), ("max", 11), ("sum", 2 * 11 + 1)]
     _, ranks = on_ranks(2, lambda c: SOFTMAX(x, t, comm=c), check=False)
     assert ranks.sent == [("max", 11 + 2 * 2), ("sum", 2 * 11 + 1)]
+    _, ranks = on_ranks(2, lambda c: SOFTMAX(x, x, comm=c, weight=np.ones(400), label_smoothing=0.1))
+    assert ranks.sent == [("max", 3 + 2 * 2), ("max", 11), ("sum", 4 * 11 + 1)]
     w, h = np.zeros((3, 400)), np.zeros((11, 3))
+    _, ranks = on_ranks(2, lambda c: LINEAR(h, w, None, x, comm=c, needs=("dw",), weight=np.ones(400)))
+    assert ranks.sent == [("max", 7), ("max", 11), ("sum", 45)]
     _, ranks = on_ranks(2, lambda c: LINEAR(h, w, None, t, comm=c, needs=("dx",)))
     assert ranks.sent == [("max", 7), ("max", 11), ("sum", 23), ("sum", 33)]
 
@@ -284,6 +456,39 @@ def test_the_last_layer_with_spread_classes_is_the_formula(options: dict[str, An
         z = x64 @ w64 + b64
         capped = z if cap is None else cap * np.tanh(z / cap)
         loss, dz = exact(capped, t, **given)
+        if cap is not None:
+            dz = dz * (1 - np.tanh(z / cap) ** 2)
+        for got, dx, _, _ in found:
+            close(np.asarray(got), loss)
+            close(dx, dz @ w64.T)
+        close(np.concatenate([dw for _, _, dw, _ in found], axis=1), x64.T @ dz)
+        close(np.concatenate([db for _, _, _, db in found]), dz.sum(axis=0))
+
+
+@pytest.mark.parametrize("sizes", [(4, 3), (0, 2, 5)])
+@pytest.mark.parametrize("options", [*PER_CLASS, {"softcap": 2.0, "z_loss": 0.01, "sample_weight": True}], ids=str)
+def test_the_last_layer_with_one_label_per_class_is_the_formula(
+    options: dict[str, Any], sizes: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(10)
+    cap = options.get("softcap")
+    for dtype in DTYPES:
+        x, w, b = ((rng.normal(size=shape)).astype(dtype) for shape in ((23, 5), (5, 7), (7,)))
+        t = labels_per_class(rng, 23, 7, np.float32)
+        given = options_of({k: v for k, v in options.items() if k != "softcap"}, rng, 23, 7)
+        if "sample_weight" in given:
+            given["sample_weight"][5:11] = 0
+        parts = [split(each, sizes) for each in (w, b, t)]
+
+        def work(c: Any, x: Any = x, parts: Any = parts, given: Any = given) -> Any:
+            w, b, t = (part[c.rank] for part in parts)
+            space = 1500 if c.rank else "1MB"  # the least decides
+            return LINEAR(x, w, b, t, comm=c, max_workspace=space, softcap=cap, **mine(given, sizes, c.rank))
+
+        found = results(len(sizes), work)
+        x64, w64, b64 = (a.astype(np.float64) for a in (x, w, b))
+        z = x64 @ w64 + b64
+        loss, dz = exact(z if cap is None else cap * np.tanh(z / cap), t, **given)
         if cap is not None:
             dz = dz * (1 - np.tanh(z / cap) ** 2)
         for got, dx, _, _ in found:
@@ -412,10 +617,12 @@ def test_broadcast_takes_those_of_the_root() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_training_on_ranks_is_training_on_one(size: int, dtype: Any) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_on_ranks_is_training_on_one(size: int, dtype: Any, weighted: bool) -> None:
     """Any split of the rows, a rank without rows, rows that do not count, and gradients of two batches added up."""
     rng = np.random.default_rng(5)
     x, t = rng.normal(size=(24, 5)).astype(dtype), rng.integers(-1, 4, 24)
+    weights = rng.random(24) if weighted else np.ones(24)
     start = [rng.normal(size=(5, 4)).astype(dtype), rng.normal(size=4).astype(dtype)]
     bounds = {1: (0, 24), 2: (0, 17, 24), 3: (0, 17, 17, 24)}[size]
 
@@ -423,15 +630,17 @@ def test_training_on_ranks_is_training_on_one(size: int, dtype: Any) -> None:
         w, b = (a.copy() if c.rank == 0 else np.zeros_like(a) for a in start)
         trainer = distributed.DataParallel(optim.SGD([w, b], lr=0.5, momentum=0.5), c)
         for _ in range(3):
-            sums, count = [np.zeros_like(w), np.zeros_like(b)], 0
+            sums, count = [np.zeros_like(w), np.zeros_like(b)], 0.0
             rows = np.arange(bounds[c.rank], bounds[c.rank + 1])
             for half in np.array_split(rows, 2):
                 z = K.affine(x[half], w, b)
-                _, dz = K.softmax_cross_entropy_value_and_grad(z, t[half], ignore_index=-1, reduction="sum")
+                _, dz = K.softmax_cross_entropy_value_and_grad(
+                    z, t[half], sample_weight=weights[half], ignore_index=-1, reduction="sum"
+                )
                 _, dw, db = K.affine_backward(dz, x[half], w)
                 sums[0] += dw
                 sums[1] += db
-                count += int((t[half] != -1).sum())
+                count += weights[half][t[half] != -1].sum()
             before = [a.copy() for a in sums]
             trainer.step(sums, count)
             assert all((a == b).all() for a, b in zip(sums, before, strict=True))
@@ -442,7 +651,7 @@ def test_training_on_ranks_is_training_on_one(size: int, dtype: Any) -> None:
     optimizer = optim.SGD([w, b], lr=0.5, momentum=0.5)
     for _ in range(3):
         z = K.affine(x.astype(np.float64), w, b)
-        _, dz = K.softmax_cross_entropy_value_and_grad(z, t, ignore_index=-1)
+        _, dz = K.softmax_cross_entropy_value_and_grad(z, t, sample_weight=weights, ignore_index=-1)
         optimizer.step(K.affine_backward(dz, x.astype(np.float64), w)[1:])
     for got in found:
         close(got[0], w, 8.0)
@@ -480,12 +689,14 @@ def softmax(c: Any, wrong: dict[str, Any]) -> Any:
             {"x": np.zeros((4, 3))},
             "dtype: .* rank 0 has float32 and rank 1 has float64",
         ),
-        ({"t": np.array([0, 1, 2, 4])}, "t: expected the same on all ranks, but rank 0 has int64, values from 0 to 5"),
-        ({"t": np.array([0, 1, 2, 6])}, "rank 1 has int64, values from 0 to 6"),
+        ({"t": np.array([0, 1, 2, 4])}, "values of t: .* but rank 0 has values from 0 to 5"),
+        ({"t": np.array([0, 1, 2, 6])}, "values of t: .* rank 1 has values from 0 to 6"),
         ({"t": np.array([0, 1, 2, 5], np.int32)}, "rank 1 has int32"),
         ({"t": np.array([0.5] * 4)}, "rank 1: .* t: expected class indices of an integer dtype"),
-        ({"t": np.zeros((4, 3))}, "rank 1: .* t: expected class indices, counted over the classes of all ranks"),
-        ({"t": [[0, 0, 1]] * 4}, "rank 1: .* t: expected class indices, counted over the classes of all ranks"),
+        ({"t": np.zeros((4, 3))}, "t: .* rank 0 has int64, class indices and rank 1 has float64, one label per class"),
+        ({"t": [[0, 0, 1]] * 4}, "t: .* rank 0 has int64, class indices and rank 1 has int64, one label per class"),
+        ({"t": np.zeros((4, 9))}, r"rank 1: .* t: .* or one label per class of shape (4, 3), got shape (4, 9)"),
+        ({"t": np.zeros((4, 3)), "ignore_index": 5}, "rank 1: .* ignore_index: expected None with one label per class"),
         ({"reduction": "sum"}, "reduction: expected the same on all ranks, but rank 0 has mean and rank 1 has sum"),
         ({"reduction": "avg"}, "rank 1: .* reduction: expected one of mean, sum, none; got 'avg'"),
         ({"label_smoothing": 0.1}, "label_smoothing: .* rank 0 has 0.0 and rank 1 has 0.1"),

@@ -8,11 +8,11 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends import threads
-from plugrad.bench.cases import Case
+from plugrad.bench.cases import TIMED, Case
 from plugrad.bench.clocks import is_on_gpu
 from plugrad.kernels import KERNELS
 
-NAMES: Collection[str] = KERNELS.keys()
+NAMES: Collection[str] = (*KERNELS, *TIMED)
 to_numpy = backends.to_numpy
 
 

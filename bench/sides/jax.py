@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from plugrad.bench.cases import Case, network
+from plugrad.bench.cases import Case, network, with_options
 from plugrad.bench.sizes import STEP
 
 to_numpy = np.asarray
@@ -24,11 +24,13 @@ def prepare(case: Case) -> Callable[[], Any]:
 def compiled(function: Callable[..., Any], case: Case) -> Callable[[], Any]:
     """Return the case computed by a function of the axis and of arrays."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
-    given = case.arguments()
+    given, options = case.arguments(), case.chosen()
     fixed = [place for place, x in enumerate(given) if isinstance(x, int)]  # which decide the shapes of results
-    call = jax.jit(partial(function, case.axis), static_argnums=fixed)
+    constants = {name: value for name, value in options.items() if not isinstance(value, np.ndarray)}
+    call = jax.jit(partial(function, case.axis, **constants), static_argnums=fixed)
     arguments = [x if isinstance(x, int) else jnp.asarray(x) for x in given]
-    return lambda: jax.block_until_ready(call(*arguments))
+    arrays = {name: jnp.asarray(value) for name, value in options.items() if name not in constants}
+    return lambda: jax.block_until_ready(call(*arguments, **arrays))
 
 
 def _of_labels(values: Any, t: Any, axis: int) -> Any:
@@ -40,16 +42,23 @@ def _cross_entropy(axis: int, p: Any, t: Any) -> Any:
     return -_of_labels(jnp.log(p), t, axis).mean()
 
 
-def _softmax_cross_entropy(axis: int, x: Any, t: Any) -> Any:
-    return -_of_labels(jax.nn.log_softmax(x, axis), t, axis).mean()
+def _softmax_cross_entropy(
+    axis: int, x: Any, t: Any, sample_weight: Any = 1.0, z_loss: float = 0.0, ignore_index: int | None = None
+) -> Any:
+    counts = 1.0 if ignore_index is None else t != ignore_index
+    rows = jnp.broadcast_to(jnp.asarray(sample_weight * counts, x.dtype), t.shape)
+    losses = -_of_labels(jax.nn.log_softmax(x, axis), t, axis).squeeze(axis)
+    if z_loss:
+        losses += z_loss * jax.nn.logsumexp(x, axis) ** 2
+    return (losses * rows).sum() / rows.sum()
 
 
 def _softmax_cross_entropy_backward(axis: int, dloss: Any, y: Any, t: Any) -> Any:
     return (y - jax.nn.one_hot(t, y.shape[axis], axis=axis, dtype=y.dtype)) * (dloss / t.size)
 
 
-def _sigmoid_cross_entropy(axis: int, x: Any, t: Any) -> Any:
-    return -(t * jax.nn.log_sigmoid(x) + (1 - t) * jax.nn.log_sigmoid(-x)).mean()
+def _sigmoid_cross_entropy(axis: int, x: Any, t: Any, pos_weight: Any = 1.0, weight: Any = 1.0) -> Any:
+    return -(weight * (pos_weight * t * jax.nn.log_sigmoid(x) + (1 - t) * jax.nn.log_sigmoid(-x))).mean()
 
 
 def _top_k_accuracy(axis: int, x: Any, t: Any, k: int) -> Any:
@@ -58,13 +67,25 @@ def _top_k_accuracy(axis: int, x: Any, t: Any, k: int) -> Any:
     return ((x > label).sum(axis) < k).mean()
 
 
-def _linear_cross_entropy(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
-    return _softmax_cross_entropy(axis, x @ w + b, t)
+def _linear_cross_entropy(
+    axis: int, x: Any, w: Any, b: Any, t: Any, softcap: float | None = None, **options: Any
+) -> Any:
+    z = x @ w + b
+    return _softmax_cross_entropy(axis, z if softcap is None else softcap * jnp.tanh(z / softcap), t, **options)
 
 
-def _linear_cross_entropy_value_and_grad(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
-    loss, gradients = jax.value_and_grad(_linear_cross_entropy, (1, 2, 3))(axis, x, w, b, t)
+def _linear_cross_entropy_value_and_grad(axis: int, x: Any, w: Any, b: Any, t: Any, **options: Any) -> Any:
+    loss, gradients = jax.value_and_grad(_linear_cross_entropy, (1, 2, 3))(axis, x, w, b, t, **options)
     return loss, *gradients
+
+
+def _gelu(axis: int, x: Any, approximate: str = "none") -> Any:
+    return jax.nn.gelu(x, approximate=approximate == "tanh")
+
+
+def _dropout(axis: int, x: Any) -> Any:
+    """Dropout; its gradient makes the mask anew, as ours."""
+    return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, x.shape), 2 * x, 0)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first argument is the axis of the classes
@@ -78,27 +99,36 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {  # the first argument is the axis o
     "leaky_relu_backward": lambda axis, dy, x: jnp.where(x > 0, dy, 0.01 * dy),
     "silu": lambda axis, x: jax.nn.silu(x),
     "silu_backward": lambda axis, dy, x: jax.vjp(jax.nn.silu, x)[1](dy)[0],
-    "gelu": lambda axis, x: jax.nn.gelu(x, approximate=False),
-    "gelu_backward": lambda axis, dy, x: jax.vjp(partial(jax.nn.gelu, approximate=False), x)[1](dy)[0],
+    **with_options("gelu", _gelu),
+    **with_options(
+        "gelu_backward", lambda axis, dy, x, **options: jax.vjp(partial(_gelu, axis, **options), x)[1](dy)[0]
+    ),
     "tanh": lambda axis, x: jnp.tanh(x),
     "tanh_backward": lambda axis, dy, y: dy * (1 - y**2),
-    "dropout": lambda axis, x: jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, x.shape), 2 * x, 0),
+    "dropout": _dropout,
+    "dropout_backward": _dropout,
     "sigmoid": lambda axis, x: jax.nn.sigmoid(x),
     "sigmoid_backward": lambda axis, dy, y: dy * y * (1 - y),
     "affine": lambda axis, x, w, b: x @ w + b,
     "affine_backward": lambda axis, dy, x, w: (dy @ w.T, x.T @ dy, dy.sum(0)),
     "cross_entropy": _cross_entropy,
     "cross_entropy_backward": lambda axis, dloss, p, t: dloss * jax.grad(_cross_entropy, 1)(axis, p, t),
-    "sigmoid_cross_entropy": lambda axis, x, t: (_sigmoid_cross_entropy(axis, x, t), jax.nn.sigmoid(x)),
+    **with_options(
+        "sigmoid_cross_entropy",
+        lambda axis, x, t, **options: (_sigmoid_cross_entropy(axis, x, t, **options), jax.nn.sigmoid(x)),
+    ),
     "sigmoid_cross_entropy_backward": lambda axis, dloss, y, t: (y - t) * (dloss / t.size),
-    "sigmoid_cross_entropy_value_and_grad": jax.value_and_grad(_sigmoid_cross_entropy, 1),
+    **with_options("sigmoid_cross_entropy_value_and_grad", jax.value_and_grad(_sigmoid_cross_entropy, 1)),
     "top_k_accuracy": _top_k_accuracy,
     "linear_top_k": lambda axis, x, w, b, k: jax.lax.top_k(x @ w + b, k),
-    "linear_cross_entropy": _linear_cross_entropy,
-    "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
-    "softmax_cross_entropy": lambda axis, x, t: (_softmax_cross_entropy(axis, x, t), jax.nn.softmax(x, axis)),
+    **with_options("linear_cross_entropy", _linear_cross_entropy),
+    **with_options("linear_cross_entropy_value_and_grad", _linear_cross_entropy_value_and_grad),
+    **with_options(
+        "softmax_cross_entropy",
+        lambda axis, x, t, **options: (_softmax_cross_entropy(axis, x, t, **options), jax.nn.softmax(x, axis)),
+    ),
     "softmax_cross_entropy_backward": _softmax_cross_entropy_backward,
-    "softmax_cross_entropy_value_and_grad": jax.value_and_grad(_softmax_cross_entropy, 1),
+    **with_options("softmax_cross_entropy_value_and_grad", jax.value_and_grad(_softmax_cross_entropy, 1)),
 }
 NAMES: Collection[str] = (*FUNCTIONS, STEP)
 

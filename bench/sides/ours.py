@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from plugrad import backends, kernels
-from plugrad.bench.cases import Case, network
-from plugrad.bench.sizes import NAMES as ALL_NAMES, STEP
+from plugrad.bench.cases import ALL_NAMES, Case, network
+from plugrad.bench.sizes import STEP
 from plugrad.kernels import KERNELS
 
 NAMES: Collection[str] = ALL_NAMES
@@ -18,8 +18,8 @@ def prepare(case: Case) -> Callable[[], Any]:
     """Return the case computed by plugrad."""
     if case.name == STEP:
         return _step(case)
-    kernel, arguments = KERNELS[case.name], [_moved(x) for x in case.arguments()]
-    options = case.options
+    kernel, arguments = KERNELS[case.kernel], [_moved(x) for x in case.arguments()]
+    options = {name: _moved(value) for name, value in case.options.items()}
     function: Callable[..., Any] = kernel.function
     if case.new or kernel.results in (("loss",), ("accuracy",)):
         return lambda: function(*arguments, **options)
@@ -35,12 +35,12 @@ def _moved(x: Any) -> Any:
 
 def computed(case: Case) -> Any:
     """Return the results of the kernel for the arguments of `case`."""
-    return KERNELS[case.name].function(*case.arguments(), **case.options)
+    return KERNELS[case.kernel].function(*case.arguments(), **case.options)
 
 
 def computed_in_float64(case: Case) -> Any:
     """Return the results of the kernel for the same numbers in float64."""
-    return KERNELS[case.name].function(*map(_in_float64, case.arguments()), **case.options)
+    return KERNELS[case.kernel].function(*map(_in_float64, case.arguments()), **case.options)
 
 
 def _in_float64(x: Any) -> Any:

@@ -7,9 +7,9 @@ import numpy as np
 
 from plugrad import backends
 from plugrad.backends.options import COMPUTE
-from plugrad.bench.cases import Case, network
+from plugrad.bench.cases import ALL_NAMES, Case, network
 from plugrad.bench.clocks import is_on_gpu
-from plugrad.bench.sizes import NAMES as ALL_NAMES, STEP
+from plugrad.bench.sizes import STEP
 from plugrad.kernels import KERNELS
 
 NAMES: Collection[str] = ALL_NAMES
@@ -26,8 +26,10 @@ def prepare(case: Case) -> Callable[[], Any]:
 
 def _of_layer(case: Case) -> list[tuple[Any, Any, Any]]:
     """Return the factors of each product of a kernel, and the array for the result."""
-    given = dict(zip(KERNELS[case.name].arguments, case.arguments(), strict=True))
+    given = dict(zip(KERNELS[case.kernel].arguments, case.arguments(), strict=True))
     x, w = (_moved(given[name].astype(COMPUTE[given[name].dtype], copy=False)) for name in ("x", "w"))
+    if "ignore_index" in (chosen := case.chosen()):
+        x = x[_moved(given["t"] != chosen["ignore_index"])]
     z = x @ w
     dx, dw = x.copy(), w.copy()
     operands = (x, w, z), (z, w.T, dx), (x.T, z, dw)

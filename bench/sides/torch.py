@@ -1,14 +1,14 @@
 """PyTorch, eager: its ``out=`` forms where it has them, `torch.autograd.grad` for the gradients of losses."""
 
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from plugrad.bench.cases import Case, network
+from plugrad.bench.cases import Case, network, with_options
 from plugrad.bench.clocks import is_on_gpu
 from plugrad.bench.sizes import STEP
 from plugrad.kernels import KERNELS
@@ -20,10 +20,11 @@ def prepare(case: Case) -> Callable[[], Any]:
     """Return the case computed by PyTorch."""
     if case.name == STEP:
         return _step(case)
-    call = partial(FUNCTIONS[case.name], case.axis, *tensors(case))
+    options = {name: as_tensor(value) for name, value in case.chosen().items()}
+    call = partial(FUNCTIONS[case.name], case.axis, *tensors(case), **options)
     if case.new or case.name not in WITH_OUT:
         return call
-    return partial(WITH_OUT[case.name], *call.args, out=call())
+    return partial(WITH_OUT[case.name], *call.args, **options, out=call())
 
 
 def to_numpy(x: Any) -> Any:
@@ -34,8 +35,8 @@ def to_numpy(x: Any) -> Any:
 def tensors(case: Case) -> list[Any]:
     """Return the arguments as tensors; `functional.linear` takes weights as (outputs, inputs)."""
     found = [as_tensor(x) for x in case.arguments()]
-    if "max_workspace" in KERNELS[case.name].options:
-        at = KERNELS[case.name].arguments.index("w")
+    if "max_workspace" in KERNELS[case.kernel].options:
+        at = KERNELS[case.kernel].arguments.index("w")
         found[at] = found[at].T.contiguous()
     return found
 
@@ -67,28 +68,56 @@ def _softmax_cross_entropy_backward(axis: int, dloss: float, y: Any, t: Any) -> 
     return dx.mul_(dloss / t.numel())
 
 
-def _softmax_cross_entropy_value_and_grad(axis: int, x: Any, t: Any) -> Any:
+def _of_logits(
+    axis: int, x: Any, t: Any, sample_weight: Any = None, z_loss: float = 0.0, ignore_index: int = -100
+) -> Any:
+    """Softmax cross-entropy, with the options that PyTorch lacks composed of its functions."""
+    if sample_weight is None:
+        loss = functional.cross_entropy(x, t, ignore_index=ignore_index)
+    else:
+        loss = (functional.cross_entropy(x, t, reduction="none") * sample_weight).sum() / sample_weight.sum()
+    return loss + z_loss * (torch.logsumexp(x, axis) ** 2).mean() if z_loss else loss
+
+
+def _softmax_cross_entropy(axis: int, x: Any, t: Any, **options: Any) -> Any:
+    return _of_logits(axis, x, t, **options), torch.softmax(x, axis)
+
+
+def _softmax_cross_entropy_value_and_grad(axis: int, x: Any, t: Any, **options: Any) -> Any:
     x.requires_grad_()
-    loss = functional.cross_entropy(x, t)
+    loss = _of_logits(axis, x, t, **options)
     return loss.detach(), torch.autograd.grad(loss, x)[0]
 
 
-def _sigmoid_cross_entropy_value_and_grad(axis: int, x: Any, t: Any) -> Any:
+def _sigmoid_cross_entropy(axis: int, x: Any, t: Any, **options: Any) -> Any:
+    return functional.binary_cross_entropy_with_logits(x, t, **options), torch.sigmoid(x)
+
+
+def _sigmoid_cross_entropy_value_and_grad(axis: int, x: Any, t: Any, **options: Any) -> Any:
     x.requires_grad_()
-    loss = functional.binary_cross_entropy_with_logits(x, t)
+    loss = functional.binary_cross_entropy_with_logits(x, t, **options)
     return loss.detach(), torch.autograd.grad(loss, x)[0]
 
 
-def _linear_cross_entropy(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
-    return functional.cross_entropy(functional.linear(x, w, b), t)
+def _linear_cross_entropy(
+    axis: int, x: Any, w: Any, b: Any, t: Any, softcap: float | None = None, **options: Any
+) -> Any:
+    z = functional.linear(x, w, b)
+    return _of_logits(axis, z if softcap is None else softcap * torch.tanh(z / softcap), t, **options)
 
 
-def _linear_cross_entropy_value_and_grad(axis: int, x: Any, w: Any, b: Any, t: Any) -> Any:
+def _linear_cross_entropy_value_and_grad(axis: int, x: Any, w: Any, b: Any, t: Any, **options: Any) -> Any:
     for tensor in (x, w, b):
         tensor.requires_grad_()
-    loss = _linear_cross_entropy(axis, x, w, b, t)
+    loss = _linear_cross_entropy(axis, x, w, b, t, **options)
     dx, dw, db = torch.autograd.grad(loss, (x, w, b))
     return loss.detach(), dx, dw.T, db
+
+
+@cache
+def _mask(shape: tuple[int, ...], device: Any) -> Any:
+    """The mask that the forward pass of dropout has stored."""
+    return torch.rand(shape, device=device) < 0.5
 
 
 # Of both tables, the first argument is the axis of the classes.
@@ -105,28 +134,28 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "silu_backward": lambda axis, dy, x: aten.silu_backward(dy, x),
     "gelu": lambda axis, x: functional.gelu(x),
     "gelu_backward": lambda axis, dy, x: aten.gelu_backward(dy, x),
+    "gelu+tanh": lambda axis, x, approximate: functional.gelu(x, approximate=approximate),
+    "gelu_backward+tanh": lambda axis, dy, x, approximate: aten.gelu_backward(dy, x, approximate=approximate),
     "tanh": lambda axis, x: torch.tanh(x),
     "tanh_backward": lambda axis, dy, y: aten.tanh_backward(dy, y),
     "dropout": lambda axis, x: functional.dropout(x, 0.5),
+    "dropout_backward": lambda axis, dy: aten.native_dropout_backward(dy, _mask(tuple(dy.shape), dy.device), 2.0),
     "sigmoid": lambda axis, x: torch.sigmoid(x),
     "sigmoid_backward": lambda axis, dy, y: aten.sigmoid_backward(dy, y),
     "affine": lambda axis, x, w, b: torch.addmm(b, x, w),
     "affine_backward": lambda axis, dy, x, w: (torch.mm(dy, w.T), torch.mm(x.T, dy), dy.sum(0)),
     "cross_entropy": _cross_entropy,
     "cross_entropy_backward": _cross_entropy_backward,
-    "softmax_cross_entropy": lambda axis, x, t: (functional.cross_entropy(x, t), torch.softmax(x, axis)),
+    **with_options("softmax_cross_entropy", _softmax_cross_entropy),
     "softmax_cross_entropy_backward": _softmax_cross_entropy_backward,
-    "softmax_cross_entropy_value_and_grad": _softmax_cross_entropy_value_and_grad,
-    "sigmoid_cross_entropy": lambda axis, x, t: (
-        functional.binary_cross_entropy_with_logits(x, t),
-        torch.sigmoid(x),
-    ),
+    **with_options("softmax_cross_entropy_value_and_grad", _softmax_cross_entropy_value_and_grad),
+    **with_options("sigmoid_cross_entropy", _sigmoid_cross_entropy),
     "sigmoid_cross_entropy_backward": lambda axis, dloss, y, t: (y - t).mul_(dloss / t.numel()),
-    "sigmoid_cross_entropy_value_and_grad": _sigmoid_cross_entropy_value_and_grad,
+    **with_options("sigmoid_cross_entropy_value_and_grad", _sigmoid_cross_entropy_value_and_grad),
     "top_k_accuracy": lambda axis, x, t, k: (x.topk(k, axis).indices == t.unsqueeze(axis)).any(axis).double().mean(),
     "linear_top_k": lambda axis, x, w, b, k: tuple(functional.linear(x, w, b).topk(k)),
-    "linear_cross_entropy": _linear_cross_entropy,
-    "linear_cross_entropy_value_and_grad": _linear_cross_entropy_value_and_grad,
+    **with_options("linear_cross_entropy", _linear_cross_entropy),
+    **with_options("linear_cross_entropy_value_and_grad", _linear_cross_entropy_value_and_grad),
 }
 WITH_OUT: dict[str, Callable[..., Any]] = {
     "softmax": lambda axis, x, *, out: torch._softmax(x, axis, False, out=out),
@@ -141,6 +170,10 @@ WITH_OUT: dict[str, Callable[..., Any]] = {
     "silu_backward": lambda axis, dy, x, *, out: aten.silu_backward(dy, x, grad_input=out),
     "gelu": lambda axis, x, *, out: aten.gelu(x, out=out),
     "gelu_backward": lambda axis, dy, x, *, out: aten.gelu_backward(dy, x, grad_input=out),
+    "gelu+tanh": lambda axis, x, *, approximate, out: aten.gelu(x, approximate=approximate, out=out),
+    "gelu_backward+tanh": lambda axis, dy, x, *, approximate, out: aten.gelu_backward(
+        dy, x, approximate=approximate, grad_input=out
+    ),
     "tanh": lambda axis, x, *, out: torch.tanh(x, out=out),
     "tanh_backward": lambda axis, dy, y, *, out: aten.tanh_backward(dy, y, grad_input=out),
     "sigmoid": lambda axis, x, *, out: torch.sigmoid(x, out=out),

@@ -77,20 +77,28 @@ def losses(comm: Any) -> None:
     part = slice(4 * comm.rank, 4 * comm.rank + 4)
     for dtype in (np.float16, np.float32, np.float64):
         x, w, b = (rng.normal(size=s).astype(dtype) for s in ((9, 5), (5, 4 * comm.size), (4 * comm.size,)))
-        t, weight = rng.integers(0, 4 * comm.size, 9), rng.random(4 * comm.size).astype(np.float32)
-        t[2] = -100
+        indices, weight = rng.integers(0, 4 * comm.size, 9), rng.random(4 * comm.size).astype(np.float32)
+        indices[2] = -100
         z = x.astype(np.float64) @ w + b
-        for options in (
-            {"ignore_index": -100},
-            {"ignore_index": -100, "label_smoothing": 0.1, "reduction": "sum"},
-            {"ignore_index": -100, "weight": weight, "reduction": "none"},
-            {"ignore_index": -100, "weight": weight},
+        per_class, rows = rng.dirichlet(np.ones(4 * comm.size), 9), rng.random(9)
+        per_class[3], per_class[4], rows[5] = 0, np.eye(4 * comm.size)[1], 0
+        ignoring, smoothing = {"ignore_index": -100}, {"label_smoothing": 0.1, "reduction": "sum"}
+        for t, options in (
+            (indices, ignoring),
+            (indices, ignoring | smoothing),
+            (indices, {**ignoring, "weight": weight, "reduction": "none"}),
+            (indices, {**ignoring, "weight": weight}),
+            (indices, {**ignoring, "sample_weight": rows, "z_loss": 0.01}),
+            (per_class, smoothing),
+            (per_class, {"weight": weight, "sample_weight": rows, "z_loss": 0.01}),
         ):
             with backends.use("numpy"):
                 exact = K.softmax_cross_entropy_value_and_grad(z, t, **options)
                 layer = K.linear_cross_entropy_value_and_grad(*(a.astype(float) for a in (x, w, b)), t, **options)
-            mine = options | {"weight": cupy.asarray(weight[part])} if "weight" in options else options
-            own = [cupy.asarray(a) for a in (z[:, part].astype(dtype), x, w[:, part], b[part], t)]
+            arrays = {"weight": weight[part], "sample_weight": rows}
+            mine = {name: cupy.asarray(arrays[name]) if name in arrays else value for name, value in options.items()}
+            labels = t if t.ndim == 1 else t[:, part]
+            own = [cupy.asarray(a) for a in (z[:, part].astype(dtype), x, w[:, part], b[part], labels)]
             with cupyx.allow_synchronize(False):
                 loss, dx = distributed.softmax_cross_entropy_value_and_grad(own[0], own[4], comm=comm, **mine)
                 found = distributed.linear_cross_entropy_value_and_grad(

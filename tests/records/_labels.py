@@ -4,12 +4,27 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.tests.records._record import Array, Mistake, double
+from plugrad.tests.records._record import Array, Inputs, Mistake, double
 
 
 def sample_labels(rng: np.random.Generator, rows: int, classes: int) -> Any:
     """Class indices."""
     return rng.integers(0, classes, rows)
+
+
+def rows_with_weights(rng: np.random.Generator, sample: Inputs) -> Inputs:
+    """A weight for each row."""
+    return {"sample_weight": rng.random(len(sample["t"]), np.float32)}
+
+
+def most_rows_ignored(rng: np.random.Generator, sample: Inputs) -> Inputs:
+    """Labels by which one row of four counts."""
+    t = sample["t"]
+    return {"t": np.where(rng.random(len(t)) < 0.75, -100, t), "ignore_index": -100}
+
+
+# Of the losses of logits, the options that benchmarks time.
+TIMED = {"sample_weight": rows_with_weights, "z_loss": lambda rng, sample: {"z_loss": 1e-4}}
 
 
 def spread(

@@ -94,6 +94,9 @@ class Record:
         `symbolic` and `terms` take them.
     given : mapping
         The options of every call, for those without a default.
+    timed : mapping
+        Name -> ``change(rng, sample)``, which returns options, and arguments in place of those of a sample: with these
+        benchmarks time the kernel too.
     """
 
     function: Callable[..., Any]
@@ -114,6 +117,7 @@ class Record:
     keeps_small_elements: bool = False
     variants: tuple[Mapping[str, Any], ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
+    timed: Mapping[str, Callable[[np.random.Generator, Inputs], Inputs]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.exact is None:

@@ -87,6 +87,8 @@ def _textbook_backward(dy: Any, x: Any) -> Any:
     return dy * ((1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2 + x * density)
 
 
+_TIMED = {"tanh": lambda rng, sample: {"approximate": "tanh"}}
+
 RECORDS = (
     Record(
         function=K.gelu,
@@ -97,6 +99,7 @@ RECORDS = (
         exact=_exact,
         symbolic=_symbolic,
         variants=VARIANTS,
+        timed=_TIMED,
         mistakes=(
             Mistake({"x": "text"}, TypeError, "gelu: x: expected .*, got dtype <U4"),
             Mistake({"approximate": "erf"}, ValueError, "gelu: approximate: expected 'none' or 'tanh', got 'erf'"),
@@ -115,6 +118,7 @@ RECORDS = (
         terms=terms_of_slope(_oracle_backward),
         exact=_exact_backward,
         variants=VARIANTS,
+        timed=_TIMED,
         mistakes=(
             Mistake({"x": [1.0]}, ValueError, r"gelu_backward: x: expected the shape of dy, \(2, 3\), got \(1"),
             Mistake({"approximate": True}, TypeError, "gelu_backward: approximate: expected 'none' or 'tanh'"),

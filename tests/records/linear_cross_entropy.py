@@ -8,8 +8,10 @@ from plugrad import kernels as K
 from plugrad.backends.options import COMPUTE
 from plugrad.tests.records import affine, softmax_cross_entropy
 from plugrad.tests.records._labels import (
+    TIMED,
     mistakes_of_labels,
     mistakes_of_z_loss,
+    most_rows_ignored,
     reduced,
     sample_labels,
     spread,
@@ -19,6 +21,8 @@ from plugrad.tests.records._labels import (
 from plugrad.tests.records._record import Array, Inputs, Mistake, Record, double
 from plugrad.tests.records.affine import mistakes_of_layers, sample_layer
 from plugrad.tests.records.log_softmax import log_softmax
+
+_TIMED = {**TIMED, "softcap": lambda rng, sample: {"softcap": 30.0}, "skipped": most_rows_ignored}
 
 
 def _sample(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Inputs:
@@ -157,6 +161,7 @@ RECORDS = (
     Record(
         function=K.linear_cross_entropy,
         composed=_layer_then_loss,
+        timed=_TIMED,
         sample=_sample,
         oracle=_oracle,
         terms=_terms,
@@ -169,6 +174,7 @@ RECORDS = (
     Record(
         function=K.linear_cross_entropy_value_and_grad,
         composed=_layer_then_loss_then_gradients,
+        timed=_TIMED,
         sample=_sample,
         oracle=value_and_grad,
         terms=_value_and_grad_terms,

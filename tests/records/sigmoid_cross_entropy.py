@@ -21,6 +21,13 @@ def _sample_backward(rng: np.random.Generator, rows: int, classes: int, dtype: n
     return {"dloss": 0.7, "y": y.astype(dtype), "t": _labels(rng, rows, classes, dtype)}
 
 
+# A weight for each of the classes of a row.
+_TIMED = {
+    "pos_weight": lambda rng, sample: {"pos_weight": rng.random(sample["t"].shape[1:], np.float32)},
+    "weight": lambda rng, sample: {"weight": rng.random(sample["t"].shape[1:], np.float32)},
+}
+
+
 def _labels(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype[Any]) -> Any:
     """Labels of 0 and 1: with any other one the terms of the gradient may cancel."""
     return rng.integers(0, 2, (rows, classes)).astype(dtype)
@@ -181,6 +188,7 @@ _MISTAKES_OF_UPSTREAM = (
 RECORDS = (
     Record(
         function=K.sigmoid_cross_entropy,
+        timed=_TIMED,
         sample=_sample,
         oracle=_loss_and_sigmoid,
         textbook=_textbook,
@@ -194,6 +202,7 @@ RECORDS = (
     ),
     Record(
         function=K.sigmoid_cross_entropy_backward,
+        timed=_TIMED,
         sample=_sample_backward,
         oracle=_backward,
         terms=lambda dloss, y, t, **options: _backward(dloss, y, t, is_size=True, **options),
@@ -206,6 +215,7 @@ RECORDS = (
     ),
     Record(
         function=K.sigmoid_cross_entropy_value_and_grad,
+        timed=_TIMED,
         composed=_loss_then_gradient,
         sample=_sample,
         oracle=_value_and_grad,

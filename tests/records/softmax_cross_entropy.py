@@ -7,6 +7,7 @@ import numpy as np
 from plugrad import kernels as K
 from plugrad.tests.records import cross_entropy, softmax
 from plugrad.tests.records._labels import (
+    TIMED,
     loss_of_logarithms,
     loss_of_z,
     mistakes_of_losses,
@@ -145,6 +146,7 @@ RECORDS = (
     Record(
         function=K.softmax_cross_entropy,
         composed=_loss_of_probabilities,
+        timed=TIMED,
         sample=_sample,
         oracle=loss_and_softmax,
         terms=lambda x, t, **options: loss_and_softmax(x, t, **options, sizes=True),
@@ -185,6 +187,7 @@ RECORDS = (
     Record(
         function=K.softmax_cross_entropy_value_and_grad,
         composed=_loss_then_gradient,
+        timed=TIMED,
         sample=_sample,
         oracle=value_and_grad,
         terms=value_and_grad_terms,
