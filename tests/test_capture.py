@@ -11,6 +11,7 @@ import sys
 import threading
 import tracemalloc
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -673,7 +674,14 @@ def test_the_error_names_the_layer_as_in_the_block() -> None:
 
 
 def change(name: str, value: Any) -> Callable[[Any], None]:
-    return lambda array: setattr(array, name, value)
+    """A function that sets an attribute of an array, which NumPy advises against since 2.5."""
+
+    def changed(array: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            setattr(array, name, value)
+
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -702,7 +710,7 @@ def test_weights_of_rows_that_have_changed_their_dtype() -> None:
     weights = np.ones(2, np.float32)
     with K.capture() as graph:
         K.softmax_cross_entropy_value_and_grad(Z, T, sample_weight=weights)
-    weights.dtype = np.int32  # type: ignore[misc]
+    change("dtype", np.int32)(weights)
     with pytest.raises(ValueError, match=r"sample_weight: expected an array of dtype float32.*int32"):
         graph.replay()
 

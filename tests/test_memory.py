@@ -147,6 +147,29 @@ print(failed, abs(float(K.softmax(x).sum()) - 8) < 1e-5)
     assert python(LOOP + code, backend).split() == ["6", "True"]
 
 
+def test_training_in_threads_beside_forks_and_interrupts() -> None:
+    done = python("from plugrad.tests import soak\nprint(soak.run(0, rounds=8))", "numpy")
+    assert "8 forks, 8 interrupts" in done
+    assert done.split()[-1] == "0", done
+
+
+def test_the_soak_notices_other_bits_and_memory_that_grows() -> None:
+    code = """
+from plugrad.tests import soak
+one = soak.Soak()
+one.expected = dict.fromkeys(one.expected, b"")
+one.fork()
+one._check("the test")
+print(one.wrong[0] == "a forked child ended with status 256", len(one.wrong) == 1 + len(one.expected))
+sizes = iter([10 << 20, 60 << 20])
+soak.memory = lambda: next(sizes)
+print(soak.run(0, rounds=2))
+"""
+    done = python(code, "numpy").splitlines()
+    assert done[0] == "True True"
+    assert done[-2:] == ["memory grew by 50 MiB from the first half to the second", "1"]
+
+
 def _free() -> int:
     with open("/proc/meminfo") as meminfo:
         return int(next(line for line in meminfo if line.startswith("MemAvailable")).split()[1]) * 1024

@@ -19,10 +19,11 @@ import pytest
 from plugrad import backends
 from plugrad.backends import selection
 from plugrad.backends.cpu.affine import forward
+from plugrad.tests import first_calls
 from plugrad.tests.conformance import accuracy, cases
 from plugrad.tests.conformance.checks import CHECKS
 from plugrad.tests.conformance.snippets import snippet
-from plugrad.tests.conformance.subject import Case, Subject, close
+from plugrad.tests.conformance.subject import DTYPES, Case, Subject, close
 from plugrad.tests.mutants import MUTANTS, sound_module
 from plugrad.tests.records import RECORDS
 
@@ -330,3 +331,18 @@ def test_the_report_of_accuracy_marks_errors_above_the_budget(capsys: pytest.Cap
     assert "!" not in capsys.readouterr().out.partition("\n\n")[2]
     assert accuracy.report(["mutant"], ["sigmoid"]) == 1
     assert "!" in capsys.readouterr().out.partition("\n\n")[2]
+
+
+# The first calls
+
+
+def test_first_calls_of_every_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert first_calls.run("numpy", RECORDS, DTYPES) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count(": passed, ") == len(RECORDS) * len(DTYPES)
+    monkeypatch.setitem(backends.get("numpy").functions, "sigmoid", lambda x, y: y.fill(0.5))
+    assert first_calls.run("numpy", ["relu", "sigmoid"], [FLOAT32]) == 1
+    printed = capsys.readouterr()
+    assert "relu float32 on numpy: passed" in printed.out
+    assert "sigmoid float32 on numpy: failed" in printed.out
+    assert "AssertionError: y" in printed.err

@@ -13,12 +13,16 @@ Mode = ctypes.c_char * 64
 
 
 def _function(name: str) -> Any:
-    """A function of C's mathematical library, called without releasing Python's lock; None where there is none."""
-    library = {"linux": "libm.so.6", "win32": "ucrtbase"}.get(sys.platform)
-    try:
-        return ctypes.PyDLL(library)[name]
-    except (OSError, AttributeError, TypeError):
-        return None
+    """A function of C's mathematical library, called without releasing Python's lock; None where there is none.
+
+    On macOS, and on Linux with musl, it is a part of C's library, which Python has loaded.
+    """
+    for library in ("ucrtbase",) if sys.platform == "win32" else ("libm.so.6", None):
+        try:
+            return ctypes.PyDLL(library)[name]
+        except (OSError, AttributeError, TypeError):
+            continue
+    return None
 
 
 _get, _set = _function("fegetenv"), _function("fesetenv")

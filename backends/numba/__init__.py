@@ -131,8 +131,6 @@ def probe() -> str | None:
         return "NUMBA_DISABLE_JIT is set, and without its compiler numba computes nothing here; unset it"
     if (bound := _bound()) is not None and bound < 1:
         return f"NUMBA_NUM_THREADS={bound}: numba expects a positive integer"
-    if not hasattr(os, "sched_yield"):
-        return "its threads need an operating system with sched_yield"
     if reason := _too_little_space():
         return reason
     if error := _import_error():

@@ -11,13 +11,16 @@ the next one for as long as that before it sleeps, and so does a caller that wai
 yields its processor to other threads, such as those of BLAS.
 """
 
+import ctypes
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
 from numba import types
 
@@ -38,7 +41,11 @@ LOOKS = 200
 # More threads than this would only wait for Python's lock, whatever PLUGRAD_NUM_THREADS says.
 MOST_THREADS = 256
 
-_give_way = types.ExternalFunction("sched_yield", types.int32())
+# The function that lets another thread use the processor, and its library; None is that of C, which Python has loaded.
+GIVE_WAY, LIBRARY = ("SwitchToThread", "kernel32") if sys.platform == "win32" else ("sched_yield", None)
+
+llvmlite.binding.add_symbol(GIVE_WAY, ctypes.cast(ctypes.CDLL(LIBRARY)[GIVE_WAY], ctypes.c_void_p).value)
+_give_way = types.ExternalFunction(GIVE_WAY, types.int32())
 
 
 @compiled()

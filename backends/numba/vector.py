@@ -122,9 +122,9 @@ def muladd(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 def _has(feature: str) -> bool:
-    """Whether the processor has instructions that not every one of the x86 family has, and all others have."""
+    """Whether the processor has instructions that every AArch64 has, and some of the x86 family have."""
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return not triple.startswith(("x86", "i686")) or f"+{feature}" in features.split(",")
+    return triple.startswith(("aarch64", "arm64")) or f"+{feature}" in features.split(",")
 
 
 CONVERTS_HALVES = _has("f16c")  # float16; without, LLVM calls a library that numba has not
