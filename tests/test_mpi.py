@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from plugrad.tests import mpi_checks
-from plugrad.tests.processes import python
+from plugrad.tests.processes import PATIENCE, python
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("mpiexec"), pytest.mark.xdist_group("mpi")]
 
 # Messages stay on this machine: processes are forked, and messages go through memory.
 LOCAL = {"UCX_TLS": "self,sm", "PLUGRAD_NUM_THREADS": "1"}
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE = 300  # seconds until ranks that wait for each other are given up
 
 
 def mpiexec(ranks: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

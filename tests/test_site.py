@@ -19,6 +19,7 @@ import pytest
 
 from plugrad.backends.registry import BUILTIN
 from plugrad.kernels import KERNELS
+from plugrad.tests.processes import PATIENCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
@@ -38,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = re.search(r"`python (-m sphinx [^`]*)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert line
     command = [sys.executable, *line[1].split()]
-    done = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return built
 
