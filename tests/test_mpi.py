@@ -47,10 +47,9 @@ def test_all_checks_pass(ranks: int) -> None:
 def test_an_exception_on_one_rank_ends_the_job_with_its_traceback() -> None:
     done = mpiexec(3, "-m", "plugrad.tests.mpi_checks", "raises")
     assert done.returncode == 1
-    told = done.stderr
-    assert "rank 2 of 3 failed, and the job ends:\nTraceback (most recent call last):" in told
-    assert 'raise ArithmeticError("the last rank has had enough")' in told
-    assert "ArithmeticError: the last rank has had enough" in told
+    assert "rank 2 of 3 failed, and the job ends:\nTraceback (most recent call last):" in done.stderr
+    assert 'raise ArithmeticError("the last rank has had enough")' in done.stderr
+    assert "ArithmeticError: the last rank has had enough" in done.stderr
 
 
 def test_an_exit_of_one_rank_ends_the_job_with_its_status() -> None:
