@@ -33,7 +33,7 @@ class Unavailable(str):
 
 
 class Origin(Enum):
-    """Who wrote a backend, on which depends how far its functions are trusted."""
+    """The author of a backend: the functions of plug-ins are checked, those of plugrad are not."""
 
     BUILT_IN = "built in"  # its functions are called as they are
     REGISTERED = "registered"  # its errors name the backend, and the results of its kernels are checked

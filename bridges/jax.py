@@ -93,7 +93,7 @@ _parsed = functools.lru_cache(256)(json.loads)
 
 
 def _compute(text: bytes, arguments: list[Any], results: list[Any]) -> None:
-    """What XLA calls: write the results of a kernel into `results`."""
+    """Write the results of a kernel into `results`; XLA calls it."""
     name, names, wanted, options, choice = _parsed(text)
     given = dict(zip(names, arguments, strict=True))
     remaining = iter(results)

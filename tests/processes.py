@@ -6,6 +6,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+# Seconds until a process, or a thread, that hangs is given up. Nothing else ends by it: it is far longer than what any
+# test takes on a machine that has other work to do.
+PATIENCE = 1800
+
 # Computes, and prints the backend in force.
 SHOW = "from plugrad import backends, kernels as K; K.relu([1.0]); print(backends.current())"
 
@@ -22,5 +26,5 @@ def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-_Result = TypeVar("_Result")
+from plugrad.tests.processes import PATIENCE
 
-PATIENCE = 120  # seconds until a message that one rank never sends is an error
+_Result = TypeVar("_Result")
 
 
 class Ranks:
@@ -17,7 +17,7 @@ class Ranks:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.meeting = threading.Barrier(size, timeout=PATIENCE)
+        self.meeting = threading.Barrier(size, timeout=PATIENCE)  # for a message that one rank never sends
         self.given: list[Any] = [None] * size
         self.sent: list[tuple[str, int]] = []  # the operation and the number of elements of each message
 

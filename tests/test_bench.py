@@ -26,6 +26,7 @@ from plugrad.bench.sides import BRIDGES, PEERS, Side, copy, ours, products, text
 from plugrad.bench.sizes import NAMES, STEP, sizes_of
 from plugrad.bench.table import Table
 from plugrad.kernels import KERNELS
+from plugrad.tests.processes import PATIENCE
 
 
 def kernels_of_peers() -> list[Any]:
@@ -369,7 +370,7 @@ def test_an_interrupt_keeps_the_results_so_far(tmp_path: Path) -> None:
         if line.startswith("relu"):
             process.send_signal(signal.SIGINT)
             break
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert errors.endswith("interrupted: the results above are complete, the rest is missing\n")
     found = json.loads(kept.read_text())
@@ -456,7 +457,7 @@ def test_the_reader_of_the_table_may_leave(tmp_path: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-    assert process.wait(600) == 1
+    assert process.wait(PATIENCE) == 1
     assert "Traceback" not in errors
     assert not json.loads(kept.read_text())["complete"]
 

@@ -23,6 +23,7 @@ from plugrad import backends, kernels as K
 from plugrad.backends import selection
 from plugrad.backends.contract import PreparedCall
 from plugrad.kernels import gradcheck, jacobians, layers, optim
+from plugrad.tests.processes import PATIENCE
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -828,7 +829,7 @@ class Waiting:
         np.maximum(x, 0, out=out)
         if self.waits:
             self.entered.set()
-            assert self.go_on.wait(60)
+            assert self.go_on.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -845,7 +846,7 @@ def waiting() -> Waiting:
 def test_two_threads_do_not_replay_at_once(waiting: Any) -> None:
     thread = threading.Thread(target=waiting.graph.replay, name="the first")
     thread.start()
-    assert waiting.entered.wait(60)
+    assert waiting.entered.wait(PATIENCE)
     with pytest.raises(RuntimeError, match="is being replayed by another thread, 'the first'"):
         waiting.graph.replay()
     if hasattr(os, "fork"):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from plugrad.tests.processes import PATIENCE
+
 LONG = """
 import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
@@ -85,7 +87,7 @@ def on_numba(code: str, *arguments: str, **environment: str) -> "subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from plugrad import backends
 from plugrad.kernels import KERNELS
+from plugrad.tests.processes import PATIENCE
 
 NAMES = [name for name in ("numpy", "numba") if backends.available()[name]]
 LARGE_MEMORY = 6 * 2**30  # bytes, for arrays of more than 2^31 float16 numbers
@@ -27,7 +28,7 @@ def python(code: str, backend: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -36,7 +37,7 @@ def python(code: str, backend: str, **environment: str) -> str:
 @pytest.mark.parametrize("backend", NAMES)
 def test_kernels_access_no_memory_outside_their_arrays(backend: str) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", "plugrad.tests.guarded", backend]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[0]) > 2 * 4 * 15 * len(KERNELS)
 

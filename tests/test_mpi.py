@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from plugrad.tests import mpi_checks
-from plugrad.tests.processes import python
+from plugrad.tests.processes import PATIENCE, python
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("mpiexec"), pytest.mark.xdist_group("mpi")]
 
 # Messages stay on this machine: processes are forked, and messages go through memory.
 LOCAL = {"UCX_TLS": "self,sm", "PLUGRAD_NUM_THREADS": "1"}
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE = 300  # seconds until ranks that wait for each other are given up
 
 
 def mpiexec(ranks: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,10 +47,9 @@ def test_all_checks_pass(ranks: int) -> None:
 def test_an_exception_on_one_rank_ends_the_job_with_its_traceback() -> None:
     done = mpiexec(3, "-m", "plugrad.tests.mpi_checks", "raises")
     assert done.returncode == 1
-    told = done.stderr
-    assert "rank 2 of 3 failed, and the job ends:\nTraceback (most recent call last):" in told
-    assert 'raise ArithmeticError("the last rank has had enough")' in told
-    assert "ArithmeticError: the last rank has had enough" in told
+    assert "rank 2 of 3 failed, and the job ends:\nTraceback (most recent call last):" in done.stderr
+    assert 'raise ArithmeticError("the last rank has had enough")' in done.stderr
+    assert "ArithmeticError: the last rank has had enough" in done.stderr
 
 
 def test_an_exit_of_one_rank_ends_the_job_with_its_status() -> None:

@@ -15,6 +15,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from plugrad.tests.processes import PATIENCE
+
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = sorted((Path(__file__).parent.parent / "docs" / "notebooks").glob("*.ipynb"))
@@ -114,7 +116,11 @@ def test_it_prints_what_is_committed(path: Path, tmp_path: Path) -> None:
     for cell in code(document):
         cell.outputs, cell.execution_count = [], None
     NotebookClient(
-        document, timeout=300, kernel_manager_class=ThisPython, resources={"metadata": {"path": str(tmp_path)}}
+        document,
+        timeout=PATIENCE,
+        startup_timeout=PATIENCE,
+        kernel_manager_class=ThisPython,
+        resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
     for cell, before in zip(code(document), committed, strict=True):
         assert [kind for kind, _ in shown(cell)] == [kind for kind, _ in shown(before)], cell.source

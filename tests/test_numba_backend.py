@@ -32,6 +32,7 @@ from plugrad.backends.numba import (
     tiles,
     vector,
 )
+from plugrad.tests.processes import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -423,7 +424,7 @@ def test_no_helper_computes_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) 
 
     def interrupted(start: int, stop: int) -> None:
         if threading.get_ident() == caller:
-            assert running.wait(10)
+            assert running.wait(PATIENCE)
             raise KeyboardInterrupt
         running.set()
         time.sleep(0.2)
@@ -444,7 +445,7 @@ def test_an_interrupt_while_waiting_is_raised_after_the_wait(monkeypatch: pytest
 
     def slow(start: int, stop: int, x: Array) -> None:
         if threading.get_ident() == caller:
-            assert begun.wait(10)
+            assert begun.wait(PATIENCE)
             return
         begun.set()
         time.sleep(0.3)
@@ -467,15 +468,19 @@ def test_an_interrupt_while_waiting_is_raised_after_the_wait(monkeypatch: pytest
 
 def test_jobs_do_not_queue_up_while_all_helpers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 2)
-    busy, crew = threading.Event(), team._Team()
-    threading.Thread(
-        target=crew.compute, args=(team._Job(lambda start, stop: busy.wait(10), (), iter([(0, 1), (1, 2)])),)
-    ).start()
-    time.sleep(0.2)  # both workers are busy
+    begun, go_on, crew = threading.Semaphore(0), threading.Event(), team._Team()
+
+    def wait(start: int, stop: int) -> None:
+        begun.release()
+        assert go_on.wait(PATIENCE)
+
+    threading.Thread(target=crew.compute, args=(team._Job(wait, (), iter([(0, 1), (1, 2)])),)).start()
+    assert begun.acquire(timeout=PATIENCE)
+    assert begun.acquire(timeout=PATIENCE)  # both workers are busy
     for _ in range(50):
         crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], iter([(0, 1), (1, 2)])))
     assert len(crew.jobs) <= 2
-    busy.set()
+    go_on.set()
 
 
 def test_a_late_helper_is_not_counted_as_computing() -> None:
@@ -488,7 +493,7 @@ def test_a_late_helper_is_not_counted_as_computing() -> None:
 
     job = team._Job(slow, (), iter([(0, 1)]))
     threading.Thread(target=job.help).start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     threading.Timer(0.1, job.help).start()
     job.wait()
     assert done == [1]
@@ -578,7 +583,12 @@ def python(code: str, script: str = SCRIPT, **environment: str) -> str:
     """Run `code` after one of the scripts above in a new process, and return its output."""
     variables = {**os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", script + code], env=variables, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", script + code],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +20,7 @@ from plugrad.backends.numpy import pool
 from plugrad.backends.workspace import Workspace
 from plugrad.kernels import optim
 from plugrad.tests.conformance.subject import DTYPES, as_tuple, epsilon, loss_dtype
+from plugrad.tests.processes import PATIENCE
 from plugrad.tests.records import RECORDS, Record
 
 FLOAT32 = np.dtype(np.float32)
@@ -194,7 +195,7 @@ print(os.waitstatus_to_exitcode(status), np.array_equal(K.softmax(x), before))
 def test_a_forked_process_can_compute() -> None:
     environment = {**os.environ, "PLUGRAD_BACKEND": "numpy", "PLUGRAD_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.stdout.split() == ["0", "True"], done.stderr
 
@@ -203,18 +204,25 @@ def test_a_forked_process_can_compute() -> None:
 def test_an_error_in_one_block_stops_the_others_and_is_raised(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 10)
     monkeypatch.setattr(pool.threads, "count", lambda: 3)
-    started = []
+    started, stopped = [], threading.Event()
+
+    class Turns(deque[Any]):
+        def clear(self) -> None:
+            super().clear()
+            stopped.set()
 
     def task(scratch: Any, block: Any) -> int:
         started.append(int(block[0]))
         if block[0] == 10 * broken:
             raise KeyboardInterrupt
-        time.sleep(0.02)  # long enough for the error to be seen on a busy machine
+        if block[0] > 10 * broken:
+            assert stopped.wait(PATIENCE)
         return int(block[0])
 
+    monkeypatch.setattr(pool, "deque", Turns)
     with pytest.raises(KeyboardInterrupt):
         pool.run_blocks(task, (np.arange(1000),), (1000,), 1)
-    assert len(started) < 100
+    assert len(started) <= broken + 3
     assert pool.run_blocks(lambda scratch, block: int(block[0]), (np.arange(100),), (100,), 1) == list(
         range(0, 100, 10)
     )

@@ -14,6 +14,7 @@ from plugrad.bench.cases import Case
 from plugrad.bench.charts import _lines_of_roof, _roofs, plots
 from plugrad.bench.curves import Curve
 from plugrad.bench.measurements import Measurement, Results, Row
+from plugrad.tests.processes import PATIENCE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -69,7 +70,7 @@ def browser() -> Iterator[Browser]:
     assert CHROMIUM, "expected Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         # Its sandbox needs rights that containers do not give; the page is our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=1e3 * PATIENCE)
         yield browser
         browser.close()
 
@@ -82,13 +83,14 @@ def opened(browser: Browser, file: Path) -> Iterator[Page]:
 
 def _opened(browser: Browser, file: Path, **options: Any) -> Iterator[Page]:
     page = browser.new_page(**options)
+    page.set_default_timeout(1e3 * PATIENCE)  # milliseconds
     wrong: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(file.as_uri())
-    page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+    page.wait_for_function("document.documentElement.dataset.drawn")
     yield page
     page.close()
     assert wrong == []

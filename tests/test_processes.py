@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from plugrad.tests.processes import PATIENCE
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +39,7 @@ def script(folder: Path, code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -161,15 +162,17 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, total(2))
 
 def test_a_child_that_is_killed_leaves_nothing_locked(tmp_path: Path) -> None:
     code = """
-import signal, time
+import signal
 if __name__ == "__main__":
     total(0)
     for _ in range(5):
+        reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             while True:
                 total(1)
-        time.sleep(0.2)
+                os.write(writer, b".")
+        os.read(reader, 1)  # it computes
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         print(total(2))
@@ -182,10 +185,10 @@ if __name__ == "__main__":
 CALL = "from plugrad import kernels as K; import numpy as np; print(float(K.relu(np.arange(-3, 4, dtype='f4')).sum()))"
 
 
-def started(cache: Path, **environment: str) -> "subprocess.Popen[str]":
+def started(cache: Path, code: str = CALL) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", CALL],
-        env={**os.environ, "PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(cache), **environment},
+        [sys.executable, "-c", code],
+        env={**os.environ, "PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -194,20 +197,45 @@ def started(cache: Path, **environment: str) -> "subprocess.Popen[str]":
 
 def test_several_processes_compile_into_one_folder_at_once(tmp_path: Path) -> None:
     processes = [started(tmp_path) for _ in range(4)]
-    results = [process.communicate(timeout=300) for process in processes]
+    results = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [out for out, _ in results] == ["6.0\n"] * 4, results
-    out, errors = started(tmp_path).communicate(timeout=300)
+    out, errors = started(tmp_path).communicate(timeout=PATIENCE)
     assert out == "6.0\n"
     assert errors == ""  # the code is there, and whole: nothing is compiled, and there is no warning
 
 
+KILLED = """
+import os, signal
+from numba.core import event
+
+def reach(here):
+    if here == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Watch(event.Listener):
+    def on_start(self, _):
+        reach("start")
+    def on_end(self, _):
+        reach("end")
+
+def replaced(new, old):  # numba writes the file of the code under another name, and then renames it
+    kind = os.path.splitext(old)[1]
+    reach(f"before {kind}")
+    replace(new, old)
+    reach(f"after {kind}")
+
+event.register("numba:compile", Watch())
+replace, os.replace = os.replace, replaced
+"""
+
+
 def test_a_process_killed_while_it_compiles_leaves_a_usable_cache(tmp_path: Path) -> None:
-    for wait in (0.8, 1.6, 2.4, 3.2):
-        process = started(tmp_path)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-    out, _ = started(tmp_path).communicate(timeout=300)
+    """At the start and the end of a compilation, and before and after the index and the code are written."""
+    for place in ("start", "end", "before .nbi", "after .nbi", "before .nbc", "after .nbc"):
+        process = started(tmp_path, f"place = {place!r}\n{KILLED}\n{CALL}")
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL, (place, errors)
+    out, _ = started(tmp_path).communicate(timeout=PATIENCE)
     assert out == "6.0\n"
 
 
@@ -220,10 +248,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr
-    out, errors = started(tmp_path / "full").communicate(timeout=300)
+    out, errors = started(tmp_path / "full").communicate(timeout=PATIENCE)
     assert out == "6.0\n", errors
 
 
@@ -232,6 +260,6 @@ def test_without_a_home_folder(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CONFIG_HOME")}
     environment = {name: value for name, value in environment.items() if not name.startswith("PLUGRAD")}
     done = subprocess.run(
-        [sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert (done.returncode, done.stdout) == (0, "6.0\n"), done.stderr

@@ -15,7 +15,7 @@ import pytest
 from plugrad import backends, kernels as K
 from plugrad.backends import BackendUnavailableError, registry, selection
 from plugrad.tests.fakes import counting_module
-from plugrad.tests.processes import SHOW, python
+from plugrad.tests.processes import PATIENCE, SHOW, python
 
 # The environment
 
@@ -292,14 +292,14 @@ def test_set_default_is_not_undone_by_a_thread_that_reads_the_environment(monkey
     def slowly(name: str) -> bool:
         if threading.current_thread() is reader:
             reading.set()
-            go_on.wait(5)
+            go_on.wait(PATIENCE)
         return known(name)
 
     monkeypatch.setattr(registry, "is_known", slowly)
     monkeypatch.setenv("PLUGRAD_BACKEND", "cupy")
     reader = threading.Thread(target=selection.chosen)
     reader.start()
-    assert reading.wait(60)
+    assert reading.wait(PATIENCE)
     setter = threading.Thread(target=backends.set_default, args=("numpy",))
     setter.start()
     setter.join(0.5)  # it has to wait for the reader; if it does not, what it sets is overwritten

@@ -23,6 +23,7 @@ from playwright.sync_api import sync_playwright
 from plugrad.backends import contract
 from plugrad.backends.registry import BUILTIN
 from plugrad.kernels import KERNELS, Kernel
+from plugrad.tests.processes import PATIENCE
 from plugrad.tests.records import RECORDS, Mistake
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
@@ -43,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = re.search(r"`python (-m sphinx [^`]*)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert line
     command = [sys.executable, *line[1].split()]
-    done = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return built
 

@@ -159,7 +159,7 @@ def test_the_snippet_of_a_failure_repeats_it(name: str, holds: str) -> None:
             code = code_of(error)
             break
     else:
-        pytest.fail("the check tells no call")
+        pytest.fail("the check names no call")
     assert holds in code
     assert "..." not in code.replace("[...]", "")
     assert run(code) != run(code.replace("'mutant'", "'sound'")), code

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from plugrad.tests.processes import PATIENCE
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
@@ -69,7 +71,7 @@ def python(code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -40,9 +40,10 @@ class Sample:
     span: float
     x: Any
     t: Any
-    exact: list[Any]  # results as mpmath numbers, flat
-    scale: list[float]  # per result: what an ulp of the budget is an ulp of
-    shares: list[float]  # per result: what its error is divided by
+    exact: Any  # the float64 nearest to each result, flat
+    rest: Any  # of float64, the float64 nearest to what is left of each result: both have twice the digits; else 0
+    scale: Any  # per result: what an ulp of the budget is an ulp of
+    shares: Any  # per result: what its error is divided by
     options: Mapping[str, Any]
 
     def case(self) -> Case:
@@ -56,28 +57,25 @@ class Sample:
         """The dtype of the results."""
         return loss_dtype(self.dtype) if is_any_loss(self.kernel) else self.dtype
 
+    def off(self, results: Any) -> Any:
+        """How far each result is off: infinitely far if it is not finite."""
+        values = np.asarray(results).astype(np.float64).reshape(-1)
+        is_finite = np.isfinite(values)
+        # The difference of neighbours is exact (Sterbenz), and of others the rounding does not matter.
+        return np.where(is_finite, np.abs(np.where(is_finite, values, 0) - self.exact - self.rest), np.inf)
+
     def errors(self, results: Any) -> Any:
         """The error of each result, in ulp of what the budget names."""
-        values = np.asarray(results).astype(np.float64).reshape(-1)
-        with mpmath.workdps(DIGITS):
-            return np.array(
-                [
-                    float(abs(mpmath.mpf(float(value)) - exact)) / (share * ulp(scale, self.wanted))
-                    if np.isfinite(value)
-                    else np.inf
-                    for value, exact, scale, share in zip(values, self.exact, self.scale, self.shares, strict=True)
-                ]
-            )
+        return self.off(results) / (self.shares * ulp(self.scale, self.wanted))
 
     def __str__(self) -> str:
         return f"{self.classes} classes with logits over a span of {self.span:g}"
 
 
-def ulp(value: float, dtype: DType) -> float:
-    """The distance between neighbouring numbers of `dtype` at `value`."""
-    of = finfo(dtype)
-    exponent = np.frexp(max(abs(value), float(of.smallest_normal)))[1] - 1
-    return float(np.ldexp(epsilon(dtype), int(exponent)))
+def ulp(values: Any, dtype: DType) -> Any:
+    """The distance between neighbouring numbers of `dtype` at each of some float64 values."""
+    exponents = np.frexp(np.maximum(np.abs(values), float(finfo(dtype).smallest_normal)))[1] - 1
+    return np.ldexp(epsilon(dtype), exponents)
 
 
 def sample(
@@ -100,18 +98,22 @@ def sample(
     elif is_binary(kernel):
         t = rng.choice(np.array([0.0, 0.25, 1.0]).astype(dtype), x.shape)
         t[::2] = x[::2] > 0
-    exact: list[Any] = []
+    exact: list[float] = []
     scale: list[float] = []
     shares: list[float] = []
+    rest: list[float] = []
     with mpmath.workdps(DIGITS):
         for row, label in zip(x.astype(np.float64), t, strict=True):
             numbers = [mpmath.mpf(float(v)) for v in row]
             of_row = [mpmath.mpf(float(v)) for v in label] if is_binary(kernel) else int(label)
             results = kernel.exact(mpmath, numbers, of_row, **options)
-            exact += results
+            exact += map(float, results)
+            if dtype == np.float64:
+                rest += [float(result - mpmath.mpf(float(result))) for result in results]
             scale += _scale([float(v) for v in row], results, kernel.budget.of)
             shares += _shares(numbers, results, kernel.budget.of, dtype)
-    return Sample(kernel, dtype, classes, span, x, t, exact, scale, shares, options)
+    of_results = np.array(exact), np.array(rest or 0.0), np.array(scale), np.array(shares)
+    return Sample(kernel, dtype, classes, span, x, t, *of_results, options)
 
 
 def _scale(row: list[float], results: list[Any], of: str) -> list[float]:

@@ -67,12 +67,15 @@ def _call_kernel(dice: Dice, subject: Subject, kernel: Record, about: list[str])
 def findings(
     subjects: list[Subject], chosen: list[str], seed: int, seconds: float, report: Callable[[str], None]
 ) -> Iterator[str | None]:
-    """Make calls for `seconds`; yield the finding of each call, or None."""
+    """Make calls for `seconds`, and one at least; yield the finding of each call, or None."""
     start = line = time.monotonic()
     number = 0
-    while (now := time.monotonic()) < start + seconds:
+    while True:
         yield attempt(subjects, chosen, seed, number)
         number += 1
+        now = time.monotonic()
+        if now >= start + seconds:
+            return
         if now > line + EVERY:
             line = now
             report(f"{number:,} calls in {now - start:.0f} s")

@@ -17,7 +17,7 @@ from plugrad.tests.conformance.subject import Subject
 from plugrad.tests.records import RECORDS
 
 AREAS = (*dict.fromkeys(check.area for check in CHECKS.values()), "random")
-WIDTH = 160  # of a line that tells of a failure
+WIDTH = 160  # of a line about a failure
 
 
 class Matrix:

@@ -32,7 +32,7 @@ def the_backend_does_the_work(subject: Subject, kernel: Record, dtype: DType) ->
                     kernel.function, *(subject.array(case.inputs[n]) for n in kernel.arguments)
                 )
             assert chosen == subject.name, f"use({subject.name!r}) selected {chosen!r}"
-            assert explained.backend == subject.name, f"explain tells of {explained.backend!r}, not of {subject.name!r}"
+            assert explained.backend == subject.name, f"explain names {explained.backend!r}, not {subject.name!r}"
             with witness(subject, kernel) as calls:
                 subject.call(case)
             assert calls == {kernel.name: 1}, f"{kernel.name}: the calls of the backend's own functions were {calls}"
