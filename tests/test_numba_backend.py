@@ -17,6 +17,7 @@ import ml_dtypes
 import numba
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
 
 from plugrad import backends, kernels as K
 from plugrad.backends import sources, trust
@@ -126,6 +127,29 @@ def test_scaled_exponentials_keep_nan_and_infinity(dtype: Any, top: float) -> No
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_subnormal_products_have_the_bits_of_a_multiplication(dtype: Any) -> None:
+    @compiled
+    def products(e: Array, factors: Array, y: Array) -> None:
+        for i in range(factors.size):
+            limit, sign, up, magic = vector.product_rounding(factors[i])
+            for j in range(e.size):
+                y[i, j] = vector.rounded_product(e[j], factors[i], limit, sign, up, magic)
+
+    of, scale, rng = np.finfo(dtype), {np.float32: 64, np.float64: 512}[dtype], np.random.default_rng(0)
+    e = np.append(0, np.exp2(scale + rng.uniform(of.minexp - of.nmant - 2, 0, 50_000))).astype(dtype)
+    norms = np.exp2(-scale - rng.uniform(0, 20, 10))
+    factors = np.concatenate([norms, -norms, [0.3, -0.9, 2, 0, np.nan, np.inf]]).astype(dtype)
+    got = np.empty((factors.size, e.size), dtype)
+    products(e, factors, got)
+    with np.errstate(all="ignore"):
+        expected = e * factors[:, None]
+    assert ((np.abs(expected) < of.smallest_normal) & (expected != 0)).mean() > 0.01
+    np.testing.assert_array_equal(got, expected)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(got[numbers]), np.signbit(expected[numbers]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_logarithm(dtype: Any) -> None:
     x = np.concatenate([spread_over_exponents(dtype), 1 + np.linspace(-0.5, 0.5, 100_001).astype(dtype)])
     exact = np.log(x.astype(np.longdouble))
@@ -209,6 +233,33 @@ def test_kernels_are_vectorised(kernel: Any, dtype: Any) -> None:
     assert "gather" not in assembly.replace("tiles6gather", "")
     assert "vpscatter" not in assembly
     assert "vscatter" not in assembly
+
+
+def test_vectors_are_as_wide_as_those_of_the_processor_in_functions_of_the_backend_only() -> None:
+    x = np.ones((64, 64), np.float32)
+    anew = compiled(rows.softmax.py_func)
+    anew(0, 64, x, x.copy())
+    assert compiling.WIDE not in "".join(anew.inspect_llvm().values())  # of a user's function
+    ours = compiling.compiled()(rows.softmax.py_func)
+    ours._cache = NullCache()  # cached code cannot be inspected
+    ours(0, 64, x, x.copy())
+    assert compiling.WIDE in "".join(ours.inspect_llvm().values())
+    assert ("zmm" in "".join(ours.inspect_asm().values())) == vector._has("avx512f") & (platform.machine() == "x86_64")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("kernel", [K.softmax, K.log_softmax, K.softmax_backward, K.log_softmax_backward])
+def test_a_row_has_the_same_bits_in_an_array_whose_rows_are_fetched_ahead(kernel: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    shape = (rows.NEAR // 700 + 2, 700)
+    assert rows.STRIP < shape[1] <= rows.LONG
+    arguments = [
+        rng.normal(scale=20, size=shape).astype(dtype) for _ in range(2 if "backward" in kernel.__name__ else 1)
+    ]
+    with backends.use("numba"):
+        whole = kernel(*arguments)
+        for i in (0, 1, len(whole) - 1):
+            np.testing.assert_array_equal(whole[i], kernel(*[x[i] for x in arguments]))
 
 
 def test_blocks_are_transposed() -> None:

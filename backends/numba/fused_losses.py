@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import copy, fill, real, scratch, store
-from plugrad.backends.numba.rows import CONFIDENT, exponentials, sum_of_others, total_of
+from plugrad.backends.numba.memory import copy, fill, real, row_of, scratch, store
+from plugrad.backends.numba.rows import CONFIDENT, exponentials, store_products, strip_of, sum_of_others, total_of
 from plugrad.backends.numba.targets import (
     EACH,
     GRADIENT,
@@ -53,14 +53,14 @@ SMALL_SHARE = 2.0**-40
 
 
 @inlined()
-def _store_gradient(e: Any, norm: Any, share: Any, row: Any) -> None:
-    """``row = e * norm * share``."""
+def _store_gradient(e: Any, norm: Any, share: Any, least: Any, row: Any) -> None:
+    """``row = e * norm * share``, given the least of the exponentials `e`."""
     if abs(share) < SMALL_SHARE:
         for j in range(e.size):
             e[j] *= norm
         store(e, share, row)
     else:
-        store(e, share * norm, row)
+        store_products(e, share * norm, least, row)
 
 
 @compiled()
@@ -90,7 +90,7 @@ def rows_of_class_indices(
         factor, sums = 1 / divisor if divisor else 0.0, np.empty(stop)
     if weight.ndim == PER_ROW:
         of_classes, z_losses = weights_of_classes(weight, x.shape[1]), scratch(x, block)
-    e = scratch(x, x.shape[1])
+    e, step = scratch(x, x.shape[1]), strip_of(x)
     below, others, scale = scratch(x, block), scratch(x, block), scratch(x, block)  # of the rows of a block
     zero, one, slope_factor = e.dtype.type(0), e.dtype.type(1), real(x, factor)
     for b in range(start, stop):
@@ -100,10 +100,10 @@ def rows_of_class_indices(
             label = t[i]
             below[r], others[r], scale[r] = zero, zero, zero
             counts = label != ignore
+            row, result = row_of(x, i), row_of(y, i)
             if counts or not gradient:
-                row = x[i]
                 top = largest(row)
-                total = exponentials(row, top, e)
+                total, least = exponentials(row, top, e, result, step)
                 norm = one / total
             if counts:
                 if weight.ndim == PER_ROW:
@@ -121,12 +121,12 @@ def rows_of_class_indices(
                     share += slope_factor * z_slope
                     at_label += slope_factor * z_slope * (e[label] * norm)
             if not gradient:
-                store(e, norm, y[i])
+                store_products(e, norm, least, result)
             elif counts:
-                _store_gradient(e, norm, share, y[i])
-                y[i, label] = narrow(at_label, y[i, label])
+                _store_gradient(e, norm, share, least, result)
+                result[label] = narrow(at_label, result[label])
             else:
-                fill(y[i], zero)
+                fill(result, zero)
         for r in range(rows):  # in a loop of their own, so that the logarithms are taken in vector registers
             others[r] = weighted(below[r] + log1p(others[r]), scale[r])
         if weight.ndim == PER_ROW:
@@ -170,17 +170,17 @@ def rows_of_labels(
 ) -> None:
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
     targets, gradient = targets_for(x, x.shape[1], t, weight, ignore, smoothing), mode & GRADIENT != 0
-    e, q = scratch(x, x.shape[1]), scratch(x, x.shape[1])
+    e, q, step = scratch(x, x.shape[1]), scratch(x, x.shape[1]), strip_of(x)
     zero, one = e.dtype.type(0), e.dtype.type(1)
     for b in range(start, stop):
         total_loss = 0.0
         for i in range(b * block, min((b + 1) * block, len(x))):
             counts = not is_ignored(targets, i)
             loss = zero
+            row, result = row_of(x, i), row_of(y, i)
             if counts or not gradient:
-                row = x[i]
                 top = largest(row)
-                total = exponentials(row, top, e)
+                total, least = exponentials(row, top, e, result, step)
                 norm = one / total
             if counts:
                 fill_row(targets, i, q)
@@ -194,11 +194,11 @@ def rows_of_labels(
                     _gradient_of_row(row, top, others, norm, q, z_slope, e)
                 else:
                     _gradient_of_row(row, top, others, norm, q, None, e)
-                store(e, real(x, factor), y[i])
+                store(e, real(x, factor), result)
             elif gradient:
-                fill(y[i], zero)
+                fill(result, zero)
             else:
-                store(e, norm, y[i])
+                store_products(e, norm, least, result)
             total_loss += np.float64(loss)
             if mode & EACH:
                 losses[i] = loss

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import populate_array
 
 from plugrad.backends.numba.compiling import inlined
 from plugrad.backends.numba.vector import narrow
@@ -67,8 +70,80 @@ def destination(row: Any, values: Any, direct: bool) -> Any:
 @overload(destination, strict=False)
 def _destination(row: Any, values: Any, direct: bool) -> Any:
     if row.dtype == values.dtype:
-        return lambda row, values, direct: row if direct else values[: row.size]
-    return lambda row, values, direct: values[: row.size]
+        return lambda row, values, direct: row if direct else part_of(values, 0, row.size)
+    return lambda row, values, direct: part_of(values, 0, row.size)
+
+
+def _view(context: Any, builder: Any, kind: Any, start: Any, size: Any) -> Any:
+    """An array of one dimension that holds no reference to its memory."""
+    view = context.make_array(kind)(context, builder)
+    itemsize = context.get_constant(types.intp, kind.dtype.bitwidth // 8)
+    populate_array(view, data=start, shape=[size], strides=[itemsize], itemsize=itemsize, meminfo=None)
+    return view._getvalue()
+
+
+@intrinsic
+def part_of(typing_context: Any, array: Any, start: Any, stop: Any) -> Any:
+    """``array[start:stop]`` of an array of one dimension, for indices within it.
+
+    Numba's own slices count references to the array wherever a loop or a branch keeps the compiler from finding out
+    that they need not, which takes as long as a short row.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole, start, stop = arguments
+        memory = context.make_array(array)(context, builder, whole).data
+        return _view(context, builder, array, builder.gep(memory, [start]), builder.sub(stop, start))
+
+    return array(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def row_of(typing_context: Any, matrix: Any, number: Any) -> Any:
+    """``matrix[number]``, in the same way."""
+    kind = matrix.copy(ndim=1)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(matrix)(context, builder, arguments[0])
+        size = builder.extract_value(whole.shape, 1)
+        return _view(context, builder, kind, builder.gep(whole.data, [builder.mul(arguments[1], size)]), size)
+
+    return kind(matrix, types.intp), generate
+
+
+# To fetch ahead makes softmax of 4096x1024 a fifth faster on a Xeon, and made it 3 to 20 % slower on Zen 4. LLVM's name
+# of the processor is in the key of the cache.
+_, PROCESSOR, _ = cpu_target.target_context.codegen().magic_tuple()
+FETCHES = not PROCESSOR.startswith("znver")
+
+LINE = 64  # bytes of a cache line of most processors
+NEAREST, DATA = 3, 1  # arguments of `llvm.prefetch`: into the first-level cache, not for instructions
+
+
+def _prefetch(to_write: int) -> Any:
+    """A function that fetches elements from memory while others are computed; they may lie past the array's end."""
+
+    @intrinsic
+    def prefetch(typing_context: Any, array: Any, start: Any, stop: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            if not FETCHES:
+                return context.get_dummy_value()
+            memory = context.make_array(array)(context, builder, arguments[0]).data
+            byte, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, integer, integer, integer])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+            step = ir.Constant(arguments[1].type, LINE * 8 // array.dtype.bitwidth)
+            with cgutils.for_range_slice(builder, *arguments[1:], step) as (index, _):
+                place = builder.bitcast(builder.gep(memory, [index]), byte)
+                builder.call(function, [place, integer(to_write), integer(NEAREST), integer(DATA)])
+            return context.get_dummy_value()
+
+        return types.none(array, types.intp, types.intp), generate
+
+    return prefetch
+
+
+fetch, fetch_to_write = _prefetch(0), _prefetch(1)
 
 
 @inlined()

@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.memory import copy, scratch
+from plugrad.backends.numba.memory import copy, part_of, row_of, scratch
 from plugrad.backends.numba.vector import exp, exp_scaling, log1p, muladd, narrow, scaled_exp, widen
 
 # From so many contiguous rows of a matrix on, a tile holds rows of one matrix; below, all rows of several matrices.
@@ -80,11 +80,11 @@ def gather(x: Any, place: Place, flat: Any, tile: Any) -> None:
     if class_step >= CONTIGUOUS:
         for k in range(len(tile)):
             first = start + k * class_step
-            values, row = x[first : first + rows], tile[k]
+            values, row = part_of(x, first, first + rows), row_of(tile, k)
             for lane in range(rows):
                 row[lane] = widen(values[lane])
         return
-    values = x[start : start + rows * len(tile)]
+    values = part_of(x, start, start + rows * len(tile))
     for j in range(values.size):
         flat[j] = widen(values[j])
     lanes = tile.shape[1]
@@ -96,7 +96,7 @@ def gather(x: Any, place: Place, flat: Any, tile: Any) -> None:
         for lane in range(0, rows, class_step):
             for k in range(len(tile)):
                 at = lane * len(tile) + k * class_step
-                copy(flat[at : at + class_step], tile[k][lane : lane + class_step])
+                copy(part_of(flat, at, at + class_step), part_of(row_of(tile, k), lane, lane + class_step))
 
 
 @inlined()
@@ -106,7 +106,7 @@ def scatter(tile: Any, place: Place, flat: Any, y: Any) -> None:
     if class_step >= CONTIGUOUS:
         for k in range(len(tile)):
             first = start + k * class_step
-            values, row = y[first : first + rows], tile[k]
+            values, row = part_of(y, first, first + rows), row_of(tile, k)
             for lane in range(rows):
                 values[lane] = narrow(row[lane], values[lane])
         return
@@ -119,8 +119,8 @@ def scatter(tile: Any, place: Place, flat: Any, y: Any) -> None:
         for lane in range(0, rows, class_step):
             for k in range(len(tile)):
                 at = lane * len(tile) + k * class_step
-                copy(tile[k][lane : lane + class_step], flat[at : at + class_step])
-    values = y[start : start + rows * len(tile)]
+                copy(part_of(row_of(tile, k), lane, lane + class_step), part_of(flat, at, at + class_step))
+    values = part_of(y, start, start + rows * len(tile))
     for j in range(values.size):
         values[j] = narrow(flat[j], values[j])
 
@@ -180,9 +180,9 @@ def add(total: Any, part: Any, k: int, classes: int) -> None:
 @inlined()
 def largest_of_lanes(tile: Any, top: Any) -> None:
     """The largest number in each lane."""
-    copy(tile[0], top)
+    copy(row_of(tile, 0), top)
     for k in range(1, len(tile)):
-        row = tile[k]
+        row = row_of(tile, k)
         for lane in range(top.size):
             top[lane] = row[lane] if row[lane] > top[lane] else top[lane]
 
@@ -211,7 +211,7 @@ def exponentials_of_lanes(tile: Any, top: Any, vectors: Any, e: Any, others: Any
     for lane in range(top.size):
         one[lane] = scaled_exp(top[lane], shift[lane], lowest[lane], magic[lane])
     for k in range(len(tile)):
-        row, values = tile[k], e[k]
+        row, values = row_of(tile, k), row_of(e, k)
         for lane in range(top.size):
             values[lane] = scaled_exp(row[lane], shift[lane], lowest[lane], magic[lane])
             is_one = row[lane] == top[lane]
@@ -238,7 +238,7 @@ def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> No
         fill_scalings(top, vectors)
         total[:] = zero
         for k in range(classes):
-            row = tile[k]
+            row = row_of(tile, k)
             for lane in range(lanes):
                 row[lane] = scaled_exp(row[lane], shift[lane], lowest[lane], magic[lane])
                 part[lane] += row[lane]
@@ -246,7 +246,7 @@ def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> No
         for lane in range(lanes):
             total[lane] = one / total[lane]
         for k in range(classes):
-            row = tile[k]
+            row = row_of(tile, k)
             for lane in range(lanes):
                 row[lane] *= total[lane]
         scatter(tile, place, flat, flat_y)
@@ -266,12 +266,14 @@ def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: 
         gather(flat_y, place, flat, p)
         mean[:] = mean.dtype.type(0)
         for k in range(classes):
+            row_of_dy, row_of_y = row_of(upstream, k), row_of(p, k)
             for lane in range(lanes):
-                part[lane] = muladd(upstream[k, lane], p[k, lane], part[lane])
+                part[lane] = muladd(row_of_dy[lane], row_of_y[lane], part[lane])
             add(mean, part, k, classes)
         for k in range(classes):
+            row_of_dy, row_of_y = row_of(upstream, k), row_of(p, k)
             for lane in range(lanes):
-                p[k, lane] *= upstream[k, lane] - mean[lane]
+                row_of_y[lane] *= row_of_dy[lane] - mean[lane]
         scatter(p, place, flat, flat_dx)
 
 
