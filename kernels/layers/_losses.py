@@ -185,7 +185,8 @@ class _LossOfLogits(Loss):
         self._saved = self._library = None
         backend = backend_for(x)
         logits = floating(self._value_and_grad.__name__, "x", x, backend)
-        out = self._gradients.take(backend, logits.shape, logits.dtype) if logits.nbytes >= ResultMemory.WORTHWHILE else None
+        is_small = logits.nbytes < ResultMemory.WORTHWHILE
+        out = None if is_small else self._gradients.take(backend, logits.shape, logits.dtype)
         loss: LossValue
         loss, dx = self._value_and_grad(logits, t, out=out, **options)
         self._name_call(backend)
