@@ -157,7 +157,7 @@ def test_a_kernel_that_a_peer_lacks_is_not_measured() -> None:
 
 def test_names_with_options_fit_their_column() -> None:
     table = Table(Results([], "", {}, ["numpy"], []), set(), cases=[Case(name, "8x5") for name in TIMED])
-    sides = {"numpy": Measurement([1.0], [1.0, 1.0, 1.0])}
+    sides = {"numpy": Measurement([1e-3], [1e-3, 1e-3, 1e-3])}
     lines = [table.heading(), *(table.line(Row(Case(name, "8x5"), sides)) for name in ("relu", *TIMED))]
     assert len({len(line) for line in lines}) == 1
 
