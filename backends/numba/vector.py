@@ -306,6 +306,7 @@ def _rounded_product(of: Format) -> Any:
     @inlined()
     def rounded_product(e: Any, factor: Any, limit: Any, sign: Any, up: Any, magic: Any) -> Any:
         is_small = e < limit
+        # By a comparison of integers: of one of numbers LLVM makes the multiplication that takes so long.
         product = number(bits(limit + limit) if bits(e) < bits(limit) else bits(e)) * factor
         small = integer(integer(bits(muladd(e, up, magic)) - bits(magic)) | sign)
         return number(small) if is_small else product
