@@ -182,15 +182,32 @@ def test_a_change_between_the_passes_is_seen(change: Callable[[layers.Sequential
         assert_same(*outcomes)
 
 
-def test_parameters_that_are_replaced_at_each_step_are_not_captured_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    captures = []
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with each capture."""
+    made: list[int] = []
     original = _passes.capture
-    monkeypatch.setattr(_passes, "capture", lambda: captures.append(1) or original())
+    monkeypatch.setattr(_passes, "capture", lambda: made.append(1) or original())
+    return made
+
+
+def test_parameters_that_are_replaced_at_each_step_are_not_captured_each_time(captures: list[int]) -> None:
     net = network()
     for _ in range(40):
         assert_same(passes(net, X, DY), by_layers(net, X, DY))
         replace_parameter(net)
     assert 0 < len(captures) <= 2 * (MOST + 1)
+
+
+def test_small_batches_with_large_results_are_captured_once(captures: list[int]) -> None:
+    net = layers.Sequential(layers.Affine.init(1, LARGEST, rng=0), layers.Relu())
+    x = np.ones((2, 1), np.float32)
+    expected = net.layers[1].forward(net.layers[0].forward(x))
+    assert expected.nbytes > LARGEST
+    for _ in range(6):
+        np.testing.assert_array_equal(net.forward(x), expected)
+    assert len(captures) == 1
+    assert not is_captured(net)
 
 
 def test_a_selection_of_another_backend_is_seen() -> None:

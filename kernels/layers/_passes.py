@@ -7,7 +7,7 @@ a batch is copied in, and the result out. The bits are those of the layers.
 
 import operator
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class Passes:
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
-        self._captured: dict[tuple[Any, ...], _Captured | None] = {}  # None after the first batch of a shape
+        # None after the first batch of a shape, and False if its results turned out to be large.
+        self._captured: dict[tuple[Any, ...], _Captured | Literal[False] | None] = {}
         self._latest: _Captured | None = None  # whose forward pass was the latest of the network
         self._recaptures = 0
 
@@ -90,6 +91,8 @@ class Passes:
         captured = self._captured.get(key)
         if captured is None:
             return self._capture(net, key, x)
+        if captured is False:
+            return BY_LAYERS
         if not captured.is_current():
             self._recaptures += 1
             self._captured.pop(key, None)
@@ -122,6 +125,8 @@ class Passes:
         captured = _Captured(net, self._layers, x)
         if captured.is_small():
             self._captured[key] = self._latest = captured
+        else:
+            self._captured[key] = False
         return captured.result()
 
     def backward(self, net: Any, dy: Array, needs_dx: bool) -> Any:
