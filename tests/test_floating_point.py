@@ -69,7 +69,7 @@ def test_every_thread_computes_in_the_mode_of_the_caller(mode: str) -> None:
             with computing(mode):  # at first, before any thread has started
                 expected = kernel(rows)
                 np.testing.assert_array_equal(kernel(x), np.tile(expected, (500, 1)))
-            # Else the test would show nothing. Softmax on numba keeps subnormal numbers in any mode (`rounded_product`).
+            # Else the test would show nothing. Softmax on numba keeps subnormal numbers anyway (`rounded_product`).
             assert (expected != few).any() or (kernel is K.softmax and mode == "flush")
             np.testing.assert_array_equal(kernel(x), np.tile(few, (500, 1)))
 
