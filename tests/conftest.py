@@ -24,7 +24,13 @@ from plugrad.tests.records import RECORDS, Record
 QUICK = ("shapes", "results_go_to_out", "nan_stays_in_its_row", "mistakes")
 
 # Files of slow tests only, which import packages that the extra `test` leaves out.
-SLOW_FILES = ("test_bridges_jax.py", "test_bridges_torch.py", "test_notebook_documents.py", "test_page.py")
+SLOW_FILES = (
+    "test_bridges_jax.py",
+    "test_bridges_torch.py",
+    "test_notebook_documents.py",
+    "test_page.py",
+    "test_site.py",
+)
 
 # Programs that tests may need apart from Python: their names, and the command that installs them.
 PROGRAMS = {
