@@ -142,9 +142,14 @@ class Backend:
         self.fuse = self._wrapped(hooks.fuse, host.fuse)
         self.warmup = self._wrapped(hooks.warmup, host.warmup)
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the backend is one of plugrad's own."""
+        return self._origin is Origin.BUILT_IN
+
     def _wrapped(self, hook: _Hook, default: object, check: _Wrapper = wrappers.named) -> _Hook:
         """A hook, wrapped unless it is one of plugrad's own; `check` is for the hooks of plug-ins."""
-        if self._origin is Origin.BUILT_IN or hook is default:
+        if self.is_built_in or hook is default:
             return hook
         wrap = check if self._origin is Origin.PLUG_IN else wrappers.named
         return cast(_Hook, wrap(self.described, hook))
@@ -164,7 +169,7 @@ class Backend:
 
     def own(self, kernel: str) -> Callable[..., Any] | None:
         """The function of the backend's own module for `kernel`, or None."""
-        if self._origin is Origin.BUILT_IN:
+        if self.is_built_in:
             return cast("Callable[..., Any] | None", getattr(self.module, kernel, None))
         function = wrappers.named(self.described, getattr)(self.module, kernel, None)
         return None if function is None else wrappers.checked_kernel(self.described, kernel, function)

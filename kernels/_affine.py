@@ -166,7 +166,8 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
         dy, x, w = real(name, "dy", dy, backend), real(name, "x", x, backend), real(name, "w", w, backend)
     rows, weights = x.shape, w.shape
     if len(weights) != 2 or not rows or rows[-1] != weights[0]:
-        fit(name, x, w)
+        is_swapped = rows[-1:] == weights[1:] and dy.shape[-1:] == weights[:1]
+        fit(name, x, w, "; dy comes first, then x" if is_swapped else None)
     shape = (*rows[:-1], weights[1])
     if dy.shape != shape:
         raise ValueError(f"{name}: dy: expected shape {shape} for x {x.shape} and w {w.shape}, got {dy.shape}")
@@ -247,8 +248,8 @@ def _can_be_written(
     return True
 
 
-def fit(kernel: str, x: Any, w: Any) -> None:
-    """Refuse inputs and weights that cannot be multiplied."""
+def fit(kernel: str, x: Any, w: Any, hint: str | None = None) -> None:
+    """Refuse inputs and weights that cannot be multiplied, with the remedy if it is known."""
     if w.ndim != 2:
         raise ValueError(f"{kernel}: w: expected shape (in, out), got {w.shape}")
     if not x.ndim:
@@ -256,7 +257,7 @@ def fit(kernel: str, x: Any, w: Any) -> None:
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{kernel}: x: expected {w.shape[0]} inputs along the last axis, as many as w {w.shape} has rows, "
-            f"got shape {x.shape}{_shape_hint(x, w)}"
+            f"got shape {x.shape}{_shape_hint(x, w) if hint is None else hint}"
         )
 
 

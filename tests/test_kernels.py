@@ -337,6 +337,7 @@ ROWS, CLASSES = np.zeros((3, 64)), np.zeros((64, 2))
         (lambda: K.affine(ROWS.reshape(3, 32, 2), CLASSES), r"; pass x.reshape\(len\(x\), -1\)"),
         (lambda: K.affine(ROWS, CLASSES, np.zeros((1, 2))), r"got \(1, 2\); pass b.ravel\(\)"),
         (lambda: K.affine(ROWS[:, :2], CLASSES), r"; if w is \(out, in\), pass w.T"),
+        (lambda: K.affine_backward(np.ones((5, 3)), np.ones((5, 2)), np.ones((3, 2))), r"; dy comes first, then x$"),
     ],
 )
 def test_errors_say_what_to_do(call: Callable[[], Any], hint: str) -> None:

@@ -729,6 +729,8 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     ),
     (lambda: _nested(), ValueError, r"expected each layer once, nested ones included, got Relu\(\) twice"),
     (lambda: layers.Sequential(K.relu), TypeError, "Sequential: layer 0: expected a Layer, got function"),
+    (lambda: layers.Sequential(layers.Relu), TypeError, "layer 0: expected a Layer, got the class Relu; call it"),
+    (lambda: layers.Affine(3, 4), ValueError, r"got \(\); Affine.init\(inputs, outputs\) draws weights of that shape"),
     (
         lambda: layers.Sequential(layers.Relu(), layers.SoftmaxWithLoss()),
         TypeError,

@@ -1,9 +1,11 @@
 """The captured passes of networks: the same bits as by the layers, whatever changes between two batches."""
 
+import contextlib
 import copy
 import gc
 import pickle
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -321,6 +323,130 @@ def test_a_derived_network_may_override_its_passes() -> None:
     results = [net.forward(X.reshape(6, 2, 2)) for _ in range(4)]
     for y in results:
         np.testing.assert_array_equal(y, results[0])
+
+
+def test_what_a_layer_has_kept_belongs_to_the_caller() -> None:
+    net = captured(network())
+    kept = []
+    for factor in (1, 2, 3):
+        net.forward(factor * X)
+        kept.append(net.layers[0].saved())
+    for factor, inputs in enumerate(kept, 1):
+        np.testing.assert_array_equal(inputs, factor * X)
+    assert_same([net.backward(DY), *net.grads], by_layers(net, 3 * X, DY)[1:])  # by layers, as one has copied its part
+
+
+def test_an_interrupted_batch_leaves_nothing_to_go_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = captured(network())
+
+    def interrupt(graph: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_passes.Graph, "make_calls", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            net.forward(X)
+    with pytest.raises(RuntimeError, match="call forward first"):
+        net.backward(DY)
+    assert_same(passes(net, X, DY), by_layers(net, X, DY))
+
+
+@pytest.mark.parametrize("captures_backward", [False, True])
+def test_a_capture_in_which_another_thread_uses_the_layers_is_not_kept(
+    captures_backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network()
+    original, stage = _passes.capture, []
+
+    @contextlib.contextmanager
+    def disturbed() -> Iterator[Any]:
+        with original() as graph:
+            yield graph
+        if len(stage) == captures_backward:  # what a thread does that computes by the layers meanwhile
+            net.layers[2].keep(np.ones((6, 8), np.float32))
+        stage.append(graph)
+
+    net.forward(X)
+    monkeypatch.setattr(_passes, "capture", disturbed)
+    net.forward(X)
+    if captures_backward:
+        net.backward(DY)
+    monkeypatch.undo()
+    assert stage
+    for _ in range(3):
+        assert_same(passes(net, X, DY), by_layers(net, X, DY))
+
+
+@pytest.mark.parametrize("x", [np.arange(4), np.array([True, False]), np.arange(4.0).astype(">f4")])
+def test_networks_without_parameters_take_other_dtypes_each_time(x: Any) -> None:
+    net = layers.Sequential(layers.Tanh())
+    for _ in range(4):
+        np.testing.assert_array_equal(net.forward(x), layers.Tanh().forward(x))
+
+
+def test_biases_in_a_list_are_taken_each_time() -> None:
+    net = layers.Sequential(layers.Affine.init(4, 3, rng=0), layers.Relu())
+    net.layers[0].b = [0.0, 0.0, 0.0]  # type: ignore[attr-defined]
+    for _ in range(4):
+        np.testing.assert_allclose(net.forward(X), np.maximum(X @ net.layers[0].w, 0), rtol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_options_that_are_replaced_are_seen() -> None:
+    net = layers.Sequential(layers.Affine.init(4, 3, rng=0), layers.LeakyRelu(negative_slope=0.5))
+    for _ in range(3):
+        assert net.forward(X).min() < 0
+    net.layers[1].options = {"negative_slope": 0.0}  # type: ignore[attr-defined]
+    assert net.forward(X).min() == 0
+
+
+def test_a_backward_pass_is_computed_by_the_backend_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = captured(network())
+    other = "numpy" if backends.current() == "numba" else "numba"
+    calls = []
+    functions = backends.get(other).functions
+    original = functions["affine_backward"]
+    monkeypatch.setitem(functions, "affine_backward", lambda *given: calls.append(1) or original(*given))
+    net.forward(X)
+    with backends.use(other):
+        net.backward(DY)
+    assert len(calls) == 3
+
+
+def test_a_registered_backend_computes_by_the_layers() -> None:
+    assert all(backends.get(name).is_built_in for name in ("numpy", "numba"))
+    module = types.SimpleNamespace(affine=lambda x, w, b, y: np.copyto(y, 7))
+    backends.register("affine_only", module, replace=True)
+    with backends.use("affine_only"):
+        net = layers.Sequential(layers.Affine.init(4, 3, rng=0))
+        for _ in range(4):
+            assert (net.forward(X) == 7).all()
+            assert not is_captured(net)
+
+
+def test_shapes_that_take_turns_are_not_captured_again_and_again(captures: list[int]) -> None:
+    net = network()
+    for _ in range(10):
+        for rows in range(1, 9):
+            for _ in range(2):
+                net.forward(X[:1].repeat(rows, axis=0))
+    assert 0 < len(captures) <= 3 * (MOST + 1)
+
+
+def test_a_capture_of_the_backward_pass_alone_records_it() -> None:
+    net = captured(network())
+    net.forward(X)
+    expected = by_layers(net, X, DY)
+    with K.capture() as graph:
+        dx = net.backward(DY.copy())
+    assert graph.kernels.count("affine_backward") == 3
+    net.forward(-X)
+    graph.replay()
+    assert_same([dx, *net.grads], expected[1:])
+
+
+def test_a_network_without_layers_returns_its_argument() -> None:
+    net = layers.Sequential()
+    assert all(net.forward(X) is X for _ in range(4))
 
 
 def test_a_capture_of_the_caller_records_the_layers() -> None:

@@ -70,7 +70,8 @@ class Affine(ComputingLayer):
         backend = backend_for(w)
         w = floating(name, "w", w, backend)
         if w.ndim != 2:
-            raise ValueError(f"{name}: w: expected shape (in, out), got {w.shape}")
+            hint = "" if w.ndim else f"; {name}.init(inputs, outputs) draws weights of that shape"
+            raise ValueError(f"{name}: w: expected shape (in, out), got {w.shape}{hint}")
         b = None if b is None else biases(name, b, w, backend)
         if b is None:
             self.names = ("w",)

@@ -19,6 +19,14 @@ from plugrad.kernels._state import State, checked_state
 from plugrad.kernels.layers._memory import ResultMemory
 
 
+class Deferred(ABC):
+    """Stands for what a layer has kept until it is asked for."""
+
+    @abstractmethod
+    def of(self, layer: Layer) -> Any:
+        """Return what a layer has kept, in arrays of its own; None if that is gone."""
+
+
 class Layer(ABC):
     """The base class of layers; derive your own from it.
 
@@ -88,6 +96,7 @@ class Layer(ABC):
 
     def _computed(self) -> dict[str, Any]:
         """The attributes that the layer has computed, and computes anew: gradients, and what it has saved."""
+        self._fetch_saved()
         names = {"_saved", "_library", *(f"d{name}" for name in self.names)}
         return {name: value for name, value in vars(self).items() if name in names}
 
@@ -131,9 +140,14 @@ class Layer(ABC):
 
     def saved(self) -> Any:
         """Return the value that `forward` has kept; raise a RuntimeError if `forward` has not been called."""
+        self._fetch_saved()
         if self._saved is None:
             raise RuntimeError(f"{type(self).__name__}: backward: call forward first")
         return self._saved
+
+    def _fetch_saved(self) -> None:
+        if isinstance(self._saved, Deferred):
+            self._saved = self._saved.of(self)
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy of the layer whose parameters have another dtype."""

@@ -5,65 +5,120 @@ shape is computed by the layers in a `capture`, and the batches after it by repl
 a batch is copied in, and the result out. The bits are those of the layers.
 """
 
-import operator
+from __future__ import annotations
+
 import threading
 from typing import Any, Literal
 
 import numpy as np
 
 from plugrad.backends import selection
+from plugrad.backends.backend import Backend
+from plugrad.backends.options import COMPUTE
 from plugrad.kernels._arguments import Array
-from plugrad.kernels._capture import Graph, capture
+from plugrad.kernels._capture import Graph, arrays_of, capture
 from plugrad.kernels.layers._activations import Activation
 from plugrad.kernels.layers._affine import Affine
-from plugrad.kernels.layers._layer import Layer
+from plugrad.kernels.layers._layer import Deferred, Layer
 
-# Bytes of a batch or of a result; to copy a larger one takes longer than the code between the kernels.
-LARGEST = 2**18
+# Bytes of a batch, and of all that its forward pass keeps. To copy a larger batch takes longer than the code between
+# the kernels, and larger results would be missed elsewhere.
+LARGEST, MOST_KEPT = 2**18, 2**20
 
 # Shapes of batches whose passes are kept: in training, the last batch of an epoch, a validation, and one more. As often
-# passes are captured anew because a layer has other arrays than before.
+# passes are captured anew, because a layer has other arrays than before or because shapes take turns.
 MOST = 4
 
 # What a method returns where the layers have to compute.
 BY_LAYERS: Any = object()
 
-_parameters = operator.attrgetter("w", "b", "dw", "db")
+
+class _Batch(Deferred):
+    """The latest batch of captured passes: what their layers have kept of it is valid until the next one begins."""
+
+    def __init__(self, captured: _Captured) -> None:
+        self._captured = captured
+
+    def of(self, layer: Layer) -> Any:
+        """A copy of what the layer has kept; None once it is overwritten."""
+        if self._captured.batch is not self:
+            return None
+        return next(array.copy() for owner, array in self._captured.saved if owner is layer)
 
 
 class _Captured:
     """The passes over batches of one shape, and what they depend on."""
 
-    def __init__(self, net: Any, layers: tuple[Layer, ...], x: Array) -> None:
+    def __init__(self, net: Any, layers: tuple[Layer, ...], x: Array, backend: Backend) -> None:
         self.turn = threading.Lock()  # never waited for: during the turn of another thread the layers compute
+        self.backend = backend
+        self.parameters = [
+            (layer, (layer.w, layer.b, layer.dw, layer.db)) for layer in layers if isinstance(layer, Affine)
+        ]
+        self.options = [(layer, dict(layer.options)) for layer in layers if isinstance(layer, Activation)]
         self.x = x.copy()
         with capture() as self.graph:
             self.y = net._forward_by_layers(self.x)
         self.is_writeable = self.y.flags.writeable
         self.dy = np.empty_like(self.y)
         self.backwards: dict[bool, tuple[Graph, Any]] = {}
-        self.saved = [(layer, layer.saved()) for layer in layers]
-        self.parameters = [(layer, _parameters(layer)) for layer in layers if isinstance(layer, Affine)]
-        activations = [layer for layer in layers if isinstance(layer, Activation)]
-        self.options = [(layer.options, dict(layer.options)) for layer in activations if layer.options]
+        self.saved = [(layer, layer._saved) for layer in layers]
+        self.batch: _Batch | None = None
 
-    def is_small(self) -> bool:
-        """Whether all results are small."""
-        return all(array.nbytes <= LARGEST for array in (self.y, *[array for _, array in self.saved]))
+    def can_be_kept(self) -> bool:
+        """Whether no other thread has used the layers meanwhile, and the results are small."""
+        own = {id(array) for call in self.graph.calls for _, array, _ in arrays_of(call)} | {id(self.x)}
+        return (
+            all(id(array) in own for _, array in self.saved)
+            and self.is_current()
+            and self.y.nbytes + sum(array.nbytes for _, array in self.saved) <= MOST_KEPT
+        )
 
     def is_current(self) -> bool:
         """Whether the layers still have the parameters and options that were captured."""
         for layer, (w, b, dw, db) in self.parameters:
             if layer.w is not w or layer.b is not b or layer.dw is not dw or layer.db is not db:
                 return False
-        return not self.options or all(now == then for now, then in self.options)
+        return all(layer.options == options for layer, options in self.options)
+
+    def have_saved(self, batch: _Batch | None) -> bool:
+        """Whether all layers have what they kept of a batch; of None, the arrays themselves."""
+        return all(layer._saved is (array if batch is None else batch) for layer, array in self.saved)
 
     def result(self) -> Array:
-        """A copy of the result, which later batches do not overwrite."""
+        """A copy of the result, which later batches do not overwrite; the layers have kept what belongs to it."""
         y: Array = self.y.copy()
         if not self.is_writeable:
             y.flags.writeable = False
+        self.batch = batch = _Batch(self)
+        for layer, _ in self.saved:
+            layer._saved = batch
         return y
+
+    def forward(self, x: Array) -> Array:
+        """Replay the forward pass on a batch."""
+        self.batch = None
+        self.x[...] = x
+        self.graph.make_calls()
+        return self.result()
+
+    def backward(self, net: Any, dy: Array, needs_dx: bool) -> Any:
+        """Replay the backward pass of the latest batch; capture it if it is the first one."""
+        self.dy[...] = dy
+        if needs_dx in self.backwards:
+            graph, dx = self.backwards[needs_dx]
+            graph.make_calls()
+            return None if dx is None else dx.copy()
+        batch = self.batch
+        for layer, array in self.saved:
+            layer._saved = array
+        with capture() as graph:
+            dx = net._backward_by_layers(self.dy, needs_dx=needs_dx)
+        if self.have_saved(None) and self.is_current():  # else another thread has used the layers
+            self.backwards[needs_dx] = graph, dx
+            for layer, _ in self.saved:
+                layer._saved = batch
+        return None if dx is None else dx.copy()
 
 
 class Passes:
@@ -71,7 +126,7 @@ class Passes:
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
-        # None after the first batch of a shape, and False if its results turned out to be large.
+        # None after the first batch of a shape, and False if its passes cannot be kept.
         self._captured: dict[tuple[Any, ...], _Captured | Literal[False] | None] = {}
         self._latest: _Captured | None = None  # whose forward pass was the latest of the network
         self._recaptures = 0
@@ -85,27 +140,24 @@ class Passes:
         """The result for a batch, an array of NumPy; `BY_LAYERS` if the layers have to compute it."""
         self._latest = None
         backend = selection.in_force().by_type.get(np.ndarray)  # none in a capture, or if it depends on the call
-        if backend is None or x.nbytes > LARGEST or self._recaptures > MOST:
+        if backend is None or x.nbytes > LARGEST:
             return BY_LAYERS
         key = x.shape, x.dtype, backend
         captured = self._captured.get(key)
         if captured is None:
             return self._capture(net, key, x)
-        if captured is False:
+        if captured is False or not x.flags.c_contiguous:
             return BY_LAYERS
         if not captured.is_current():
             self._recaptures += 1
             self._captured.pop(key, None)
             return BY_LAYERS
-        if not x.flags.c_contiguous or not captured.turn.acquire(blocking=False):
+        if not captured.turn.acquire(blocking=False):
             return BY_LAYERS
         try:
-            captured.x[...] = x
-            captured.graph.make_calls()
-            for layer, array in captured.saved:
-                layer._saved = array
+            y = captured.forward(x)
             self._latest = captured
-            return captured.result()
+            return y
         except ValueError:  # an array is not as it was; the layers raise the error, if it is one
             self._captured.pop(key, None)
             return BY_LAYERS
@@ -114,47 +166,47 @@ class Passes:
 
     def _capture(self, net: Any, key: tuple[Any, ...], x: Array) -> Any:
         """Capture the forward pass at the second batch of a shape."""
-        has_one_dtype = all(parameter.dtype == x.dtype for layer in self._layers for parameter in layer.params)
-        if not (has_one_dtype and x.size and x.flags.c_contiguous and key[-1].native is np.ndarray):
+        backend = key[-1]
+        if not (
+            self._recaptures <= MOST
+            and backend.is_built_in  # without options that change results
+            and backend.native is np.ndarray
+            and x.dtype in COMPUTE
+            and x.size
+            and x.flags.c_contiguous
+            and all(type(p) is np.ndarray and p.dtype == x.dtype for layer in self._layers for p in layer.params)
+        ):
             return BY_LAYERS
         if key not in self._captured:
-            if len(self._captured) == MOST:
-                self._captured.pop(next(iter(self._captured)), None)
+            for oldest in list(self._captured)[: len(self._captured) + 1 - MOST]:
+                self._recaptures += bool(self._captured.pop(oldest, None))
             self._captured[key] = None
             return BY_LAYERS
-        captured = _Captured(net, self._layers, x)
-        if captured.is_small():
+        captured = _Captured(net, self._layers, x, backend)
+        if captured.can_be_kept():
             self._captured[key] = self._latest = captured
-        else:
-            self._captured[key] = False
-        return captured.result()
+            return captured.result()
+        self._captured[key] = False
+        return captured.y
 
     def backward(self, net: Any, dy: Array, needs_dx: bool) -> Any:
         """The gradient of the latest batch; `BY_LAYERS` if the layers have to compute it."""
         captured = self._latest
-        if captured is None or not self._fits(captured, dy) or not captured.turn.acquire(blocking=False):
+        if (
+            captured is None
+            or dy.shape != captured.dy.shape
+            or dy.dtype != captured.dy.dtype
+            or not dy.flags.c_contiguous
+            or selection.in_force().by_type.get(np.ndarray) is not captured.backend
+            or not captured.turn.acquire(blocking=False)
+        ):
             return BY_LAYERS
         try:
-            captured.dy[...] = dy
-            if needs_dx in captured.backwards:
-                graph, dx = captured.backwards[needs_dx]
-                graph.make_calls()
-            else:
-                with capture() as graph:
-                    dx = net._backward_by_layers(captured.dy, needs_dx=needs_dx)
-                captured.backwards[needs_dx] = graph, dx
-            return None if dx is None else dx.copy()
+            if captured.batch is None or not captured.have_saved(captured.batch) or not captured.is_current():
+                return BY_LAYERS
+            return captured.backward(net, dy, needs_dx)
         except ValueError:
             self.clear()
             return BY_LAYERS
         finally:
             captured.turn.release()
-
-    def _fits(self, captured: _Captured, dy: Array) -> bool:
-        """Whether the backward pass can be replayed on a gradient."""
-        for layer, array in captured.saved:
-            if layer._saved is not array:
-                return False
-        expected = captured.dy
-        is_like = dy.shape == expected.shape and dy.dtype == expected.dtype and dy.flags.c_contiguous
-        return is_like and captured.is_current()

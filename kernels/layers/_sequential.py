@@ -59,7 +59,9 @@ class Sequential(Layer):
             layers = tuple(layers[0])
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer):
-                raise TypeError(f"{name}: layer {position}: expected a Layer, got {type(layer).__qualname__}")
+                is_class = isinstance(layer, type)
+                got = f"the class {layer.__qualname__}; call it" if is_class else type(layer).__qualname__
+                raise TypeError(f"{name}: layer {position}: expected a Layer, got {got}")
             if isinstance(layer, Loss):
                 raise TypeError(
                     f"{name}: layer {position}: expected a layer without labels, got {layer!r}; "
@@ -78,7 +80,7 @@ class Sequential(Layer):
         self._forwards = [_forward_of(layers, position) for position in range(len(layers))]
         self._backwards = [_backward_of(layers, position) for position in range(len(layers))]
         self._first_with_params = next((i for i, layer in enumerate(layers) if layer.params), len(layers))
-        self._passes = Passes(layers) if all(map(_can_be_captured, layers)) else None
+        self._passes = Passes(layers) if layers and all(map(_can_be_captured, layers)) else None
         first = layers[self._first_with_params : self._first_with_params + 1]
         self._first_takes_needs_dx = any("needs_dx" in inspect.signature(layer.backward).parameters for layer in first)
 
