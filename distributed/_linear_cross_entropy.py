@@ -267,7 +267,7 @@ class _Chunks:
         backend, options = call.backend, call.options
         inputs = call.w.shape[0]
         self.compute_dtype = compute = COMPUTE[call.x.dtype]
-        self.x = call.x.reshape(-1, inputs)
+        self.x = call.x.reshape(math.prod(call.x.shape[:-1]), inputs)
         of = self.of = labels_of(call.t, options, classes, call.x.shape[:-1], backend)
         self.xp: Any = of.xp
         self.label_weights: Any = of.label_weights(comm)

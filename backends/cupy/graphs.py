@@ -38,8 +38,8 @@ def fuse(calls: Sequence[PreparedCall]) -> Sequence[PreparedCall]:
     groups: list[list[PreparedCall]] = []
     for call in calls:
         last = groups[-1][-1] if groups else None
-        is_next = last is not None and _can_be_in_graph(last) and call.is_fixed and _device(last) == _device(call)
-        if is_next:
+        both_can = last is not None and _can_be_in_graph(last) and call.is_fixed and _can_be_in_graph(call)
+        if last is not None and both_can and _device(last) == _device(call):
             groups[-1].append(call)
         else:
             groups.append([call])
@@ -55,7 +55,7 @@ def fuse(calls: Sequence[PreparedCall]) -> Sequence[PreparedCall]:
 
 
 def _can_be_in_graph(call: PreparedCall) -> bool:
-    return call.is_fixed or call.update is not None
+    return (call.is_fixed or call.update is not None) and len({array.device.id for array in call.arrays}) == 1
 
 
 def _device(call: PreparedCall) -> int:

@@ -84,15 +84,25 @@ def update(
 ) -> None:
     """Make a step, with its numbers or with those that `put_numbers` has written to a place on the device."""
     given = (NULL if place is None else place, *_padded(numbers))
-    for p, g, *states in zip(*arrays, strict=True):
-        if p is None or g is None or not p.size:
-            continue
-        target, kept = contiguous(p), [NULL if state is None else contiguous(state) for state in states]
-        blocks = min(MOST_BLOCKS, -(-p.size // THREADS))
-        kernel(name, instance(p.dtype))((blocks,), (THREADS,), (p.size, target, contiguous(g), *kept, *given))
-        for array, computed in zip((p, *states), (target, *kept), strict=True):
-            if array is not None and computed is not array:
-                array[...] = computed
+    together = zip(*arrays, strict=True)
+    each = [(p, g, *states) for p, g, *states in together if p is not None and g is not None and p.size]
+    for position, (p, *others) in enumerate(each):
+        if any(array is not None and array.device.id != p.device.id for array in others):
+            raise ValueError(
+                f"{name}: grads: {position}: expected an array on device {p.device.id}, that of its parameter"
+            )
+    for p, g, *states in each:
+        with cupy.cuda.Device(p.device.id):  # which a kernel does not look at
+            _update(name, given, p, g, *states)
+
+
+def _update(name: str, given: tuple[Any, ...], p: Array, g: Array, *states: Array | None) -> None:
+    target, kept = contiguous(p), [NULL if state is None else contiguous(state) for state in states]
+    blocks = min(MOST_BLOCKS, -(-p.size // THREADS))
+    kernel(name, instance(p.dtype))((blocks,), (THREADS,), (p.size, target, contiguous(g), *kept, *given))
+    for array, computed in zip((p, *states), (target, *kept), strict=True):
+        if array is not None and computed is not array:
+            array[...] = computed
 
 
 def new_place() -> Array:

@@ -59,8 +59,8 @@ class Sequential(Layer):
             layers = tuple(layers[0])
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer):
-                is_class = isinstance(layer, type)
-                got = f"the class {layer.__qualname__}; call it" if is_class else type(layer).__qualname__
+                kind = type(layer).__qualname__
+                got = f"the class {layer.__name__}; call it" if isinstance(layer, type) else kind
                 raise TypeError(f"{name}: layer {position}: expected a Layer, got {got}")
             if isinstance(layer, Loss):
                 raise TypeError(

@@ -389,6 +389,22 @@ def test_calls_on_two_devices() -> None:
     assert are_graphs(cupy.cuda.launched[-2:])
 
 
+def test_an_optimizer_updates_each_parameter_on_its_device() -> None:
+    one, of_one = d(np.ones(3)), d(np.ones(3))
+    with cupy.cuda.Device(1):
+        other, of_other = d(np.ones(3)), d(np.ones(3))
+    optimizer = optim.SGD([one, other], lr=0.5)
+    optimizer.step([of_one, of_other])
+    with pytest.raises(ValueError, match="sgd: grads: 1: expected an array on device 1, as the parameter"):
+        optimizer.step([of_one, of_one])
+    with K.capture() as graph:
+        optimizer.step([of_one, of_other])
+    for _ in range(REPLAYS):
+        graph.replay()
+    for parameter in (one, other):
+        assert (parameter.get() == 1 - 0.5 * (2 + REPLAYS)).all()
+
+
 def test_the_current_stream_stays_current() -> None:
     graph, x, expected = captured_step()
     mine = cupy.cuda.Stream(non_blocking=True)
