@@ -395,7 +395,7 @@ def test_an_optimizer_updates_each_parameter_on_its_device() -> None:
         other, of_other = d(np.ones(3)), d(np.ones(3))
     optimizer = optim.SGD([one, other], lr=0.5)
     optimizer.step([of_one, of_other])
-    with pytest.raises(ValueError, match="sgd: grads: 1: expected an array on device 1, as the parameter"):
+    with pytest.raises(ValueError, match="sgd: grads: 1: expected an array on device 1, that of its parameter"):
         optimizer.step([of_one, of_one])
     with K.capture() as graph:
         optimizer.step([of_one, of_other])
