@@ -126,7 +126,7 @@ def test_every_page_can_be_reached_from_the_first(site: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(site: Path) -> Iterator[Callable[[str], list[str]]]:
+def searched(site: Path) -> Iterator[Callable[[str], list[str]]]:
     """The function that searches the site in a browser without network, and returns the pages, the best first."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
@@ -162,13 +162,13 @@ def found(site: Path) -> Iterator[Callable[[str], list[str]]]:
         ("environment variables", "how-to/environment-variables"),
     ],
 )
-def test_the_search_finds_the_page_that_answers(found: Callable[[str], list[str]], query: str, answer: str) -> None:
-    assert answer in found(query)[:6]
+def test_the_search_finds_the_page_that_answers(searched: Callable[[str], list[str]], query: str, answer: str) -> None:
+    assert answer in searched(query)[:6]
 
 
 @pytest.mark.needs("chromium")
-def test_the_search_finds_nothing_of_a_word_that_is_nowhere(found: Callable[[str], list[str]]) -> None:
-    assert found("xylophone") == []
+def test_the_search_finds_nothing_of_a_word_that_is_nowhere(searched: Callable[[str], list[str]]) -> None:
+    assert searched("xylophone") == []
 
 
 @pytest.mark.parametrize("name", KERNELS)
