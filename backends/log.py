@@ -1,24 +1,31 @@
 """The logger ``plugrad``: what was chosen and compiled, and what looks like a mistake."""
 
-from typing import Any
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
+
+
+@functools.cache  # to get it takes a lock, which Ctrl-C may leave taken: other threads would wait for it for ever
+def _logger() -> logging.Logger:
+    import logging  # slow to import, and not needed by a call of a kernel
+
+    return logging.getLogger("plugrad")
 
 
 def debug(message: str, *arguments: Any) -> None:
     """Log what happened, for who wants to know; formatted only if a handler takes it."""
-    import logging  # slow to import, and not needed by a call of a kernel
-
-    logging.getLogger("plugrad").debug(message, *arguments)
+    _logger().debug(message, *arguments)
 
 
 def info(message: str, *arguments: Any) -> None:
     """Log what was expected to be faster, and why it is not."""
-    import logging
-
-    logging.getLogger("plugrad").info(message, *arguments)
+    _logger().info(message, *arguments)
 
 
 def warn(message: str, *arguments: Any) -> None:
     """Log what is allowed and looks like a mistake."""
-    import logging
-
-    logging.getLogger("plugrad").warning(message, *arguments)
+    _logger().warning(message, *arguments)

@@ -180,13 +180,14 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def run(seconds: float, rounds: int = 8) -> int:
+def run(seconds: float, rounds: int = 8, *, interrupts: bool = True) -> int:
     """Train for so many seconds, and at least so many rounds; return the number of errors."""
     soak, start, line = Soak(), time.monotonic(), 0.0
     used: list[int] = []
     with soak.threads():
         while len(used) < rounds or time.monotonic() < start + seconds:
-            soak.interrupt()
+            if interrupts:
+                soak.interrupt()
             soak.fork()
             used.append(memory())
             if time.monotonic() > line + 60:
