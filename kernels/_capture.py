@@ -126,9 +126,9 @@ class Graph:
             self._check_arrays()
         for claim in self._recorder.claims:
             claim()
-        self._context.run(self._make_calls)
+        self._context.run(self._call_each)
 
-    def _make_calls(self) -> None:
+    def _call_each(self) -> None:
         """Make the calls, in a context of the graph's own: their backend is in force, and NumPy does not warn."""
         selection.scope.set(self._choice)
         call = None

@@ -360,10 +360,16 @@ def test_a_capture_in_which_another_thread_uses_the_layers_is_not_kept(
 
     @contextlib.contextmanager
     def disturbed() -> Iterator[Any]:
+        is_backward, foreign = (
+            len(stage) == 1,
+            np.ones((6, 8), np.float32),
+        )  # of another thread
         with original() as graph:
+            if captures_backward and is_backward:
+                net.layers[2].keep(foreign)
             yield graph
-        if len(stage) == captures_backward:  # what a thread does that computes by the layers meanwhile
-            net.layers[2].keep(np.ones((6, 8), np.float32))
+        if not captures_backward:
+            net.layers[2].keep(foreign)
         stage.append(graph)
 
     net.forward(X)
@@ -373,6 +379,9 @@ def test_a_capture_in_which_another_thread_uses_the_layers_is_not_kept(
         net.backward(DY)
     monkeypatch.undo()
     assert stage
+    if captures_backward:  # no layer is left with an array of the capture
+        own = [array for _, array in net._passes._latest.saved]  # type: ignore[union-attr]
+        assert not any(layer._saved is array for layer in net.layers for array in own)
     for _ in range(3):
         assert_same(passes(net, X, DY), by_layers(net, X, DY))
 

@@ -29,7 +29,7 @@ LARGEST, MOST_KEPT = 2**18, 2**20
 # passes are captured anew, because a layer has other arrays than before or because shapes take turns.
 MOST = 4
 
-# What a method returns where the layers have to compute.
+# A method returns this if the layers have to compute the pass instead.
 BY_LAYERS: Any = object()
 
 
@@ -112,12 +112,15 @@ class _Captured:
         batch = self.batch
         for layer, array in self.saved:
             layer._saved = array
-        with capture() as graph:
-            dx = net._backward_by_layers(self.dy, needs_dx=needs_dx)
-        if self.have_saved(None) and self.is_current():  # else another thread has used the layers
-            self.backwards[needs_dx] = graph, dx
-            for layer, _ in self.saved:
-                layer._saved = batch
+        try:
+            with capture() as graph:
+                dx = net._backward_by_layers(self.dy, needs_dx=needs_dx)
+            if self.have_saved(None) and self.is_current():  # else another thread has used the layers
+                self.backwards[needs_dx] = graph, dx
+        finally:
+            for layer, array in self.saved:
+                if layer._saved is array:  # which later batches overwrite
+                    layer._saved = batch
         return None if dx is None else dx.copy()
 
 

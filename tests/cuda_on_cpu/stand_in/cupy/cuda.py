@@ -37,7 +37,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 class _Thread(threading.local):
-    """What each thread has of its own."""
+    """The state of a thread: its devices, streams and allocator."""
 
     def __init__(self) -> None:
         self.devices = [0]  # the current one last
