@@ -17,14 +17,17 @@ from types import FrameType
 from typing import Any
 
 import numba
+from numba._dynfunc import make_function
 from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
-from numba.core.typed_passes import NativeLowering
+from numba.core.typed_passes import NativeLowering, NopythonRewrites
+from numba.extending import overload
 
 from plugrad.backends import log, sources
 from plugrad.backends.trust import untrusted, untrusted_part
@@ -39,7 +42,7 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
     """Compile a function when it is first called with arguments of some types; it runs without Python's lock."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = _compiler(for_python=True)(function)
+        dispatcher = numba.njit(**_options(for_python=True))(function)
         try:
             dispatcher._cache = _Cache(function)
         except RuntimeError as error:  # no folder can be written to
@@ -51,20 +54,26 @@ def compiled() -> Callable[[Callable[..., Any]], Any]:
 
 def inlined(fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function as a part of the functions that call it; Python cannot call it."""
-    return _compiler(fastmath, for_python=False)
+    decorator: Callable[[Callable[..., Any]], Any] = numba.njit(**_options(fastmath, for_python=False))
+    return decorator
 
 
-def _compiler(fastmath: frozenset[str] = frozenset(), *, for_python: bool) -> Callable[[Callable[..., Any]], Any]:
-    """Numba's decorator. A function for C, and one for Python where only compiled code calls, take time to compile."""
-    return numba.njit(
-        nogil=True,
-        error_model="numpy",  # in Python's error model a division by zero would raise an exception
-        fastmath=set(fastmath) or False,
-        no_cfunc_wrapper=True,
-        no_cpython_wrapper=not for_python,
-        forceinline=not for_python,  # LLVM would rather call large functions, which takes as long as a short row
-        pipeline_class=_Compiler,
-    )
+def chosen_by_type(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function that is given types, and returns a function to compile in place of calls of the stub."""
+    return overload(stub, strict=False, jit_options=_options(for_python=False))
+
+
+def _options(fastmath: frozenset[str] = frozenset(), *, for_python: bool) -> dict[str, Any]:
+    """Numba's options. A function for C, and one for Python where only compiled code calls, take time to compile."""
+    return {
+        "nogil": True,
+        "error_model": "numpy",  # in Python's error model a division by zero would raise an exception
+        "fastmath": set(fastmath) or False,
+        "no_cfunc_wrapper": True,
+        "no_cpython_wrapper": not for_python,
+        "forceinline": not for_python,  # LLVM would rather call large functions, which takes as long as a short row
+        "pipeline_class": _Compiler,
+    }
 
 
 # For most processors of Intel, LLVM makes vectors of 256 bits although they have 512: the first of them lowered their
@@ -82,9 +91,37 @@ class _Lower(Lower):
         set.add(self.function.attributes, WIDE)  # its own `add` takes no attributes with values
 
 
+class _Part(JITCodeLibrary):
+    """The code of an inlined function, which only becomes machine code as a part of the functions that call it.
+
+    Numba would optimize it and make machine code of it here too, which nothing calls: a seventh of the time to compile.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Lowering(NativeLowering):
     _name = "plugrad_native_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        """Compile a function; of an inlined one keep LLVM's code, and a function that Python cannot call for numba."""
+        if state.flags.no_cpython_wrapper:
+            state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+            state.flags.no_compile = True
+        super().run_pass(state)
+        if state.flags.no_compile:
+            part = state.cr
+            description, library = part.fndesc, state.library
+            function = make_function(description.lookup_module(), description.qualname, "", 0, part.env, (library,))
+            state.targetctx.insert_user_function(function, description, [library])
+            state.cr = part._replace(cfunc=function)
+        return True
 
     @property
     def lowering_class(self) -> Any:
@@ -92,12 +129,13 @@ class _Lowering(NativeLowering):
 
 
 class _Compiler(CompilerBase):
-    """Numba's compiler, whose vectors are as wide as the processor's."""
+    """Numba's compiler, with vectors as wide as the processor's, and without what these functions do not need."""
 
     def define_pipelines(self) -> Any:
         passes = PassManager("plugrad")
         for step, description in DefaultPassBuilder.define_nopython_pipeline(self.state).passes:
-            passes.add_pass(_Lowering if step is NativeLowering else step, description)
+            if step is not NopythonRewrites:  # of expressions of whole arrays, which these functions have none of
+                passes.add_pass(_Lowering if step is NativeLowering else step, description)
         passes.finalize()
         return [passes]
 
@@ -186,7 +224,7 @@ def _announce(dispatcher: Any, arguments: Any) -> None:
     with contextlib.suppress(Exception):  # stderr is closed, or the program that read it is gone
         print(
             f"plugrad: compiling {_kernel() or dispatcher.py_func.__name__} for {FLOATS.get(dtype, dtype)}, and later "
-            f"others when they are first called (1 to 5 s each{kept})",
+            f"others when they are first called (1 to 9 s each{kept})",
             file=sys.stderr,
         )
 

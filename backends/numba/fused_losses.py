@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import copy, fill, real, row_of, scratch, store
+from plugrad.backends.numba.memory import copy, fill, flattened, part_of, real, row_of, scratch, store
 from plugrad.backends.numba.rows import CONFIDENT, exponentials, store_products, strip_of, sum_of_others, total_of
 from plugrad.backends.numba.targets import (
     EACH,
@@ -40,10 +40,10 @@ from plugrad.backends.numba.tiles import (
     gather,
     largest_of_lanes,
     memory_like,
-    padded,
     place_of,
     scatter,
     tile_of,
+    vectors_after,
 )
 from plugrad.backends.numba.vector import largest, log1p, narrow, widen
 
@@ -136,7 +136,7 @@ def rows_of_class_indices(
             total_loss += np.float64(others[r])
         sums[b] = total_loss
         if mode & EACH:
-            copy(others[:rows], losses[b * block : b * block + rows])
+            copy(part_of(others, 0, rows), part_of(losses, b * block, b * block + rows))
     if whole and not mode & EACH:
         losses[0] = real(x, total_of_blocks(sums) / divisor if divisor else 0.0)
     return -1
@@ -241,7 +241,7 @@ def tiles_of_class_indices(
     y: Any,
 ) -> int:
     """``loss = -weight log(softmax(x))`` of one class per row."""
-    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    classes, flat_x, flat_y = x.shape[1] // inner, flattened(x), flattened(y)
     gradient = mode & GRADIENT != 0
     whole, divisor = sums.size == 0, 1.0
     if weight.ndim != PER_ROW and whole:
@@ -253,11 +253,12 @@ def tiles_of_class_indices(
     if weight.ndim == PER_ROW:
         of_classes = weights_of_classes(weight, classes)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 12)
-    tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
-    top, others, log_of_sum, norm = vectors[5], vectors[6], vectors[7], vectors[8]
-    loss_of, slope, share = vectors[9], vectors[10], vectors[11]
+    tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), vectors_after(memory, 2, classes)
+    top, others = row_of(vectors, 5), row_of(vectors, 6)
+    log_of_sum, norm = row_of(vectors, 7), row_of(vectors, 8)
+    loss_of, slope, share = row_of(vectors, 9), row_of(vectors, 10), row_of(vectors, 11)
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
-    share[:] = one
+    fill(share, one)
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
@@ -272,7 +273,8 @@ def tiles_of_class_indices(
             if label == ignore:
                 share[lane] = one
                 if gradient:
-                    e[:, lane] = zero
+                    for k in range(classes):
+                        e[k, lane] = zero
                     norm[lane] = zero
             else:
                 if weight.ndim == PER_ROW:
@@ -299,7 +301,7 @@ def tiles_of_class_indices(
                     e[t[place.first + lane], lane] = slope[lane]
         sums[unit] = sum_of_losses(loss_of, place.rows)
         if mode & EACH:
-            copy(loss_of[: place.rows], losses[place.first : place.first + place.rows])
+            copy(part_of(loss_of, 0, place.rows), part_of(losses, place.first, place.first + place.rows))
         scatter(e, place, flat, flat_y)
     if whole and not mode & EACH:
         losses[0] = real(x, total_of_blocks(sums) / divisor if divisor else 0.0)
@@ -324,27 +326,29 @@ def tiles_of_labels(
     y: Any,
 ) -> None:
     """``loss = -sum(q log(softmax(x)))`` for the targets `q` of each row."""
-    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    classes, flat_x, flat_y = x.shape[1] // inner, flattened(x), flattened(y)
     targets, gradient = targets_for(x, classes, t, weight, ignore, smoothing), mode & GRADIENT != 0
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 3, 14)
     tile, e, q = tile_of(memory, 0, classes), tile_of(memory, 1, classes), tile_of(memory, 2, classes)
-    vectors = memory[3 * padded(classes) :]
-    top, others, total, norm = vectors[5], vectors[6], vectors[7], vectors[8]
-    target_sum, loss_of, part_sum, part_loss = vectors[9], vectors[10], vectors[11], vectors[12]
+    vectors = vectors_after(memory, 3, classes)
+    top, others = row_of(vectors, 5), row_of(vectors, 6)
+    total, norm = row_of(vectors, 7), row_of(vectors, 8)
+    target_sum, loss_of = row_of(vectors, 9), row_of(vectors, 10)
+    part_sum, part_loss = row_of(vectors, 11), row_of(vectors, 12)
     zero, one, slope_factor = top.dtype.type(0), top.dtype.type(1), real(x, factor)
-    part_sum[:] = zero
-    part_loss[:] = zero
+    fill(part_sum, zero)
+    fill(part_loss, zero)
     if weight.ndim == PER_ROW:
-        z_slope = vectors[13]
-        z_slope[:] = zero
+        z_slope = row_of(vectors, 13)
+        fill(z_slope, zero)
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         fill_tile(targets, place, flat, q)
         largest_of_lanes(tile, top)
         exponentials_of_lanes(tile, top, vectors, e, others, norm)
-        loss_of[:] = zero
-        target_sum[:] = zero
+        fill(loss_of, zero)
+        fill(target_sum, zero)
         for lane in range(lanes):
             total[lane] = log1p(others[lane])
         for k in range(len(tile)):
@@ -384,5 +388,5 @@ def tiles_of_labels(
             clear_ignored(targets, place, e)
         sums[unit] = sum_of_losses(loss_of, place.rows)
         if mode & EACH:
-            copy(loss_of[: place.rows], losses[place.first : place.first + place.rows])
+            copy(part_of(loss_of, 0, place.rows), part_of(losses, place.first, place.first + place.rows))
         scatter(e, place, flat, flat_y)

@@ -3,10 +3,21 @@
 from typing import Any
 
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.memory import fill, scratch, store
+from plugrad.backends.numba.memory import fill, flattened, row_of, scratch, store
 from plugrad.backends.numba.rows import total_of
 from plugrad.backends.numba.targets import clear_ignored, fill_row, fill_tile, is_ignored, is_wrong, targets_for
-from plugrad.backends.numba.tiles import Place, add, flat_like, gather, memory_like, padded, place_of, scatter, tile_of
+from plugrad.backends.numba.tiles import (
+    Place,
+    add,
+    flat_like,
+    gather,
+    memory_like,
+    padded,
+    place_of,
+    scatter,
+    tile_of,
+    vectors_after,
+)
 from plugrad.backends.numba.vector import widen
 
 
@@ -84,19 +95,19 @@ def tiles_of_softmax(
     out: Any,
 ) -> None:
     """``out = upstream (x sum(q) - q)``, of the softmax `x` and the targets `q` of each row."""
-    classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
+    classes, flat_x, flat_out = x.shape[1] // inner, flattened(x), flattened(out)
     targets = targets_for(x, classes, t, weight, ignore, smoothing)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 3)
-    p, q, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
-    target_sum, factor, part = vectors[0], vectors[1], vectors[2]
-    factor[:] = p.dtype.type(0)
-    part[:] = p.dtype.type(0)
+    p, q, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), vectors_after(memory, 2, classes)
+    target_sum, factor, part = row_of(vectors, 0), row_of(vectors, 1), row_of(vectors, 2)
+    fill(factor, p.dtype.type(0))
+    fill(part, p.dtype.type(0))
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, p)
         fill_tile(targets, place, flat, q)
         _fill_upstream(upstream, place, factor)
-        target_sum[:] = p.dtype.type(0)
+        fill(target_sum, p.dtype.type(0))
         for k in range(len(q)):
             target = q[k]
             for lane in range(lanes):
@@ -128,12 +139,12 @@ def tiles_of_probabilities(
 
     Returns whether some number is no probability.
     """
-    classes, flat_x, flat_out = x.shape[1] // inner, x.reshape(-1), out.reshape(-1)
+    classes, flat_x, flat_out = x.shape[1] // inner, flattened(x), flattened(out)
     targets = targets_for(x, classes, t, weight, ignore, smoothing)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 1)
-    tile, q, factor = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes)]
+    tile, q, factor = tile_of(memory, 0, classes), tile_of(memory, 1, classes), row_of(memory, 2 * padded(classes))
     zero, wrong = tile.dtype.type(0), False
-    factor[:] = zero
+    fill(factor, zero)
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)

@@ -10,11 +10,12 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from plugrad.backends.numba.compiling import inlined
+from plugrad.backends.numba.compiling import chosen_by_type, inlined
 from plugrad.backends.numba.vector import narrow
 
 
@@ -23,7 +24,7 @@ def scratch(x: Any, size: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(scratch, strict=False)
+@chosen_by_type(scratch)
 def _scratch(x: Any, size: Any) -> Any:
     dtype = np.float64 if x.dtype == types.float64 else np.float32
     return lambda x, size: np.empty(size, dtype)
@@ -34,7 +35,7 @@ def real(x: Any, value: float) -> Any:
     raise NotImplementedError
 
 
-@overload(real, strict=False)
+@chosen_by_type(real)
 def _real(x: Any, value: float) -> Any:
     kind = np.float64 if x.dtype == types.float64 else np.float32
     return lambda x, value: kind(value)
@@ -67,11 +68,45 @@ def destination(row: Any, values: Any, direct: bool) -> Any:
     raise NotImplementedError
 
 
-@overload(destination, strict=False)
+@chosen_by_type(destination)
 def _destination(row: Any, values: Any, direct: bool) -> Any:
     if row.dtype == values.dtype:
         return lambda row, values, direct: row if direct else part_of(values, 0, row.size)
     return lambda row, values, direct: part_of(values, 0, row.size)
+
+
+@intrinsic
+def flattened(typing_context: Any, array: Any) -> Any:
+    """``array.reshape(-1)`` of a contiguous array, which holds no reference; numba's own takes longer to compile."""
+    kind = array.copy(ndim=1)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(array)(context, builder, arguments[0])
+        return _view(context, builder, kind, whole.data, whole.nitems)
+
+    return kind(array), generate
+
+
+@intrinsic
+def rows_of(typing_context: Any, matrix: Any, start: Any, stop: Any) -> Any:
+    """``matrix[start:stop]``, for indices within it; numba's own slice takes longer to compile."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(matrix)(context, builder, arguments[0])
+        _, start, stop = arguments
+        columns, view = builder.extract_value(whole.shape, 1), context.make_array(matrix)(context, builder)
+        populate_array(
+            view,
+            data=builder.gep(whole.data, [builder.mul(start, columns)]),
+            shape=[builder.sub(stop, start), columns],
+            strides=whole.strides,
+            itemsize=whole.itemsize,
+            meminfo=whole.meminfo,
+            parent=whole.parent,
+        )
+        return impl_ret_borrowed(context, builder, matrix, view._getvalue())
+
+    return matrix(matrix, types.intp, types.intp), generate
 
 
 def _view(context: Any, builder: Any, kind: Any, start: Any, size: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.memory import copy, scratch
+from plugrad.backends.numba.memory import copy, fill, flattened, part_of, row_of, scratch
 from plugrad.backends.numba.targets import (
     PER_ROW,
     fill_row,
@@ -21,7 +21,7 @@ from plugrad.backends.numba.targets import (
     weighted,
     weights_of_classes,
 )
-from plugrad.backends.numba.tiles import add, flat_like, gather, memory_like, padded, place_of, tile_of
+from plugrad.backends.numba.tiles import add, flat_like, gather, memory_like, place_of, tile_of, vectors_after
 from plugrad.backends.numba.vector import log, widen
 
 
@@ -30,7 +30,7 @@ def class_indices(
     start: int, stop: int, inner: int, block: int, ignore: int, p: Any, t: Any, weight: Any, losses: Any, sums: Any
 ) -> None:
     """``loss = -weight log(p)`` of one class per row of a matrix of `p`; no other probability is read."""
-    classes, flat_p = p.shape[1] // inner, p.reshape(-1)
+    classes, flat_p = p.shape[1] // inner, flattened(p)
     zero, one = losses.dtype.type(0), losses.dtype.type(1)
     if weight.ndim == PER_ROW:
         of_classes = weights_of_classes(weight, classes)
@@ -104,17 +104,17 @@ def tiles_of_labels(
     sums: Any,
 ) -> None:
     """``loss = -sum(q log(p))`` for the targets `q` of each row."""
-    classes, flat_p = p.shape[1] // inner, p.reshape(-1)
+    classes, flat_p = p.shape[1] // inner, flattened(p)
     targets = targets_for(p, classes, t, weight, ignore, smoothing)
     flat, memory = flat_like(p, classes, lanes), memory_like(p, classes, lanes, 2, 2)
-    tile, q, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
-    loss_of, part, zero = vectors[0], vectors[1], tile.dtype.type(0)
-    part[:] = zero
+    tile, q, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), vectors_after(memory, 2, classes)
+    loss_of, part, zero = row_of(vectors, 0), row_of(vectors, 1), tile.dtype.type(0)
+    fill(part, zero)
     for unit in range(start, stop):
         place = place_of(unit, p, inner, lanes)
         gather(flat_p, place, flat, tile)
         fill_tile(targets, place, flat, q)
-        loss_of[:] = zero
+        fill(loss_of, zero)
         for k in range(len(tile)):
             row, target = tile[k], q[k]
             for lane in range(lanes):
@@ -125,4 +125,4 @@ def tiles_of_labels(
                 loss_of[lane] = zero
         sums[unit] = sum_of_losses(loss_of, place.rows)
         if losses.size:
-            copy(loss_of[: place.rows], losses[place.first : place.first + place.rows])
+            copy(part_of(loss_of, 0, place.rows), part_of(losses, place.first, place.first + place.rows))

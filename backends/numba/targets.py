@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from plugrad.backends.cpu.probabilities import MOST
-from plugrad.backends.numba.compiling import compiled, inlined
+from plugrad.backends.numba.compiling import chosen_by_type, compiled, inlined
 from plugrad.backends.numba.memory import real
 from plugrad.backends.numba.tiles import PART, Place, gather
 from plugrad.backends.numba.vector import log1p
@@ -119,7 +118,7 @@ def is_ignored(targets: Targets, i: int) -> bool:
     raise NotImplementedError
 
 
-@overload(is_ignored, strict=False)
+@chosen_by_type(is_ignored)
 def _is_ignored(targets: Any, i: int) -> Any:
     if _are_indices(targets):  # rows of weight 0 have the ignored label
         return lambda targets, i: targets.t[i] == targets.ignore
@@ -133,7 +132,7 @@ def fill_row(targets: Targets, i: int, q: Any) -> None:
     raise NotImplementedError
 
 
-@overload(fill_row, strict=False)
+@chosen_by_type(fill_row)
 def _fill_row(targets: Any, i: int, q: Any) -> Any:
     if _are_per_row(targets):
 
@@ -174,7 +173,7 @@ def fill_tile(targets: Targets, place: Place, flat: Any, q: Any) -> None:
     raise NotImplementedError
 
 
-@overload(fill_tile, strict=False)
+@chosen_by_type(fill_tile)
 def _fill_tile(targets: Any, place: Any, flat: Any, q: Any) -> Any:
     if _are_per_row(targets):
 
@@ -219,7 +218,7 @@ def weighted(loss: Any, weight: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(weighted, strict=False)
+@chosen_by_type(weighted)
 def _weighted(loss: Any, weight: Any) -> Any:
     zero = np.float64(0) if weight == types.float64 else np.float32(0)
     return lambda loss, weight: zero if weight == zero and loss == np.inf else loss * weight
@@ -230,7 +229,7 @@ def probability(p: Any, target: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(probability, strict=False)
+@chosen_by_type(probability)
 def _probability(p: Any, target: Any) -> Any:
     kind = np.float64 if p == types.float64 else np.float32
     zero, most, nan = kind(0), kind(MOST), kind(np.nan)
@@ -242,7 +241,7 @@ def is_wrong(p: Any, target: Any) -> bool:
     raise NotImplementedError
 
 
-@overload(is_wrong, strict=False)
+@chosen_by_type(is_wrong)
 def _is_wrong(p: Any, target: Any) -> Any:
     kind = np.float64 if p == types.float64 else np.float32
     zero, most = kind(0), kind(MOST)
@@ -254,7 +253,8 @@ def clear_ignored(targets: Targets, place: Place, tile: Any) -> None:
     """Zeros for the ignored rows of a tile."""
     for lane in range(place.rows):
         if is_ignored(targets, place.first + lane):
-            tile[:, lane] = tile.dtype.type(0)
+            for k in range(len(tile)):
+                tile[k, lane] = tile.dtype.type(0)
 
 
 @inlined()

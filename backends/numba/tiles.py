@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from plugrad.backends.numba.compiling import compiled, inlined
-from plugrad.backends.numba.memory import copy, part_of, row_of, scratch
+from plugrad.backends.numba.memory import copy, fill, flattened, part_of, row_of, rows_of, scratch
 from plugrad.backends.numba.vector import exp, exp_scaling, log1p, muladd, narrow, scaled_exp, widen
 
 # From so many contiguous rows of a matrix on, a tile holds rows of one matrix; below, all rows of several matrices.
@@ -64,7 +64,13 @@ def memory_like(x: Any, classes: int, lanes: int, tiles: int, vectors: int) -> A
 def tile_of(memory: Any, number: int, classes: int) -> Any:
     """A tile in the memory."""
     start = number * padded(classes)
-    return memory[start : start + classes]
+    return rows_of(memory, start, start + classes)
+
+
+@inlined()
+def vectors_after(memory: Any, tiles: int, classes: int) -> Any:
+    """The vectors in memory for so many tiles."""
+    return rows_of(memory, tiles * padded(classes), len(memory))
 
 
 @inlined()
@@ -190,7 +196,7 @@ def largest_of_lanes(tile: Any, top: Any) -> None:
 @inlined()
 def fill_scalings(top: Any, scalings: Any) -> None:
     """The scaling of the exponentials of each lane (see `vector.exp_scaling`), whose largest number is given."""
-    shift, lowest, magic = scalings[0], scalings[1], scalings[2]
+    shift, lowest, magic = row_of(scalings, 0), row_of(scalings, 1), row_of(scalings, 2)
     for lane in range(top.size):
         shift[lane], lowest[lane], magic[lane] = exp_scaling(top[lane])
 
@@ -203,12 +209,11 @@ def exponentials_of_lanes(tile: Any, top: Any, vectors: Any, e: Any, others: Any
     scratch memory.
     """
     fill_scalings(top, vectors)
-    shift, lowest, magic, ones, part = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    shift, lowest, magic = row_of(vectors, 0), row_of(vectors, 1), row_of(vectors, 2)
+    ones, part = row_of(vectors, 3), row_of(vectors, 4)
     zero, unit = top.dtype.type(0), top.dtype.type(1)
-    others[:] = zero
-    ones[:] = zero
-    part[:] = zero
     for lane in range(top.size):
+        others[lane], ones[lane], part[lane] = zero, zero, zero
         one[lane] = scaled_exp(top[lane], shift[lane], lowest[lane], magic[lane])
     for k in range(len(tile)):
         row, values = row_of(tile, k), row_of(e, k)
@@ -225,18 +230,19 @@ def exponentials_of_lanes(tile: Any, top: Any, vectors: Any, e: Any, others: Any
 @compiled()
 def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
-    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    classes, flat_x, flat_y = x.shape[1] // inner, flattened(x), flattened(y)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 1, 6)
-    tile, vectors = tile_of(memory, 0, classes), memory[padded(classes) :]
-    shift, lowest, magic, top, total, part = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5]
+    tile, vectors = tile_of(memory, 0, classes), vectors_after(memory, 1, classes)
+    shift, lowest, magic = row_of(vectors, 0), row_of(vectors, 1), row_of(vectors, 2)
+    top, total, part = row_of(vectors, 3), row_of(vectors, 4), row_of(vectors, 5)
     zero, one = total.dtype.type(0), total.dtype.type(1)
-    part[:] = zero
+    fill(part, zero)
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
         largest_of_lanes(tile, top)
         fill_scalings(top, vectors)
-        total[:] = zero
+        fill(total, zero)
         for k in range(classes):
             row = row_of(tile, k)
             for lane in range(lanes):
@@ -255,16 +261,16 @@ def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> No
 @compiled()
 def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
-    classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, flattened(dy), flattened(y), flattened(dx)
     flat, memory = flat_like(y, classes, lanes), memory_like(y, classes, lanes, 2, 2)
-    upstream, p, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
-    mean, part = vectors[0], vectors[1]
-    part[:] = part.dtype.type(0)
+    upstream, p, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), vectors_after(memory, 2, classes)
+    mean, part = row_of(vectors, 0), row_of(vectors, 1)
+    fill(part, part.dtype.type(0))
     for unit in range(start, stop):
         place = place_of(unit, y, inner, lanes)
         gather(flat_dy, place, flat, upstream)
         gather(flat_y, place, flat, p)
-        mean[:] = mean.dtype.type(0)
+        fill(mean, mean.dtype.type(0))
         for k in range(classes):
             row_of_dy, row_of_y = row_of(upstream, k), row_of(p, k)
             for lane in range(lanes):
@@ -280,10 +286,10 @@ def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: 
 @compiled()
 def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
-    classes, flat_x, flat_y = x.shape[1] // inner, x.reshape(-1), y.reshape(-1)
+    classes, flat_x, flat_y = x.shape[1] // inner, flattened(x), flattened(y)
     flat, memory = flat_like(x, classes, lanes), memory_like(x, classes, lanes, 2, 8)
-    tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
-    top, others, one = vectors[5], vectors[6], vectors[7]
+    tile, e, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), vectors_after(memory, 2, classes)
+    top, others, one = row_of(vectors, 5), row_of(vectors, 6), row_of(vectors, 7)
     for unit in range(start, stop):
         place = place_of(unit, x, inner, lanes)
         gather(flat_x, place, flat, tile)
@@ -300,16 +306,20 @@ def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -
 @compiled()
 def log_softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
-    classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, flattened(dy), flattened(y), flattened(dx)
     flat, memory = flat_like(y, classes, lanes), memory_like(y, classes, lanes, 2, 2)
-    upstream, logs, vectors = tile_of(memory, 0, classes), tile_of(memory, 1, classes), memory[2 * padded(classes) :]
-    total, part = vectors[0], vectors[1]
-    part[:] = part.dtype.type(0)
+    upstream, logs, vectors = (
+        tile_of(memory, 0, classes),
+        tile_of(memory, 1, classes),
+        vectors_after(memory, 2, classes),
+    )
+    total, part = row_of(vectors, 0), row_of(vectors, 1)
+    fill(part, part.dtype.type(0))
     for unit in range(start, stop):
         place = place_of(unit, y, inner, lanes)
         gather(flat_dy, place, flat, upstream)
         gather(flat_y, place, flat, logs)
-        total[:] = total.dtype.type(0)
+        fill(total, total.dtype.type(0))
         for k in range(classes):
             for lane in range(lanes):
                 part[lane] += upstream[k, lane]

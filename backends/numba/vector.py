@@ -19,10 +19,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from plugrad.backends import normal
-from plugrad.backends.numba.compiling import inlined
+from plugrad.backends.numba.compiling import chosen_by_type, inlined
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def narrow(x: Any, like: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(widen, strict=False)
+@chosen_by_type(widen)
 def _widen(x: Any) -> Any:
     if x == types.int16:
         return (lambda x: _of_half(x)) if CONVERTS_HALVES else (lambda x: half_to_single(x))
@@ -175,7 +175,7 @@ def _widen(x: Any) -> Any:
     return lambda x: x
 
 
-@overload(narrow, strict=False)
+@chosen_by_type(narrow)
 def _narrow(x: Any, like: Any) -> Any:
     if like == types.int16:
         return (lambda x, like: _to_half(x)) if CONVERTS_HALVES else (lambda x, like: single_to_half(x))
@@ -204,7 +204,7 @@ def _for_each_format(name: str, make: Callable[[Format], Any]) -> Any:
     def stub(x: Any, *more: Any) -> Any:
         raise NotImplementedError(f"{name} is for compiled code")
 
-    @overload(stub, strict=False)
+    @chosen_by_type(stub)
     def chosen(x: Any, *more: Any) -> Any:
         kind = getattr(x, "dtype", x)
         function = made.get(types.float32 if kind in (types.int16, types.uint16) else kind)
