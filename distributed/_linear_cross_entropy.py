@@ -357,7 +357,7 @@ class _Chunks:
         if self._raw is not None:
             self._raw[:count] = z / call.softcap
             z[...] = xp.tanh(self._raw[:count]) * call.softcap
-        top, _ = largest(self.comm, z, xp, of.is_host)
+        top = largest(self.comm, z, call.options, xp, of.is_host)
         rows = of.rows(self.comm, z, z, top, None if self.label_weights is None else self.label_weights[places])
         rows.exchange()
         losses = rows.losses_and_gradient(self.by)

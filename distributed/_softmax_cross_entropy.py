@@ -149,9 +149,9 @@ def _compute(
         table = np.zeros((comm.size, 2))  # of two digits, which float32 holds exactly
         table[comm.rank] = divmod(flat[1], DIGIT)
         tail = table.reshape(-1)
-    top, tail = largest(comm, logits, xp, is_host, tail)
+    top = largest(comm, logits, options, xp, is_host, tail)
     if counts is None:
-        counts = [int(high) * DIGIT + int(low) for high, low in tail.reshape(-1, 2)]
+        counts = [int(high) * DIGIT + int(low) for high, low in top.tail.reshape(-1, 2)]
     classes = Classes.of(CALL, counts, comm.rank)
     of = labels_of(t if t.ndim < x.ndim else t.transpose(*order), options, classes, moved.shape[:-1], backend)
     target = dx.transpose(*order)

@@ -305,7 +305,7 @@ def test_special_values_stay_in_their_rows_with_one_label_per_class() -> None:
             np.testing.assert_allclose(np.concatenate([d for _, d in found], axis=-1), dx, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("weight", [0.0, 1e-41, 1e36])
+@pytest.mark.parametrize("weight", [0.0, 2.0**-149, 1e-41, 1e36, 2.0**127])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_weights_of_any_magnitude(weight: float, smoothing: float) -> None:
     """Where all are 0, nothing counts, whatever the logits are; others are relative to their sum."""
@@ -330,9 +330,54 @@ def test_weights_of_any_magnitude(weight: float, smoothing: float) -> None:
     for kind in range(3):
         close(np.asarray(found[0][kind][0]), loss)
         close(np.concatenate([f[kind][1] for f in found], axis=1), dx)
+    assert all(np.isfinite(array).all() for f in found for array in f[3])
     if not weight:
         assert float(found[0][3][0]) == 0
         assert not any(a.any() for f in found for a in f[3][1:])
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("dtype", "of_classes", "of_rows", "logit"),
+    [
+        (np.float32, 1e38, 1e-30, 1e3),
+        (np.float32, 1e-38, 1e38, 1e3),
+        (np.float64, 1e200, 1e-200, 1e150),
+        (np.float64, 1e-200, 1e200, 1e150),
+        (np.float64, 1e305, 1e-305, 1e3),
+    ],
+)
+def test_products_that_the_dtype_cannot_hold(
+    per_class: bool, smoothing: float, dtype: Any, of_classes: float, of_rows: float, logit: float
+) -> None:
+    """The loss is finite, and the product of a weight and a logit, or a sum of weights, is not."""
+    rng = np.random.default_rng(12)
+    x, t = (rng.normal(size=(9, 6)) * logit).astype(dtype), rng.integers(0, 6, 9)
+    weight, rows = ((rng.random(n) + 0.5).astype(dtype) * dtype(size) for n, size in ((6, of_classes), (9, of_rows)))
+    labels = labels_per_class(rng, 9, 6, dtype) if per_class else t
+    for reduction in ("sum",) if per_class else ("mean", "sum"):
+        options: dict[str, Any] = {"sample_weight": rows, "label_smoothing": smoothing, "reduction": reduction}
+        loss, dx = exact(x, labels, weight=weight, **options)
+
+        def work(c: Any, options: Any = options) -> Any:
+            own, of_labels = (split(a, (2, 4))[c.rank] if a.ndim == 2 else a for a in (x, labels))
+            return SOFTMAX(own, of_labels, comm=c, weight=split(weight, (2, 4))[c.rank], **options)
+
+        found = results(2, work)
+        close(np.asarray(found[0][0]), loss)
+        close(np.concatenate([d for _, d in found], axis=1), dx)
+
+
+def test_smoothing_over_logits_that_mask_classes() -> None:
+    """The sum of masked logits exceeds float32."""
+    x = np.full((3, 8), np.finfo(np.float32).min)
+    x[:, :3] = [[1, 2, 3], [0, 0, 5], [4, 2, 1]]
+    t = np.array([0, 2, 1])
+    loss, dx = exact(x, t, label_smoothing=0.1)
+    found = results(2, lambda c: SOFTMAX(split(x, (2, 6))[c.rank], t, comm=c, label_smoothing=0.1))
+    close(np.asarray(found[0][0]), loss)
+    close(np.concatenate([d for _, d in found], axis=1), dx)
 
 
 def test_layouts_and_results_given_with_one_label_per_class() -> None:
@@ -409,11 +454,18 @@ def test_messages_are_of_the_size_of_the_rows_only() -> None:
     assert ranks.sent == [("max", 3 + 2 * 2), ("max", 11), ("sum", 2 * 11 + 1)]
     _, ranks = on_ranks(2, lambda c: SOFTMAX(x, t, comm=c), check=False)
     assert ranks.sent == [("max", 11 + 2 * 2), ("sum", 2 * 11 + 1)]
-    _, ranks = on_ranks(2, lambda c: SOFTMAX(x, x, comm=c, weight=np.ones(400), label_smoothing=0.1))
+    _, ranks = on_ranks(2, lambda c: SOFTMAX(x, t, comm=c, weight=np.ones(400)))
+    assert ranks.sent == [("max", 3 + 2 * 2), ("max", 11), ("sum", 3 * 11 + 1)]
+    _, ranks = on_ranks(2, lambda c: SOFTMAX(x, t, comm=c, label_smoothing=0.1))
+    assert ranks.sent == [("max", 3 + 2 * 2), ("max", 11), ("sum", 3 * 11 + 1)]
+    _, ranks = on_ranks(2, lambda c: SOFTMAX(x, x, comm=c, label_smoothing=0.1))
     assert ranks.sent == [("max", 3 + 2 * 2), ("max", 11), ("sum", 4 * 11 + 1)]
+    for labels in (t, x):  # and the largest weight
+        _, ranks = on_ranks(2, lambda c, t=labels: SOFTMAX(x, t, comm=c, weight=np.ones(400), label_smoothing=0.1))
+        assert ranks.sent == [("max", 3 + 2 * 2), ("max", 12), ("sum", 4 * 11 + 1)]
     w, h = np.zeros((3, 400)), np.zeros((11, 3))
     _, ranks = on_ranks(2, lambda c: LINEAR(h, w, None, x, comm=c, needs=("dw",), weight=np.ones(400)))
-    assert ranks.sent == [("max", 7), ("max", 11), ("sum", 45)]
+    assert ranks.sent == [("max", 7), ("max", 12), ("sum", 45)]
     _, ranks = on_ranks(2, lambda c: LINEAR(h, w, None, t, comm=c, needs=("dx",)))
     assert ranks.sent == [("max", 7), ("max", 11), ("sum", 23), ("sum", 33)]
 
