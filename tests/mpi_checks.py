@@ -72,6 +72,8 @@ def broadcast_sends_those_of_the_root(c: Any) -> None:
 
 
 def wrong_arrays_are_refused(c: Any) -> None:
+    from mpi4py import MPI
+
     read_only = np.zeros(3)
     read_only.flags.writeable = False
     for call, message in (
@@ -81,6 +83,7 @@ def wrong_arrays_are_refused(c: Any) -> None:
         (lambda: c.allreduce(np.zeros(3, bool)), "got dtype bool"),
         (lambda: c.allreduce(read_only), "expected an array that can be written"),
         (lambda: c.broadcast(np.zeros(3), root=c.size), f"root: expected a rank in [0, {c.size}), got {c.size}"),
+        (lambda: distributed.sum_gradients([], MPI.COMM_WORLD), "got mpi4py.MPI.Intracomm, without broadcast; pass"),
         (lambda: distributed.mpi("world"), "comm: expected an mpi4py.MPI.Intracomm or None, got str"),
     ):
         assert message in refused(call), message
