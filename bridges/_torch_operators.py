@@ -5,6 +5,7 @@ kernel, by which PyTorch finds shapes without computing, and the operators of fo
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from plugrad.bridges._choices import computes_by_choice
 
 GRADIENTS = ("dx", "dw", "db")
 PLAIN = {torch.Tensor, torch.nn.Parameter}
+CALLED = {"x": "input", "t": "target", "w": "linear_weight", "b": "linear_bias"}  # the arguments of kernels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -314,8 +316,12 @@ linear.set_gradient(
 
 
 def _scaled(gradients: tuple[Any, ...], dloss: Any) -> tuple[Any, ...]:
-    """Gradients of a scalar loss times its own, which is nearly always 1: then no pass over them is needed."""
-    if dloss.device.type == "cpu" and is_plain(dloss) and dloss.item() == 1.0:
+    """Gradients of a scalar loss times its own, which is nearly always 1: then no pass over them is needed.
+
+    Where the graph is kept they are copied: the caller may change those of this pass in place.
+    """
+    is_kept = torch._C._autograd._get_current_graph_task_keep_graph()
+    if dloss.device.type == "cpu" and not is_kept and is_plain(dloss) and dloss.item() == 1.0:
         return gradients
     return tuple(gradient * dloss for gradient in gradients)
 
@@ -329,15 +335,11 @@ def _class_axis(x: Any) -> int:
     return 1 if x.ndim > 1 else 0
 
 
-def _refuse_labels(error: ValueError, t: Any, classes: int, ignore_index: int | None) -> None:
-    """Raise the error of a kernel as an `IndexError`, as PyTorch does, if a label is out of range."""
-    if t.is_floating_point():
-        return
-    outside = (t < 0) | (t >= classes)
-    if ignore_index is not None:
-        outside &= t != ignore_index
-    if bool(outside.any()):
-        raise IndexError(str(error)) from None
+def _as_called(error: ValueError, function: str) -> Exception:
+    """The error of a kernel, with the names that the function of the bridge has; for wrong labels as PyTorch's."""
+    argument, _, rest = str(error).partition(": ")[2].partition(": ")
+    is_index = argument == "t" and re.match(r"expected labels in \[0, \d+\)", rest)
+    return (IndexError if is_index else ValueError)(f"{function}: {CALLED.get(argument, argument)}: {rest}")
 
 
 def _has_rounded_gradient(x: Any) -> bool:
@@ -360,8 +362,7 @@ def _cross_entropy(
             reduction=reduction,
         )
     except ValueError as error:
-        _refuse_labels(error, t, x.shape[_class_axis(x)], ignore_index)
-        raise
+        raise _as_called(error, "cross_entropy") from None
     return _tensor(loss), _tensor(rows)
 
 
@@ -443,7 +444,10 @@ def _binary_cross_entropy(x: Any, t: Any, weight: Any, pos_weight: Any, reductio
     divisor = _later_divisor(x, reduction)
     kernel: Any = K.sigmoid_cross_entropy_value_and_grad
     options = {"weight": _array(weight), "pos_weight": _array(pos_weight)}
-    loss, dx = kernel(_array(x), _array(t), **options, reduction=reduction if divisor is None else "sum")
+    try:
+        loss, dx = kernel(_array(x), _array(t), **options, reduction=reduction if divisor is None else "sum")
+    except ValueError as error:
+        raise _as_called(error, "binary_cross_entropy_with_logits") from None
     return _tensor(loss if divisor is None else loss / loss.dtype.type(divisor)), _tensor(dx)
 
 
@@ -505,8 +509,7 @@ def _linear_cross_entropy(
         else:
             loss = K.linear_cross_entropy(*arguments, **options)
     except ValueError as error:
-        _refuse_labels(error, t, w.shape[0], ignore_index)
-        raise
+        raise _as_called(error, "linear_cross_entropy") from None
     return _tensor(loss), *_as_tensors(x, *gradients)
 
 

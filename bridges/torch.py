@@ -37,6 +37,7 @@ __all__ = [
 
 IGNORED = -100  # the label that PyTorch ignores
 DEVICES = ("cpu", "cuda")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
 
 _in_force = torch.compiler.assume_constant_result(_choices.in_force)
@@ -60,10 +61,16 @@ def _check(function: str, **tensors: Any) -> None:
             )
         if x.is_quantized:
             raise TypeError(f"{what}: expected a tensor of plain numbers, got a quantised one; call its .dequantize()")
+        if x.is_nested:
+            raise TypeError(f"{what}: expected a dense tensor, got a nested one; call its .to_padded_tensor(0.0) first")
         if x.layout is not torch.strided:
             raise TypeError(f"{what}: expected a dense tensor, got layout {x.layout}; call its .to_dense() first")
         if x.is_complex():
             raise TypeError(f"{what}: expected real numbers, got dtype {x.dtype}; kernels compute on real ones only")
+        if x.is_floating_point() and x.dtype not in FLOATING:
+            raise TypeError(
+                f"{what}: expected float16, bfloat16, float32 or float64, got {x.dtype}; call its .float() first"
+            )
         if not torch.compiler.is_compiling() and x.is_neg():  # Dynamo cannot trace it
             raise TypeError(
                 f"{what}: expected numbers as they lie in memory, got a negated view; call its .resolve_neg()"
@@ -121,6 +128,24 @@ def _axis(function: str, dim: Any, ndim: int) -> int:
     if not -max(ndim, 1) <= dim < max(ndim, 1):
         raise IndexError(f"{function}: dim: expected one in [{-max(ndim, 1)}, {max(ndim, 1)}), got {dim}")
     return dim % max(ndim, 1)
+
+
+def _ignored(function: str, ignore_index: Any) -> int:
+    if isinstance(ignore_index, int) and not isinstance(ignore_index, bool):  # and numbers that Dynamo traces
+        return ignore_index
+    if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
+        raise TypeError(f"{function}: ignore_index: expected an integer, got {ignore_index!r}")
+    return int(ignore_index)
+
+
+def _smoothing(function: str, label_smoothing: Any) -> float:
+    if isinstance(label_smoothing, float):  # and numbers that Dynamo traces
+        return label_smoothing
+    if isinstance(label_smoothing, torch.Tensor):
+        _check_constant(function, label_smoothing=label_smoothing)
+    if not hasattr(label_smoothing, "__float__"):
+        raise TypeError(f"{function}: label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
+    return float(label_smoothing)
 
 
 def _reduction(function: str, size_average: Any, reduce: Any, reduction: Any) -> str:
@@ -365,9 +390,11 @@ def cross_entropy(
         raise ValueError(f"{name}: input: expected shape (classes,) or (rows, classes, ...), got a single number")
     axis = 1 if input.ndim > 1 else 0
     rows = (*input.shape[:axis], *input.shape[axis + 1 :])
-    ignored = _check_target(name, target, input.shape, rows, None if ignore_index == IGNORED else ignore_index)
+    given = None if ignore_index is None or ignore_index == IGNORED else _ignored(name, ignore_index)
+    ignored = _check_target(name, target, input.shape, rows, given)
     _check_weight(name, weight, input.shape[axis])
-    loss = operators.cross_entropy(input, target, weight, ignored, float(label_smoothing), reduction, _in_force())[0]
+    smoothing = _smoothing(name, label_smoothing)
+    loss = operators.cross_entropy(input, target, weight, ignored, smoothing, reduction, _in_force())[0]
     return _as_input(loss, input)
 
 
@@ -387,7 +414,7 @@ def _check_target(name: str, target: Any, logits: Any, rows: Any, ignore_index: 
         )
     if target.is_floating_point() or target.dtype is torch.bool:
         raise TypeError(f"{name}: target: expected class indices of an integer dtype, got {target.dtype}")
-    return IGNORED if ignore_index is None else int(ignore_index)
+    return IGNORED if ignore_index is None else ignore_index
 
 
 def _check_weight(name: str, weight: Any, classes: Any) -> None:
@@ -547,16 +574,18 @@ def linear_cross_entropy(
             logits, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing
         )
     rows = input.shape[:-1]
-    ignored_or_none = _check_target(name, target, (*rows, classes), rows, ignore_index)
+    given = None if ignore_index is None else _ignored(name, ignore_index)
+    ignored_or_none = _check_target(name, target, (*rows, classes), rows, given)
     _check_weight(name, weight, classes)
     _check_constant(name, target=target, weight=weight)
     x, w, b = _autocast(input, linear_weight, linear_bias)
     _check_floating(name, input=x, linear_weight=w, linear_bias=b)
     if input.ndim == 1:
         x, target = x.unsqueeze(0), target.unsqueeze(0)
+    smoothing = _smoothing(name, label_smoothing)
     needs = operators.needs_of(x, w, b) if reduction != "none" else ""
     loss = operators.linear_cross_entropy(
-        x, w, b, target, weight, ignored_or_none, float(label_smoothing), reduction, workspace, needs, _in_force()
+        x, w, b, target, weight, ignored_or_none, smoothing, reduction, workspace, needs, _in_force()
     )[0]
     return _as_input(loss.squeeze(0) if loss.ndim and input.ndim == 1 else loss, input)
 

@@ -71,7 +71,7 @@ def _disagreement(comm: Communicator, call: str, text: str, failure: Exception |
         return failure
     for rank, told in enumerate(failures):
         if told:
-            return ValueError(f"{call}: rank {rank}: {told.partition(': ')[2]}")
+            return ValueError(f"{call}: rank {rank}: {told.partition(': ')[2].removeprefix(f'{call}: ')}")
     first = dict(line.split(": ", 1) for line in texts[0].split("\n"))
     for rank, other in enumerate(texts[1:], start=1):
         for line in other.split("\n"):

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends import Backend
-from plugrad.backends.options import bad_label
+from plugrad.backends.options import FLOAT64, bad_label
 from plugrad.backends.selection import options as options_in_force
-from plugrad.distributed._spread import Classes, Factors, Labels, Options, Rows, Sums
+from plugrad.distributed._spread import Classes, Factors, Labels, Largest, Options, Rows, Sums
 
 
 class ClassIndices(Labels):
@@ -77,7 +77,7 @@ class ClassIndices(Labels):
         comm.allreduce(weights)
         return weights
 
-    def rows(self, comm: Any, x: Any, out: Any, top: Any, label_weights: Any = None) -> Rows[Any]:
+    def rows(self, comm: Any, x: Any, out: Any, top: Largest, label_weights: Any = None) -> Rows[Any]:
         """The loss of these rows."""
         return _Rows(comm, x, out, self, top, label_weights)
 
@@ -85,13 +85,15 @@ class ClassIndices(Labels):
 class _Rows(Rows[ClassIndices]):
     """The loss of rows with class indices. Apart is the label."""
 
-    def __init__(self, comm: Any, x: Any, out: Any, of: ClassIndices, top: Any, label_weights: Any) -> None:
+    def __init__(self, comm: Any, x: Any, out: Any, of: ClassIndices, top: Largest, label_weights: Any) -> None:
         super().__init__(comm, x, out, of, top)
+        share = self.dtype.type(of.share)
+        self.shares = share if self.class_weights is None else self.class_weights * share  # of the targets
         self.label_weights = label_weights
         self.asks_weights = self.options.loss.weight is not None and label_weights is None
 
     def _planes(self) -> int:
-        """The other exponentials, ``x - top`` of the label, its weight, and to smooth the sum of ``w (x - top)``."""
+        """The other exponentials, ``x - top`` of the label, its weight, to smooth the sum of ``shares (x - top)``."""
         return 2 + self.asks_weights + bool(self.options.loss.label_smoothing)
 
     def _add_labels(self, block: slice, z: Any, each: Any) -> None:
@@ -100,8 +102,8 @@ class _Rows(Rows[ClassIndices]):
         if self.asks_weights:
             each[2] = of.weights()
         if loss.label_smoothing:
-            spread = z if loss.weight is None else xp.where(loss.weight == 0, self.zero, z * loss.weight)
-            each[-1] = spread.sum(axis=1)
+            product = z * self.shares
+            each[-1] = (product if loss.weight is None else xp.where(self.shares == 0, self.zero, product)).sum(axis=1)
 
     def _set_apart(self, e: Any, z: Any, rows: Any, value: Any) -> None:
         of, index = self.of.part(rows), self.xp.arange(len(e))
@@ -118,16 +120,16 @@ class _Rows(Rows[ClassIndices]):
         rest, label = self.planes[0], self.planes[1]
         single = xp.exp(label)
         log = xp.log1p(rest + (single - dtype.type(1)))
-        weights = xp.ones(rest.shape, dtype) if self.label_weights is None else self.label_weights
-        mass = self.counted(weights, 1 - loss.label_smoothing, by)
+        ones = xp.ones(rest.shape, dtype)
+        weights = None if self.label_weights is None else self.label_weights.astype(FLOAT64)
+        mass = self.counted(ones, 1 - loss.label_smoothing, by, weights)
         losses = xp.where((mass == 0) & (label == -np.inf), self.zero, mass * (log - label))
         if loss.label_smoothing:
-            share = self.of.share
-            self.spread = self.counted(xp.ones(rest.shape, dtype), share, by)
-            total = self.counted(self.total_weight, share, by)
-            losses = losses + (total * log - self.counted(self.planes[-1], share, by))
+            self.spread = self.counted(ones, 1.0, by, self.scale)
+            total = self.counted(self.total_weight, self.of.share, by, self.scale)
+            losses = losses + (total * log - self.counted(self.planes[-1], 1.0, by, self.scale))
             mass = mass + total
-            self.others = total - self.counted(weights, share, by)  # the targets of the other classes
+            self.others = total - self.counted(ones, self.of.share, by, weights)  # the targets of the other classes
         return Sums(rest + single, log, single, rest, mass, losses)
 
     def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
@@ -135,8 +137,7 @@ class _Rows(Rows[ClassIndices]):
         e = e * by.exponentials[block, None]
         at_label = by.apart[block]
         if loss.label_smoothing:
-            targets = self.spread[block, None]
-            e = e - (targets if loss.weight is None else targets * loss.weight)
+            e = e - self.spread[block, None] * self.shares
             at_label = at_label + self.others[block]
         self._set_apart(e, e, block, at_label)
         return e

@@ -9,6 +9,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from plugrad.backends.host import name_of
+
+MEMBERS = ("rank", "size", "allreduce", "broadcast", "barrier")
+
 _log = logging.getLogger("plugrad")
 
 
@@ -52,6 +56,15 @@ def checks(comm: Communicator) -> bool:
     return comm.size > 1 and bool(getattr(comm, "check", True))
 
 
+def check_communicator(call: str, comm: object) -> None:
+    """Refuse an object without the members of a `Communicator`, such as mpi4py's own, which sums otherwise."""
+    if missing := [name for name in MEMBERS if not hasattr(comm, name)]:
+        raise TypeError(
+            f"{call}: comm: expected a plugrad.distributed.Communicator, got {name_of(type(comm))}, without "
+            f"{missing[0]}; pass plugrad.distributed.mpi(), or mpi(comm) for a communicator of mpi4py"
+        )
+
+
 @contextmanager
 def guard(comm: Communicator) -> Generator[None]:
     """End the job, with the traceback, if this rank leaves the block by an exception.
@@ -72,6 +85,8 @@ def guard(comm: Communicator) -> Generator[None]:
 
     Raises
     ------
+    TypeError
+        If `comm` is no `Communicator`.
     Exception
         With one rank, whatever the block raises.
 
@@ -82,6 +97,7 @@ def guard(comm: Communicator) -> Generator[None]:
     >>> with distributed.guard(comm):
     ...     total = comm.rank
     """
+    check_communicator("guard", comm)
     _log.info("rank %d of %d is process %d on %s", comm.rank, comm.size, os.getpid(), socket.gethostname())
     try:
         yield

@@ -12,7 +12,7 @@ from plugrad.backends.host import name_of
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed, described
-from plugrad.distributed._communicator import Communicator, checks
+from plugrad.distributed._communicator import Communicator, check_communicator, checks
 from plugrad.kernels._arguments import Array
 from plugrad.kernels.optim import Optimizer
 from plugrad.kernels.optim._checks import check_writeable, checked_grads, views_of
@@ -52,6 +52,7 @@ def broadcast(arrays: Iterable[Array], comm: Communicator, root: int = 0) -> Non
     array([1., 1., 1.])
     """
     refuse_in_capture("distributed.broadcast")
+    check_communicator("broadcast", comm)
     given, failure = _given("broadcast", "arrays", arrays)
     if failure is None and (isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < comm.size):
         failure = ValueError(f"broadcast: root: expected a rank in [0, {comm.size}), got {root!r}")
@@ -99,6 +100,7 @@ def sum_gradients(grads: Iterable[Array], comm: Communicator) -> None:
     array([1., 1., 1.])
     """
     refuse_in_capture("distributed.sum_gradients")
+    check_communicator("sum_gradients", comm)
     given, failure = _given("sum_gradients", "grads", grads, floating=True)
     agreed(comm, "sum_gradients", _facts("grads", given, comm), failure)
     if comm.size == 1:
@@ -148,6 +150,7 @@ class DataParallel:
     """
 
     def __init__(self, optimizer: Optimizer, comm: Communicator) -> None:
+        check_communicator("DataParallel", comm)
         self.optimizer, self.comm = optimizer, comm
         self._flat: list[Any] = []  # the messages of a step, kept for the next
         failure, facts = None, {}
@@ -221,6 +224,8 @@ def _given(
     """The arrays, and why they cannot be sent, if they cannot."""
     if hasattr(arrays, "dtype"):
         return (), TypeError(f"{call}: {name}: expected a sequence of arrays, got one array; pass [array]")
+    if not isinstance(arrays, Iterable):
+        return (), TypeError(f"{call}: {name}: expected a sequence of arrays, got {name_of(type(arrays))}")
     try:
         given = views_of(f"{call}: {name}", tuple(arrays), are_written=True)
         for position, array in enumerate(given):

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from plugrad.distributed._spread import Classes, Factors, Labels, Options, Rows, Sums
+from plugrad.distributed._spread import Classes, Factors, Labels, Largest, Options, Rows, Sums
 
 
 class LabelsPerClass(Labels):
@@ -38,18 +38,18 @@ class LabelsPerClass(Labels):
         """None: a row has no single label."""
         return None
 
-    def rows(self, comm: Any, x: Any, out: Any, top: Any, label_weights: Any = None) -> Rows[Any]:
+    def rows(self, comm: Any, x: Any, out: Any, top: Largest, label_weights: Any = None) -> Rows[Any]:
         """The loss of these rows."""
         return _Rows(comm, x, out, self, top)
 
-    def targets(self, dtype: Any) -> Any:
+    def targets(self, dtype: Any, class_weights: Any) -> Any:
         """The labels after smoothing and weighting; 0 in rows that do not count."""
         loss = self.options.loss
         found = (self.t if self.places is None else self.t[self.places]).astype(dtype, copy=False)
         if loss.label_smoothing:
             found = found * dtype.type(1 - loss.label_smoothing) + dtype.type(self.share)
-        if loss.weight is not None:
-            found = found * loss.weight
+        if class_weights is not None:
+            found = found * class_weights
         return found if self.excluded is None else self.xp.where(self.excluded[:, None], dtype.type(0), found)
 
 
@@ -69,7 +69,7 @@ class _Rows(Rows[LabelsPerClass]):
         return 4
 
     def _add_labels(self, block: slice, z: Any, each: Any) -> None:
-        targets = self.of.part(block).targets(self.dtype)
+        targets = self.of.part(block).targets(self.dtype, self.class_weights)
         each[1] = (z == 0).sum(axis=1)
         each[2] = targets.sum(axis=1)
         product = targets * z
@@ -84,12 +84,13 @@ class _Rows(Rows[LabelsPerClass]):
         one = self.dtype.type(1)
         others = rest + (largest - one)
         log = self.xp.log1p(others)
-        mass = self.counted(mass, 1.0, by)
-        self.weights = self.counted(self.xp.ones(rest.shape, self.dtype), 1.0, by)
-        return Sums(rest + largest, log, one, others, mass, mass * log - self.counted(product, 1.0, by))
+        mass = self.counted(mass, 1.0, by, self.scale)
+        self.weights = self.counted(self.xp.ones(rest.shape, self.dtype), 1.0, by, self.scale)
+        losses = mass * log - self.counted(product, 1.0, by, self.scale)
+        return Sums(rest + largest, log, one, others, mass, losses)
 
     def _gradient(self, block: slice, e: Any, sums: Sums, by: Factors) -> Any:
-        targets = self.weights[block, None] * self.of.part(block).targets(self.dtype)
+        targets = self.weights[block, None] * self.of.part(block).targets(self.dtype, self.class_weights)
         gradient = e * by.exponentials[block, None] - targets
         at_apart, mass = by.apart[block], sums.mass[block]
         if not self.is_host:

@@ -16,7 +16,7 @@ from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
-from plugrad.distributed._communicator import Communicator, checks
+from plugrad.distributed._communicator import Communicator, check_communicator, checks
 from plugrad.distributed._labels import labels_of
 from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
@@ -126,6 +126,7 @@ def linear_cross_entropy_value_and_grad(
         "z_loss": z_loss,
         "reduction": reduction,
     }
+    check_communicator(CALL, comm)
     if comm.size == 1:
         named: dict[str, Any] = {
             **given,
@@ -357,7 +358,7 @@ class _Chunks:
         if self._raw is not None:
             self._raw[:count] = z / call.softcap
             z[...] = xp.tanh(self._raw[:count]) * call.softcap
-        top, _ = largest(self.comm, z, xp, of.is_host)
+        top = largest(self.comm, z, call.options, xp, of.is_host)
         rows = of.rows(self.comm, z, z, top, None if self.label_weights is None else self.label_weights[places])
         rows.exchange()
         losses = rows.losses_and_gradient(self.by)

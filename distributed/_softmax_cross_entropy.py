@@ -13,7 +13,7 @@ from plugrad.backends.calls import follows_first
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed
-from plugrad.distributed._communicator import Communicator, checks
+from plugrad.distributed._communicator import Communicator, check_communicator, checks
 from plugrad.distributed._labels import labels_of
 from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._arguments import (
@@ -101,6 +101,7 @@ def softmax_cross_entropy_value_and_grad(
         "z_loss": z_loss,
         "reduction": reduction,
     }
+    check_communicator(CALL, comm)
     if comm.size == 1:
         return K.softmax_cross_entropy_value_and_grad(x, t, out=out, **given)
     refuse_in_capture(CALL)
@@ -149,9 +150,9 @@ def _compute(
         table = np.zeros((comm.size, 2))  # of two digits, which float32 holds exactly
         table[comm.rank] = divmod(flat[1], DIGIT)
         tail = table.reshape(-1)
-    top, tail = largest(comm, logits, xp, is_host, tail)
+    top = largest(comm, logits, options, xp, is_host, tail)
     if counts is None:
-        counts = [int(high) * DIGIT + int(low) for high, low in tail.reshape(-1, 2)]
+        counts = [int(high) * DIGIT + int(low) for high, low in top.tail.reshape(-1, 2)]
     classes = Classes.of(CALL, counts, comm.rank)
     of = labels_of(t if t.ndim < x.ndim else t.transpose(*order), options, classes, moved.shape[:-1], backend)
     target = dx.transpose(*order)

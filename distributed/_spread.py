@@ -35,11 +35,14 @@ class Options(NamedTuple):
         The weight of each row, in the dtype to compute in.
     z_loss : float
         The factor of the square of the logarithm of the sum of exponentials.
+    sums_weights : bool
+        Whether rows sum the weights of several classes: there are weights, and labels are smoothed or one per class.
     """
 
     loss: LossOptions
     sample_weight: Any
     z_loss: float
+    sums_weights: bool
 
 
 def checked(
@@ -89,7 +92,8 @@ def checked(
             )
         sample_weight = sample_weight.astype(compute).reshape(-1)
     z_loss = at_least_0(call, "z_loss", given["z_loss"])
-    found = t, Options(options, sample_weight, z_loss)
+    sums_weights = weight is not None and (options.label_smoothing > 0 or not are_indices)
+    found = t, Options(options, sample_weight, z_loss, sums_weights)
     if not compares:
         return *found, {}
     is_host = backend.native is np.ndarray
@@ -135,18 +139,30 @@ class Classes(NamedTuple):
         return cls(sum(counts[:rank]), counts[rank], sum(counts))
 
 
-def largest(comm: Any, x: Any, xp: Any, is_host: bool, tail: Any = ()) -> tuple[Any, Any]:
-    """The largest logit of each row over all ranks, NaN apart, and the largest of each number behind them in `tail`."""
-    dtype = COMPUTE[x.dtype]
-    message = xp.full((len(x) + len(tail),), -np.inf, dtype)
+class Largest(NamedTuple):
+    """The largest numbers over all ranks, in the dtype to compute in."""
+
+    logits: Any  # of each row, NaN apart
+    weight: Any  # the largest magnitude of a class weight that is finite, one element; none if rows do not sum weights
+    tail: Any
+
+
+def largest(comm: Any, x: Any, options: Options, xp: Any, is_host: bool, tail: Any = ()) -> Largest:
+    """The message of maxima, with the numbers of `tail` behind the others."""
+    dtype, weight = COMPUTE[x.dtype], options.loss.weight
+    numbers = len(x) + options.sums_weights
+    message = xp.full((numbers + len(tail),), -np.inf, dtype)
     if x.shape[1]:
         for block in blocks(x, is_host):
             found = x[block].max(axis=1).astype(dtype)
             message[block] = xp.where(xp.isnan(found), dtype.type(-np.inf), found)  # NaN comes with the sums
+    if options.sums_weights:
+        sizes = xp.abs(weight)
+        message[len(x) : numbers] = xp.where(sizes < np.inf, sizes, dtype.type(0)).max() if len(weight) else 0
     if len(tail):
-        message[len(x) :] = tail
+        message[numbers:] = tail
     comm.allreduce(message, "max")
-    return message[: len(x)], message[len(x) :]
+    return Largest(message[: len(x)], message[len(x) : numbers], message[numbers:])
 
 
 def blocks(x: Any, is_host: bool) -> Iterator[slice]:
@@ -198,7 +214,7 @@ class Labels(ABC):
         """The class weights of the labels, by a message; None if there are none, or a row has no single label."""
 
     @abstractmethod
-    def rows(self, comm: Any, x: Any, out: Any, top: Any, label_weights: Any = None) -> "Rows[Any]":
+    def rows(self, comm: Any, x: Any, out: Any, top: Largest, label_weights: Any = None) -> "Rows[Any]":
         """The loss of these rows (see `Rows`).
 
         Parameters
@@ -209,8 +225,8 @@ class Labels(ABC):
             The logits of this rank's classes.
         out : array of this shape
             Where to write the gradient; may be `x`.
-        top : array of shape (rows,)
-            The largest logit of each row over all ranks (see `largest`).
+        top : Largest
+            The largest logits and weight over all ranks.
         label_weights : array of shape (rows,), optional
             The class weights of the labels, if all ranks know them; else they are summed with the rest.
         """
@@ -266,13 +282,22 @@ _L = TypeVar("_L", bound=Labels)
 
 
 class Rows(ABC, Generic[_L]):
-    """The loss of some rows, and its gradient; `Labels.rows` says of what."""
+    """The loss of some rows, and its gradient; `Labels.rows` says of what.
 
-    def __init__(self, comm: Any, x: Any, out: Any, of: _L, top: Any) -> None:
-        self.comm, self.x, self.out, self.of, self.top = comm, x, out, of, top
+    Sums over classes are of `class_weights`, the weights divided by the largest, `scale`: sums of weights may exceed
+    the dtype, or be too small for it, where the loss does not.
+    """
+
+    def __init__(self, comm: Any, x: Any, out: Any, of: _L, top: Largest) -> None:
+        self.comm, self.x, self.out, self.of, self.top = comm, x, out, of, top.logits
         self.options, self.classes, self.xp, self.is_host = of.options, of.classes, of.xp, of.is_host
         self.dtype = COMPUTE[x.dtype]
         self.zero = self.dtype.type(0)
+        self.class_weights: Any = None
+        self.scale: Any = None
+        if of.options.sums_weights:
+            scale = of.xp.where(top.weight == 0, self.dtype.type(1), top.weight)
+            self.class_weights, self.scale = of.options.loss.weight / scale, scale.astype(FLOAT64)
         self.label_weights: Any = None  # the class weights of the labels, if known
         self.holds = out.dtype == self.dtype  # whether the exponentials wait in `out` for their sums
 
@@ -305,7 +330,7 @@ class Rows(ABC, Generic[_L]):
             for block in blocks(self.x, self.is_host):
                 self._add(block, each[:, block])
         if loss.label_smoothing:
-            message[-1:] = self.classes.own if loss.weight is None else loss.weight.sum()
+            message[-1:] = self.classes.own if loss.weight is None else self.class_weights.sum()
         self.comm.allreduce(message)
         self.planes, self.total_weight = each, message[-1:]
 
@@ -350,15 +375,14 @@ class Rows(ABC, Generic[_L]):
             self._write_gradient(sums, 2 * of_z)
         return self.masked(sums.loss), square
 
-    def counted(self, each: Any, factor: float, by: Any) -> Any:
-        """Values of the rows times a factor and the weights of the rows, divided; see `masked`.
+    def counted(self, each: Any, factor: float, by: Any, scale: Any = None) -> Any:
+        """Values of the rows times a factor, a scale and the weights of the rows, divided; see `masked`.
 
-        In float64: weights may be so small that other products of them are 0.
+        In float64, and the quotient of weights first: other products may be infinite, or 0.
         """
-        product = each.astype(FLOAT64) * factor
-        if self.of.sample_weight is not None:
-            product = product * self.of.sample_weight
-        return self.masked((product / by).astype(self.dtype))
+        rows = 1.0 if self.of.sample_weight is None else self.of.sample_weight.astype(FLOAT64)
+        quotient = rows / by if scale is None else scale / by * rows
+        return self.masked((each.astype(FLOAT64) * factor * quotient).astype(self.dtype))
 
     def masked(self, each: Any) -> Any:
         """Values of the rows: 0 for those that do not count, NaN for those of wrong labels."""

@@ -38,6 +38,8 @@ def run(way, arguments):
     if done.returncode:
         sys.exit(done.stderr)
     print(done.stdout, flush=True)
+    if "ms per step" not in done.stdout:  # --help
+        sys.exit()
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", done.stdout)]
     return losses, float(re.search(r"(\d+) ms", done.stdout)[1]), float(re.search(r"peak (\d+)", done.stdout)[1])
 

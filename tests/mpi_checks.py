@@ -72,6 +72,8 @@ def broadcast_sends_those_of_the_root(c: Any) -> None:
 
 
 def wrong_arrays_are_refused(c: Any) -> None:
+    from mpi4py import MPI
+
     read_only = np.zeros(3)
     read_only.flags.writeable = False
     for call, message in (
@@ -81,6 +83,7 @@ def wrong_arrays_are_refused(c: Any) -> None:
         (lambda: c.allreduce(np.zeros(3, bool)), "got dtype bool"),
         (lambda: c.allreduce(read_only), "expected an array that can be written"),
         (lambda: c.broadcast(np.zeros(3), root=c.size), f"root: expected a rank in [0, {c.size}), got {c.size}"),
+        (lambda: distributed.sum_gradients([], MPI.COMM_WORLD), "got mpi4py.MPI.Intracomm, without broadcast; pass"),
         (lambda: distributed.mpi("world"), "comm: expected an mpi4py.MPI.Intracomm or None, got str"),
     ):
         assert message in refused(call), message
@@ -206,6 +209,29 @@ def labels_per_class_are_spread_as_the_logits_are(c: Any) -> None:
             same_bits(c, found[0], found[1])
 
 
+def weights_of_any_magnitude_give_the_same_mean(c: Any) -> None:
+    rng = np.random.default_rng(4)
+    sizes = ([7], [3, 4], [2, 0, 5])[c.size - 1]
+    first = sum(sizes[: c.rank])
+    part = slice(first, first + sizes[c.rank])
+    for dtype, magnitudes in ((np.float32, (2.0**-149, 1e-41, 2.0**127)), (np.float64, (2.0**-1074, 2.0**1019))):
+        x, w, t = rng.normal(size=(9, 5)).astype(dtype), rng.normal(size=(5, 7)).astype(dtype), rng.integers(0, 7, 9)
+        logits = x @ w
+        options: dict[str, Any] = {"label_smoothing": 0.1}
+        loss, dx = K.softmax_cross_entropy_value_and_grad(logits, t, **options)
+        layer = K.linear_cross_entropy_value_and_grad(x, w, None, t, **options)
+        for magnitude in magnitudes:
+            mine = np.full(7, magnitude, dtype)[part]
+            found = distributed.softmax_cross_entropy_value_and_grad(logits[:, part], t, comm=c, weight=mine, **options)
+            near(found[0], loss, np.dtype(dtype))
+            near(found[1], dx[:, part], np.dtype(dtype))
+            found = distributed.linear_cross_entropy_value_and_grad(
+                x, w[:, part], None, t, comm=c, weight=mine, max_workspace=3000, **options
+            )
+            for got, exact in zip(found, (*layer[:2], layer[2][:, part], layer[3][part]), strict=True):
+                near(got, exact, np.dtype(dtype))
+
+
 def near(got: Any, exact: Any, dtype: np.dtype[Any]) -> None:
     eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[dtype.name]
     largest = float(np.abs(exact).max(initial=0))
@@ -268,6 +294,7 @@ CHECKS: list[Callable[[Any], None]] = [
     data_parallel_training_is_that_of_one_process,
     spread_classes_are_the_plain_kernels_of_all,
     labels_per_class_are_spread_as_the_logits_are,
+    weights_of_any_magnitude_give_the_same_mean,
     what_differs_is_an_error_on_every_rank,
     without_the_comparison_results_are_the_same,
     guard_lets_go_on_what_goes_well,

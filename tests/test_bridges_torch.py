@@ -344,6 +344,17 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
     torch.testing.assert_close(x.grad, 2 * first)
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy_with_logits", "linear_cross_entropy"])
+def test_gradients_changed_in_place_leave_a_graph_that_is_kept(name: str) -> None:
+    x = numbers(7, 7)
+    given = {"cross_entropy": (x, labels(7, 7)), "linear_cross_entropy": (x, numbers(7, 7, seed=1), labels(7, 7))}
+    loss = getattr(bridge, name)(*given.get(name, (x, soft(7, 7))))
+    changed = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    expected = changed.clone()
+    changed.zero_()
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+
+
 def test_small_gradients_of_float16_survive_a_scaled_loss() -> None:
     x = torch.zeros(4096, 1000, dtype=torch.float16, requires_grad=True)
     (bridge.cross_entropy(x, torch.zeros(4096, dtype=torch.long)) * 16384.0).backward()
@@ -492,7 +503,8 @@ def test_rows_that_do_not_count_may_hold_anything(reduction: str) -> None:
 def test_a_label_out_of_range(label: int) -> None:
     t = T.clone().index_fill(0, torch.tensor([2]), label)
     with pytest.raises(
-        IndexError, match=rf"expected labels in \[0, 7\) or the ignored label -100, got {label} at row 2"
+        IndexError,
+        match=rf"^cross_entropy: target: expected labels in \[0, 7\) or the ignored label -100, got {label} at row 2",
     ):
         bridge.cross_entropy(X, t)
     with pytest.raises(IndexError, match=f"got {label} at row 2"):
@@ -508,6 +520,41 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"a floating dtype, got torch.int64; call its .float",
     ),
     "sparse": (lambda: bridge.relu(FLOAT.to_sparse()), TypeError, r"torch.sparse_coo; call its .to_dense\(\)"),
+    "nested": (
+        lambda: bridge.relu(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+        TypeError,
+        r"got a nested one; call its .to_padded_tensor\(0.0\)",
+    ),
+    "eight bits": (
+        lambda: bridge.softmax(FLOAT.to(torch.float8_e4m3fn), 1),
+        TypeError,
+        "input: expected float16, bfloat16, float32 or float64, got torch.float8_e4m3fn",
+    ),
+    "no classes": (
+        lambda: bridge.cross_entropy(X[:, :0], T),
+        ValueError,
+        "^cross_entropy: input: expected at least one class",
+    ),
+    "a fractional label to ignore": (
+        lambda: bridge.cross_entropy(X, T, ignore_index=1.5),  # type: ignore[arg-type]
+        TypeError,
+        "cross_entropy: ignore_index: expected an integer, got 1.5",
+    ),
+    "a fractional label to ignore in a layer": (
+        lambda: bridge.linear_cross_entropy(X, W, labels(4, 5), ignore_index=1.5),  # type: ignore[arg-type]
+        TypeError,
+        "linear_cross_entropy: ignore_index: expected an integer, got 1.5",
+    ),
+    "smoothing by text": (
+        lambda: bridge.cross_entropy(X, T, label_smoothing="some"),  # type: ignore[arg-type]
+        TypeError,
+        r"label_smoothing: expected a number in \[0, 1\], got 'some'",
+    ),
+    "smoothing that requires grad": (
+        lambda: bridge.linear_cross_entropy(X, W, labels(4, 5), label_smoothing=numbers()),
+        NotImplementedError,
+        "label_smoothing: expected a tensor that needs no gradient",
+    ),
     "quantised": (
         lambda: bridge.relu(torch.quantize_per_tensor(FLOAT, 0.1, 0, torch.qint8)),
         TypeError,
@@ -548,7 +595,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"weight: expected one per class, shape \(7,\), got \(3,\)",
     ),
     "reduction": (lambda: bridge.cross_entropy(X, T, reduction="max"), ValueError, "expected one of mean, sum, none"),
-    "smoothing": (lambda: bridge.cross_entropy(X, T, label_smoothing=2.0), ValueError, r"a number in \[0, 1\], got 2"),
+    "smoothing": (
+        lambda: bridge.cross_entropy(X, T, label_smoothing=2.0),
+        ValueError,
+        r"^cross_entropy: label_smoothing: expected a number in \[0, 1\], got 2",
+    ),
     "ignored probabilities": (
         lambda: bridge.cross_entropy(X, soft(7, 5), ignore_index=2),
         ValueError,
@@ -572,7 +623,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "binary labels out of range": (
         lambda: bridge.binary_cross_entropy_with_logits(X, 2 * torch.ones(5, 7)),
         ValueError,
-        r"in \[0, 1\]",
+        r"^binary_cross_entropy_with_logits: target: .*in \[0, 1\]",
     ),
     "options": (
         lambda: bridge.linear_cross_entropy(X, W, T, options=object()),

@@ -153,6 +153,9 @@ def test_the_language_model_is_the_same_with_one_import_changed(tmp_path: Path) 
     assert apart
     assert float(apart[1]) <= 1e-3
     assert re.search(r"^saved: -?\d+% of the time, -?\d+ MB of \d+ MB$", done.stdout, re.MULTILINE)
+    done = example("language_model_bridged.py", "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--steps" in done.stdout
 
 
 def test_pairs_finds_the_digits_of_a_picture(tmp_path: Path) -> None:

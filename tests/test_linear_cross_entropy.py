@@ -125,7 +125,7 @@ def test_transposed_weights_are_not_copied(backend: str) -> None:
     turned = np.ascontiguousarray(w.T).T  # (in, out) of an array (out, in)
     gradient = np.empty((3000, 64), np.float32)
     with backends.use(backend):
-        expected = K.linear_cross_entropy_value_and_grad(x, w, b, t)
+        expected = K.linear_cross_entropy_value_and_grad(x, w, b, t, max_workspace=100_000)  # which finds the BLAS
         tracemalloc.start()
         got = K.linear_cross_entropy_value_and_grad(
             x, turned, b, t, max_workspace=100_000, out=(None, None, gradient.T, None)
@@ -207,6 +207,39 @@ def test_products_are_added(dtype: Any, is_known: bool, monkeypatch: pytest.Monk
             np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
             blas.gemm(a, b, out, accumulate=False)
             np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_a_result_with_columns_side_by_side_is_computed_in_parts(
+    accumulate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenBLAS keeps a copy of all columns that it is given."""
+    widths, (place, name) = list[int](), (blas, "add_product") if accumulate else (np, "matmul")
+    multiply = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda a, b, out: (widths.append(b.shape[1]), multiply(a, b, out)))
+    monkeypatch.setattr(blas, "COLUMNS", 8)
+    a, b = arguments(5, 4, 21)[:2]
+    for out, expected in ((np.ones((21, 5), np.float32).T, [8, 8, 5]), (np.ones((5, 21), np.float32), [21])):
+        widths.clear()
+        blas.gemm(a, b, out, accumulate)
+        assert widths == expected
+        np.testing.assert_allclose(out, a.dot(b) + accumulate, rtol=1e-5, atol=1e-5)
+
+
+@numba_too
+@pytest.mark.parametrize("rows", [4, 300])
+def test_a_transposed_gradient_of_weights_is_not_copied(backend: str, rows: int) -> None:
+    x, w, _, _ = arguments(rows, 64, 3000)
+    dy, gradient = np.full((rows, 3000), 0.5, np.float32), np.empty((3000, 64), np.float32)
+    with backends.use(backend):
+        expected = K.affine_backward(dy, x, w, needs=("dw",))[1]
+        tracemalloc.start()
+        dw = K.affine_backward(dy, x, w, needs=("dw",), out=(None, gradient.T, None))[1]
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert dw.base is gradient
+    assert most < w.nbytes / 2
+    np.testing.assert_allclose(dw, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_arrays_that_a_blas_cannot_read() -> None:

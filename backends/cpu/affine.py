@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cpu.blas import add_product, ones
+from plugrad.backends.cpu.blas import add_product, gemm, ones
 from plugrad.backends.cpu.blocks import BLOCK, Array, Index, cut, quietly
 from plugrad.backends.options import COMPUTE, FLOAT64
 
@@ -136,7 +136,8 @@ def _is_any(out: Array | None, dy: Array, x: Array, w: Array) -> bool:
 def _aside(target: Array, dy: Array, x: Array, w: Array) -> Array:
     """`target`, or a new array if BLAS cannot write to it or if it is an argument, which is still read."""
     compute = COMPUTE[target.dtype]
-    if _is_matrix(target, compute) and not _is_any(target, dy, x, w):
+    is_matrix = _is_matrix(target, compute) or _is_matrix(target.T, compute)
+    if is_matrix and not _is_any(target, dy, x, w):
         return target
     return np.empty(target.shape, compute)
 
@@ -146,7 +147,8 @@ def _weights(dy: Array, x: Array, dw: Array) -> Array:
     compute = dw.dtype
     whole = _is_matrix(x, compute) and _is_matrix(dy, compute)
     if whole and x.size <= (MATRIX_ROWS if dw.size > THIN else GROUP) * x.shape[-1]:
-        return np.matmul(_rows(x, compute).T, _rows(dy, compute), out=dw)
+        gemm(_rows(x, compute).T, _rows(dy, compute), dw, accumulate=False)
+        return dw
     total = np.zeros(dw.shape, FLOAT64)
     rows = MATRIX_ROWS if whole else max(PRODUCT_ROWS, min(MATRIX_ROWS, BLOCK // max(dw.shape)))
     for index in _row_blocks(x, rows):

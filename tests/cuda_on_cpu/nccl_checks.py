@@ -88,6 +88,7 @@ def losses(comm: Any) -> None:
             (indices, ignoring | smoothing),
             (indices, {**ignoring, "weight": weight, "reduction": "none"}),
             (indices, {**ignoring, "weight": weight}),
+            (indices, {**ignoring, **smoothing, "weight": weight}),
             (indices, {**ignoring, "sample_weight": rows, "z_loss": 0.01}),
             (per_class, smoothing),
             (per_class, {"weight": weight, "sample_weight": rows, "z_loss": 0.01}),

@@ -275,7 +275,7 @@ def _of_numpy(name: str) -> Any:
     return compute
 
 
-_MORE = ("arange", "cosh", "exp", "full", "isnan", "log1p", "ones", "tanh", "where", "zeros")
+_MORE = ("abs", "arange", "cosh", "exp", "full", "isnan", "log1p", "ones", "tanh", "where", "zeros")
 for _name in _MORE:
     globals()[_name] = _of_numpy(_name)
 
