@@ -72,10 +72,11 @@ def gemm(a: Array, b: Array, out: Array, accumulate: bool) -> None:
     A sum may have a wider dtype than `a` and `b`.
     """
     multiply = add_product if accumulate else np.matmul
-    count = out.shape[1]
-    step = count if is_row_major(out) else COLUMNS
-    for first in range(0, count, max(1, step)):
-        part = slice(first, first + step)
+    if out.shape[1] <= COLUMNS or is_row_major(out):
+        multiply(a, b, out)
+        return
+    for first in range(0, out.shape[1], COLUMNS):
+        part = slice(first, first + COLUMNS)
         multiply(a, b[:, part], out[:, part])
 
 
