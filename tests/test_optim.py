@@ -533,6 +533,18 @@ def test_a_parameter_that_was_resized_is_refused() -> None:
         optimizer.step([np.ones(5)])
 
 
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
+def test_a_replay_refuses_parameters_of_another_shape(make: Any) -> None:
+    optimizer, gradient = make([np.ones(3)]), np.ones(3)
+    with K.capture() as graph:
+        optimizer.step([gradient])
+    optimizer.params = (np.ones(5),)
+    with pytest.raises(ValueError, match=r"params: 0: expected shape \(3,\), that of the gradient that was captured"):
+        graph.replay()
+    assert (optimizer.params[0] == 1).all()
+    assert optimizer.steps == 1
+
+
 # Storing and copying
 
 

@@ -251,8 +251,13 @@ class Optimizer(ABC):
         states = update.arrays[2]  # or None for each parameter
         if (known := len(states)) < (count := len(self.params)):
             raise ValueError(f"{name}: params: expected at most as many as at first, got {count}")
-        for position, (parameter, state) in enumerate(zip(self.params, states, strict=False)):
-            # A backend would read and write past the end of a smaller state.
+        # A backend would read and write past the end of smaller arrays.
+        for position, (parameter, gradient, state) in enumerate(zip(self.params, grads, states, strict=False)):
+            if parameter.shape != gradient.shape:  # in a replay, where nobody has compared them
+                raise ValueError(
+                    f"{name}: params: {position}: expected shape {gradient.shape}, that of the gradient that was "
+                    f"captured, got {parameter.shape}; capture again"
+                )
             if state is not None and not (
                 state.shape == parameter.shape and state.dtype == COMPUTE.get(parameter.dtype)
             ):
