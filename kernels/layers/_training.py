@@ -77,7 +77,6 @@ class TrainingStep:
             if not isinstance(given, kind):
                 raise TypeError(f"TrainingStep: {name}: expected {_article(kind)}, got {type(given).__qualname__}")
         self.net, self.loss, self.optimizer = net, loss, optimizer
-        self._needs_dx = {"needs_dx": False} if "needs_dx" in inspect.signature(net.backward).parameters else {}
         self._captured: dict[tuple[Any, ...], _Captured] = {}
 
     def __repr__(self) -> str:
@@ -109,8 +108,7 @@ class TrainingStep:
         labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)
         key = batch.shape, batch.dtype, labels.shape, labels.dtype, backend.name
         captured = self._captured.get(key)
-        parts = self.net, self.loss, self.optimizer, *params, *self.net.grads
-        if captured is None or not _are_same(captured.parts, parts):
+        if captured is None or not _are_same(captured.parts, self._parts()):
             captured = self._captured[key] = self._capture(x, t, backend)
         else:
             captured.x[...] = batch
@@ -127,13 +125,18 @@ class TrainingStep:
             t = _copied(t, _labels_dtype(t, x), backend)
         self.net.forget()
         known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
+        options = {"needs_dx": False} if "needs_dx" in inspect.signature(self.net.backward).parameters else {}
         with _in_training(self.net), capture() as graph:
             loss = self.loss.forward(self.net.forward(x), t)
-            self.net.backward(self.loss.backward(), **self._needs_dx)
+            self.net.backward(self.loss.backward(), **options)
             grads = self.net.grads
             _check_recorded(graph.calls, [*known, *graph.constants], (loss, *grads), backend)
             self.optimizer.step(grads)
-        return _Captured(graph, (self.net, self.loss, self.optimizer, *self.net.params, *grads), x, t, loss)
+        return _Captured(graph, self._parts(), x, t, loss)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What a captured step is a step of."""
+        return self.net, self.loss, self.optimizer, *self.net.params, *self.net.grads
 
     def _inputs(self, given: Any, backend: Backend) -> Any:
         """Copy the inputs to an array of their own, in the dtype of the parameters if they are integers."""
