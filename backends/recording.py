@@ -54,6 +54,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.constants: list[Any] = []  # arrays made of numbers, which a replay reads as they are
         self.claims: list[Callable[[], None]] = []
         self.is_paused = False
 

@@ -69,6 +69,11 @@ class Graph:
         return tuple(self._recorder.calls)
 
     @property
+    def constants(self) -> tuple[Any, ...]:
+        """The arrays that the recorded calls have made of numbers."""
+        return tuple(self._recorder.constants)
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """The names of the recorded calls, in order."""
         return tuple([call.name for call in self._recorder.calls if call.name])
@@ -186,6 +191,7 @@ class Graph:
     def discard(self) -> None:
         """Release the arrays; an exception has ended the block."""
         self._recorder.calls.clear()
+        self._recorder.constants.clear()
         self._unusable = "an exception has ended its block; capture again"
 
 

@@ -309,6 +309,8 @@ def _weights(kernel: str, name: str, weight: Any, of: str, x: Any, backend: Back
         return None
     if isinstance(weight, float | int):  # a constant, in a capture too
         weight = backend.asarray(np.array(weight, COMPUTE[x.dtype]))
+        if backend.recorder is not None:
+            backend.recorder.constants.append(weight)
     weight = floating(kernel, name, weight, backend)
     try:
         fits = np.broadcast_shapes(weight.shape, x.shape) == x.shape

@@ -1231,6 +1231,48 @@ def test_training_steps_follow_the_backend_in_force() -> None:
     assert len(training._captured) == 2
 
 
+def replace_parameters(training: layers.TrainingStep) -> None:
+    layer: Any = training.net.layers[0]  # type: ignore[attr-defined]
+    layer.w = layer.w * 2
+    training.optimizer.params = training.net.params
+
+
+def replace_a_gradient(training: layers.TrainingStep) -> None:
+    layer: Any = training.net.layers[0]  # type: ignore[attr-defined]
+    layer.dw = np.zeros_like(layer.dw)
+
+
+def replace_the_optimizer(training: layers.TrainingStep) -> None:
+    training.optimizer = optim.Adam(training.net.params)
+
+
+def replace_the_loss(training: layers.TrainingStep) -> None:
+    training.loss = layers.SoftmaxWithLoss(reduction="sum")
+
+
+def replace_the_network(training: layers.TrainingStep) -> None:
+    training.net = copy.deepcopy(training.net)
+    training.optimizer.params = training.net.params
+
+
+@pytest.mark.parametrize(
+    "replace", [replace_parameters, replace_a_gradient, replace_the_optimizer, replace_the_loss, replace_the_network]
+)
+def test_training_steps_see_what_is_replaced(replace: Callable[[Any], None]) -> None:
+    plain, captured = Problem(OPTIMIZERS["momentum"]), Problem(OPTIMIZERS["momentum"])
+    training = layers.TrainingStep(captured.net, captured.loss, captured.optimizer)
+    for number, batch in enumerate(plain.batches):
+        if number == 3:
+            for each in (plain, training):
+                replace(each)
+        assert training.step(*batch) == plain.step(*batch)
+        for mine, theirs in zip(
+            (*training.net.params, *training.net.grads), (*plain.net.params, *plain.net.grads), strict=True
+        ):
+            assert mine.tobytes() == theirs.tobytes()
+    assert len(training._captured) == 1
+
+
 def test_a_training_step_refuses_an_optimizer_of_other_parameters() -> None:
     w, x, t = np.ones((3, 2), np.float32), np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
     net = layers.Sequential(layers.Affine(w))  # it copies the weights

@@ -1161,9 +1161,13 @@ def test_a_network_may_be_called_and_made_of_a_list() -> None:
         layers.Sequential([stack[0], 3])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("batches", [None, 0, 1, 3], ids=["before", "unused", "used", "captured"])
 @pytest.mark.parametrize("place", ["instance", "class"])
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_methods_that_a_user_replaces_are_called(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_that_a_user_replaces_are_called(
+    place: str, name: str, batches: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the network is made of the layers, or after some batches; and no longer once they are put back."""
     stack = [layers.Affine(np.ones((3, 2)), np.zeros(2)), layers.Relu(), layers.Affine(np.ones((2, 2)))]
     calls: list[str] = []
 
@@ -1172,12 +1176,32 @@ def test_methods_that_a_user_replaces_are_called(place: str, name: str, monkeypa
         method = getattr(target, name)
         return target, functools.wraps(method)(lambda *args, **kwargs: (calls.append(name), method(*args, **kwargs))[1])
 
+    def pass_through() -> None:
+        net.backward(np.ones_like(net.forward(np.ones((4, 3)))))
+
+    net = layers.Sequential(*stack)
+    for _ in range(batches or 0):
+        pass_through()
     for target, method in [counted(layer) for layer in stack[:2]]:
         monkeypatch.setattr(target, name, method)
-    net = layers.Sequential(*stack)
-    net.forward(np.ones((4, 3)))
-    net.backward(np.ones((4, 2)))
-    assert len(calls) == (3 if place == "class" else 2)  # the class of two layers
+    if batches is None:
+        net = layers.Sequential(*stack)
+    for number in range(1, 4):
+        pass_through()
+        assert len(calls) == number * (3 if place == "class" else 2)  # the class of two layers
+    monkeypatch.undo()
+    pass_through()
+    assert len(calls) == 3 * (3 if place == "class" else 2)
+
+
+def test_layers_that_are_replaced_compute() -> None:
+    net = layers.Sequential(layers.Affine.init(3, 2, rng=0), layers.Relu())
+    x = np.ones((4, 3), np.float32)
+    for _ in range(3):
+        net.forward(x)
+    net.layers = (layers.Affine.init(3, 5, rng=1),)
+    np.testing.assert_array_equal(net.forward(x), net.layers[0].forward(x))
+    assert net.backward(np.ones((4, 5), np.float32)).shape == (4, 3)
 
 
 def test_results_without_dimensions_are_arrays() -> None:

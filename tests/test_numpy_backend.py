@@ -309,6 +309,20 @@ def test_negative_labels_never_wrap(dtype: Any) -> None:
                     kernel(p, np.array([0, bad], dtype))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+@pytest.mark.parametrize("t", [np.array([1] * 64), np.eye(2, dtype=np.int8)[[1] * 64]], ids=["indices", "per class"])
+def test_the_gradient_of_a_mean_does_not_overflow_at_subnormal_probabilities(t: Any, smoothing: float) -> None:
+    """1 / p is larger than the largest number of float32, and a 64th of it is not."""
+    p = np.array([[1.0, 1e-39]] * 64, np.float32)
+    exact = K.cross_entropy_backward(1.0, p.astype(np.float64), t, label_smoothing=smoothing)
+    with backends.use("numpy"):
+        gradient = K.cross_entropy_backward(1.0, p, t, label_smoothing=smoothing)
+        strided = np.empty((2, 64), np.float32).T
+        K.cross_entropy_backward(1.0, p, t, label_smoothing=smoothing, out=strided)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-6)
+    np.testing.assert_array_equal(strided, gradient)
+
+
 HUGE = np.full((2, 2), 3e38, np.float32)
 
 

@@ -1,6 +1,7 @@
 """Optimizers against their formulas in float64, schedules, and the L2 penalty."""
 
 import copy
+import functools
 import math
 import operator
 import pickle
@@ -506,6 +507,42 @@ def test_parameters_that_were_replaced() -> None:
     with pytest.raises(ValueError, match="SGD: params: expected at most as many as at first, got 3"):
         optimizer.step([np.ones(3)] * 3)
     assert optimizer.params[0].tolist() == [1.0] * 3
+    assert optimizer.steps == 1, "a step that is refused does not count"
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.RMSprop, functools.partial(optim.SGD, momentum=0.9)])
+@pytest.mark.parametrize(
+    "parameter", [np.ones(5), np.ones(2), np.ones((3, 1)), np.ones(3, np.float32)], ids=["5", "2", "3x1", "float32"]
+)
+def test_a_parameter_that_does_not_fit_its_state_is_refused(parameter: Any, make: Any) -> None:
+    """Compiled code would write past the end of the state."""
+    optimizer = make([np.ones(1), np.ones(3)])
+    optimizer.params = np.ones(1), parameter
+    with pytest.raises(ValueError, match=r"params: 1: expected shape and dtype as at first, got shape .*; make a new"):
+        optimizer.step([np.ones(1), parameter.copy()])
+    assert (optimizer.params[0] == 1).all()
+    assert (parameter == 1).all()
+    assert optimizer.steps == 0
+
+
+def test_a_parameter_that_was_resized_is_refused() -> None:
+    parameter = np.ones(3)
+    optimizer = optim.Adam([parameter])
+    parameter.resize(5, refcheck=False)
+    with pytest.raises(ValueError, match=r"Adam: params: 0: expected shape and dtype as at first, got shape \(5,\)"):
+        optimizer.step([np.ones(5)])
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
+def test_a_replay_refuses_parameters_of_another_shape(make: Any) -> None:
+    optimizer, gradient = make([np.ones(3)]), np.ones(3)
+    with K.capture() as graph:
+        optimizer.step([gradient])
+    optimizer.params = (np.ones(5),)
+    with pytest.raises(ValueError, match=r"params: 0: expected shape \(3,\), that of the gradient that was captured"):
+        graph.replay()
+    assert (optimizer.params[0] == 1).all()
+    assert optimizer.steps == 1
 
 
 # Storing and copying

@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import gc
+import itertools
 import pickle
+import sys
 import threading
 import types
 import weakref
@@ -351,6 +353,30 @@ def test_an_interrupted_batch_leaves_nothing_to_go_on_with(monkeypatch: pytest.M
     assert_same(passes(net, X, DY), by_layers(net, X, DY))
 
 
+def test_ctrl_c_in_a_pass_locks_nothing() -> None:
+    """Python handles it after a call, here after each one that a pass makes of a function written in C."""
+    net = captured(network())
+    codes, number, is_interrupted = (Passes.forward.__code__, Passes.backward.__code__), 0, True
+    while is_interrupted:
+        returns = itertools.count()
+
+        def interrupt(frame: Any, event: str, _: Any, returns: Iterator[int] = returns, number: int = number) -> None:
+            if event == "c_return" and frame.f_code in codes and next(returns) == number:
+                raise KeyboardInterrupt
+
+        sys.setprofile(interrupt)
+        try:
+            net.backward(net.forward(X))
+            is_interrupted = False
+        except KeyboardInterrupt:
+            number += 1
+        finally:
+            sys.setprofile(None)
+        assert_same(passes(net, X, DY), by_layers(net, X, DY))
+        assert is_captured(net)
+    assert number > 4
+
+
 @pytest.mark.parametrize("captures_backward", [False, True])
 def test_a_capture_in_which_another_thread_uses_the_layers_is_not_kept(
     captures_backward: bool, monkeypatch: pytest.MonkeyPatch
@@ -514,9 +540,9 @@ def test_the_layers_compute_in_the_turn_of_another_thread() -> None:
     assert net._passes is not None
     latest = net._passes._latest
     assert latest is not None
-    with latest.turn:
-        np.testing.assert_array_equal(net.forward(X), by_layers(net, X, DY)[0])
-        assert not is_captured(net)
+    latest.turns["now"] = object()
+    np.testing.assert_array_equal(net.forward(X), by_layers(net, X, DY)[0])
+    assert not is_captured(net)
 
 
 def test_the_gradients_are_right() -> None:

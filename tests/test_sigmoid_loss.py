@@ -137,17 +137,18 @@ def test_options_and_errors_of_the_layer() -> None:
             layer.backward(dloss)
 
 
-def _problem() -> tuple[layers.Sequential, layers.SigmoidWithLoss, optim.Adam]:
+def _problem(pos_weight: Any) -> tuple[layers.Sequential, layers.SigmoidWithLoss, optim.Adam]:
     net = layers.Sequential(layers.Affine.init(6, 8, rng=0), layers.Relu(), layers.Affine.init(8, 3, rng=1))
-    return net, layers.SigmoidWithLoss(pos_weight=np.array([1, 2, 0.5], np.float32)), optim.Adam(net.params, 0.05)
+    return net, layers.SigmoidWithLoss(pos_weight=pos_weight), optim.Adam(net.params, 0.05)
 
 
-def test_a_network_learns_several_labels_by_captured_steps() -> None:
+@pytest.mark.parametrize("pos_weight", [np.array([1, 2, 0.5], np.float32), 2.0])
+def test_a_network_learns_several_labels_by_captured_steps(pos_weight: Any) -> None:
     """Each label is the sign of a feature; the captured steps have the bits of plain ones."""
     x = RNG.normal(size=(64, 6)).astype(np.float32)
     t = x[:, :3] > 0
-    plain, loss, optimizer = _problem()
-    net, *others = _problem()
+    plain, loss, optimizer = _problem(pos_weight)
+    net, *others = _problem(pos_weight)
     training = layers.TrainingStep(net, *others)
     for _ in range(60):
         value = loss.forward(plain.forward(x), t)

@@ -129,9 +129,8 @@ def _gradient(
     factor = -labels.upstream(dloss if dlosses is None else dlosses)
     p = load(scratch, "p", p)
     labels.note(p)
-    spread, _, ignored = labels.spread(t, of_rows, p, scratch)
-    slope = np.divide(spread, p, out=scratch.like("slope", p))
-    slope[spread == 0] = 0
-    if ignored is not None:
-        factor = np.where(ignored, 0, factor)
-    write(np.multiply, slope, factor, dp)
+    spread, _, _ = labels.spread(t, of_rows, p, scratch)
+    slope = scratch.like("slope", p)
+    write(np.multiply, spread, factor, slope)  # first: a quotient by a subnormal number may be too large
+    np.divide(slope.reshape(dp.shape), p.reshape(dp.shape), out=dp, casting="same_kind")
+    dp[spread.reshape(dp.shape) == 0] = 0

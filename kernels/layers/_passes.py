@@ -7,7 +7,6 @@ a batch is copied in, and the result out. The bits are those of the layers.
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +49,8 @@ class _Captured:
     """The passes over batches of one shape, and what they depend on."""
 
     def __init__(self, net: Any, layers: tuple[Layer, ...], x: Array, backend: Backend) -> None:
-        self.turn = threading.Lock()  # never waited for: during the turn of another thread the layers compute
+        # The pass that is being computed, under "now"; never waited for: meanwhile the layers compute those of others.
+        self.turns: dict[str, object] = {}
         self.backend = backend
         self.parameters = [
             (layer, (layer.w, layer.b, layer.dw, layer.db)) for layer in layers if isinstance(layer, Affine)
@@ -155,9 +155,10 @@ class Passes:
             self._recaptures += 1
             self._captured.pop(key, None)
             return BY_LAYERS
-        if not captured.turn.acquire(blocking=False):
-            return BY_LAYERS
+        turn, turns = object(), captured.turns
         try:
+            if turns.setdefault("now", turn) is not turn:
+                return BY_LAYERS
             y = captured.forward(x)
             self._latest = captured
             return y
@@ -165,7 +166,9 @@ class Passes:
             self._captured.pop(key, None)
             return BY_LAYERS
         finally:
-            captured.turn.release()
+            # Python handles no Ctrl-C between these steps, as in `Graph.replay`.
+            if "now" in turns and turns["now"] is turn:
+                del turns["now"]
 
     def _capture(self, net: Any, key: tuple[Any, ...], x: Array) -> Any:
         """Capture the forward pass at the second batch of a shape."""
@@ -201,10 +204,12 @@ class Passes:
             or dy.dtype != captured.dy.dtype
             or not dy.flags.c_contiguous
             or selection.in_force().by_type.get(np.ndarray) is not captured.backend
-            or not captured.turn.acquire(blocking=False)
         ):
             return BY_LAYERS
+        turn, turns = object(), captured.turns
         try:
+            if turns.setdefault("now", turn) is not turn:
+                return BY_LAYERS
             if captured.batch is None or not captured.have_saved(captured.batch) or not captured.is_current():
                 return BY_LAYERS
             return captured.backward(net, dy, needs_dx)
@@ -212,4 +217,5 @@ class Passes:
             self.clear()
             return BY_LAYERS
         finally:
-            captured.turn.release()
+            if "now" in turns and turns["now"] is turn:
+                del turns["now"]

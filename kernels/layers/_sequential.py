@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, TypeGuard, cast
 
@@ -19,6 +20,12 @@ from plugrad.kernels.layers._errors import name_place
 from plugrad.kernels.layers._layer import Layer, floating_dtype
 from plugrad.kernels.layers._losses import Loss
 from plugrad.kernels.layers._passes import BY_LAYERS, Passes
+
+# The methods of a layer, which a user may replace: on the layer, or on its class.
+METHODS = operator.attrgetter("forward", "backward")
+
+# The attributes of a network that are made of its layers.
+ARRANGED = ("_methods", "_forwards", "_backwards", "_passes")
 
 
 class Sequential(Layer):
@@ -77,6 +84,7 @@ class Sequential(Layer):
     def _arrange(self, layers: tuple[Layer, ...]) -> None:
         """Choose the method that each layer computes by."""
         self.layers = layers
+        self._methods = [*map(METHODS, layers)]
         self._forwards = [_forward_of(layers, position) for position in range(len(layers))]
         self._backwards = [_backward_of(layers, position) for position in range(len(layers))]
         self._first_with_params = next((i for i, layer in enumerate(layers) if layer.params), len(layers))
@@ -87,7 +95,7 @@ class Sequential(Layer):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the methods of layers, and what was captured of them, out of copies and pickles."""
         state: dict[str, Any] = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("_forwards", "_backwards", "_passes")}
+        return {name: value for name, value in state.items() if name not in ARRANGED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Choose the methods of the layers anew."""
@@ -154,6 +162,8 @@ class Sequential(Layer):
 
     def forward(self, x: ArrayLike) -> Array:
         """Compute the result of the last layer."""
+        if [*map(METHODS, self.layers)] != self._methods:  # replaced since, by a user who looks into the passes
+            self._arrange(self.layers)
         y: Any = BY_LAYERS
         if type(x) is np.ndarray:
             if self._passes is not None:
@@ -248,14 +258,15 @@ def _backward_of(layers: tuple[Layer, ...], position: int) -> Callable[..., Any]
     return _bare(layer, "backward")
 
 
-# Methods that name their layer in errors, as `Sequential` does itself.
-NAMING = (Affine.forward, Affine.backward, Activation.forward, Activation.backward)
+# The methods of this package, also if a class has others later. They name their layer in errors, as `Sequential` does.
+METHODS_OF: dict[type[Layer], Any] = {kind: METHODS(kind) for kind in (Affine, Activation)}
+NAMING = (*METHODS_OF[Affine], *METHODS_OF[Activation])
 
 
 def _bare(layer: Layer, name: str) -> Callable[..., Any]:
     """Return a method of a layer: of this package's own ones, unless replaced, what lies below `errors_name_layer`."""
     method: Callable[..., Any] = getattr(layer, name)
-    function = getattr(method, "__func__", None)
+    function: Any = getattr(method, "__func__", None)
     if function in NAMING:
         return functools.partial(function.__wrapped__, layer)
     return method
@@ -278,5 +289,4 @@ def _is_affine(layer: Layer) -> bool:
 
 
 def _runs_methods_of(kind: type[Layer], layer: Layer) -> bool:
-    is_of_class = type(layer).forward is kind.forward and type(layer).backward is kind.backward
-    return is_of_class and not {"forward", "backward"} & vars(layer).keys()
+    return METHODS(type(layer)) == METHODS_OF[kind] and not {"forward", "backward"} & vars(layer).keys()

@@ -27,9 +27,10 @@ INDICES_OR_NUMBERS = "iubfV"  # the kinds of dtypes of labels; V is that of bflo
 
 
 class _Captured(NamedTuple):
-    """A captured step, and the arrays that it reads the batch from and writes the loss to."""
+    """A captured step, what it is a step of, and the arrays that it reads the batch from and writes the loss to."""
 
     graph: Graph
+    parts: tuple[Any, ...]
     x: Any
     t: Any
     loss: Any
@@ -39,8 +40,10 @@ class TrainingStep:
     """The steps of a training loop: forward, backward and update, captured once for each shape and dtype of a batch.
 
     A step copies the batch to arrays of its own, and replays the graph (see `plugrad.kernels.capture`). It computes the
-    bits that the same calls compute without a capture, in training, whatever `Layer.training` is. An instance may be
-    used by one thread at a time. It holds the arrays of each shape of a batch, so pad batches of many different shapes.
+    bits that the same calls compute without a capture, in training, whatever `Layer.training` is. If the network, the
+    loss, the optimizer, a parameter or a gradient has been replaced, the step is captured anew; the numbers among the
+    options of layers and losses are constants. An instance may be used by one thread at a time. It holds the arrays of
+    each shape of a batch, so pad batches of many different shapes.
 
     Parameters
     ----------
@@ -74,7 +77,6 @@ class TrainingStep:
             if not isinstance(given, kind):
                 raise TypeError(f"TrainingStep: {name}: expected {_article(kind)}, got {type(given).__qualname__}")
         self.net, self.loss, self.optimizer = net, loss, optimizer
-        self._needs_dx = {"needs_dx": False} if "needs_dx" in inspect.signature(net.backward).parameters else {}
         self._captured: dict[tuple[Any, ...], _Captured] = {}
 
     def __repr__(self) -> str:
@@ -96,7 +98,7 @@ class TrainingStep:
             If a layer computes by other code than kernels, which a replay would not run. No parameter has been changed.
         """
         params = self.net.params
-        if len(params) != len(self.optimizer.params) or not all(map(operator.is_, params, self.optimizer.params)):
+        if not _are_same(params, self.optimizer.params):
             raise ValueError("TrainingStep: optimizer: expected the parameters of net, got others; pass net.params")
         if (foreign := foreign_of(x)) is not None:
             taken = foreign.inner.take("TrainingStep: x", x)
@@ -106,7 +108,7 @@ class TrainingStep:
         labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)
         key = batch.shape, batch.dtype, labels.shape, labels.dtype, backend.name
         captured = self._captured.get(key)
-        if captured is None:
+        if captured is None or not _are_same(captured.parts, self._parts()):
             captured = self._captured[key] = self._capture(x, t, backend)
         else:
             captured.x[...] = batch
@@ -123,12 +125,18 @@ class TrainingStep:
             t = _copied(t, _labels_dtype(t, x), backend)
         self.net.forget()
         known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
+        options = {"needs_dx": False} if "needs_dx" in inspect.signature(self.net.backward).parameters else {}
         with _in_training(self.net), capture() as graph:
             loss = self.loss.forward(self.net.forward(x), t)
-            self.net.backward(self.loss.backward(), **self._needs_dx)
-            _check_recorded(graph.calls, known, (loss, *self.net.grads), backend)
-            self.optimizer.step(self.net.grads)
-        return _Captured(graph, x, t, loss)
+            self.net.backward(self.loss.backward(), **options)
+            grads = self.net.grads
+            _check_recorded(graph.calls, [*known, *graph.constants], (loss, *grads), backend)
+            self.optimizer.step(grads)
+        return _Captured(graph, self._parts(), x, t, loss)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What a captured step is a step of."""
+        return self.net, self.loss, self.optimizer, *self.net.params, *self.net.grads
 
     def _inputs(self, given: Any, backend: Backend) -> Any:
         """Copy the inputs to an array of their own, in the dtype of the parameters if they are integers."""
@@ -152,6 +160,11 @@ def _in_training(net: Layer) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
+
+
+def _are_same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    """Whether both have the same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _layers_in(value: Any) -> Iterator[Layer]:

@@ -210,7 +210,8 @@ class Optimizer(ABC):
         Raises
         ------
         TypeError, ValueError
-            If there is not one gradient for each parameter, of its shape and dtype; then no parameter is changed.
+            If there is not one gradient for each parameter, of its shape and dtype, or a parameter has been replaced or
+            resized, so that it does not fit its state; then no parameter is changed, and the step does not count.
         """
         name, params = type(self).__name__, self.params
         if type(grads) is not tuple:
@@ -246,18 +247,33 @@ class Optimizer(ABC):
         name = type(self).__name__
         self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
         lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
-        self.steps += 1
-        update, count = self._update(grads, lr), len(self.params)
-        if (known := len(update.arrays[-1])) == count:
-            return update
-        if known < count:
+        update = self._update(grads, lr, self.steps + 1)
+        states = update.arrays[2]  # or None for each parameter
+        if (known := len(states)) < (count := len(self.params)):
             raise ValueError(f"{name}: params: expected at most as many as at first, got {count}")
+        # A backend would read and write past the end of smaller arrays.
+        for position, (parameter, gradient, state) in enumerate(zip(self.params, grads, states, strict=False)):
+            if parameter.shape != gradient.shape:  # in a replay, where nobody has compared them
+                raise ValueError(
+                    f"{name}: params: {position}: expected shape {gradient.shape}, that of the gradient that was "
+                    f"captured, got {parameter.shape}; capture again"
+                )
+            if state is not None and not (
+                state.shape == parameter.shape and state.dtype == COMPUTE.get(parameter.dtype)
+            ):
+                raise ValueError(
+                    f"{name}: params: {position}: expected shape and dtype as at first, got shape {parameter.shape} of "
+                    f"{parameter.dtype} with a state of shape {state.shape} of {state.dtype}; make a new optimizer"
+                )
+        self.steps += 1
+        if known == count:
+            return update
         # `params` was replaced; the states have the length that they had at first.
         return update._replace(arrays=tuple([each[:count] for each in update.arrays]))
 
     @abstractmethod
-    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
-        """Return what a step has to compute, given the gradients and the rate."""
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+        """Return what a step has to compute, given the gradients, the rate and its number, from 1."""
 
     def _states(self) -> tuple[Array, ...]:
         """Return zeros for each parameter, in the dtype of its computations."""
@@ -332,7 +348,7 @@ class SGD(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
         numbers = lr, self.momentum, self.nesterov, self.weight_decay
         return Update("sgd", (self.params, grads, self.velocities), numbers)
 
@@ -394,13 +410,13 @@ class Adam(Optimizer):
         self.betas, self.eps = two_shares(name, "betas", betas), at_least_0(name, "eps", eps)
         self.means, self.squares = self._states(), self._states()
 
-    def _step_and_root(self, lr: float) -> tuple[float, float]:
+    def _step_and_root(self, lr: float, number: int) -> tuple[float, float]:
         """Return the rate and the divisor of the root with what makes up for means that began at 0."""
         beta1, beta2 = self.betas
-        return lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
+        return lr / (1 - beta1**number), math.sqrt(1 - beta2**number)
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
-        numbers = *self._step_and_root(lr), *self.betas, self.eps, self.weight_decay
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+        numbers = *self._step_and_root(lr, number), *self.betas, self.eps, self.weight_decay
         return Update("adam", (self.params, grads, self.means, self.squares), numbers)
 
 
@@ -446,8 +462,8 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
-        numbers = *self._step_and_root(lr), *self.betas, self.eps, 1 - lr * self.weight_decay
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+        numbers = *self._step_and_root(lr, number), *self.betas, self.eps, 1 - lr * self.weight_decay
         return Update("adamw", (self.params, grads, self.means, self.squares), numbers)
 
 
@@ -530,7 +546,7 @@ class RMSprop(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, grads: tuple[Array, ...], lr: float) -> Update:
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
         numbers = lr, self.alpha, self.eps, self.momentum, self.weight_decay
         return Update("rmsprop", (self.params, grads, self.squares, self.means, self.velocities), numbers)
 
