@@ -725,3 +725,16 @@ def test_a_state_that_is_loaded_is_that_of_captured_steps() -> None:
     optimizer.load_state_dict(held)
     graph.replay()
     np.testing.assert_array_equal(p, expected)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (1, 70_000), (100_001,), (70_000, 1), (3, 200, 150), (2, 400_000)])
+def test_descent_of_large_parameters_is_that_of_the_formula(shape: tuple[int, ...]) -> None:
+    """By pieces, the last of which is shorter, also where columns lie one behind the other."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        p, g = rng.normal(size=shape).astype(dtype), rng.normal(size=shape[::-1]).astype(dtype).T
+        expected = p - g * dtype(0.1)
+        for parameter in (p.copy(), np.asfortranarray(p)):
+            with backends.use("numpy"):
+                optim.SGD([parameter], lr=0.1).step([g])
+            np.testing.assert_array_equal(parameter, expected)

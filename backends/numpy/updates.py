@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cpu.blocks import Array, quietly
+from plugrad.backends.cpu.blocks import BLOCK, Array, quietly
 from plugrad.backends.numpy.pool import Scratch, run_blocks
 from plugrad.backends.options import COMPUTE
 
@@ -28,12 +28,24 @@ def sgd(
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
     dtype, rate = None, None
     for p, g, v in zip(params, grads, velocities, strict=True):
-        if v is None and not decay and p.size <= PIECE and p.itemsize > 2:
+        if v is None and not decay and p.size <= BLOCK and p.itemsize > 2:
             if p.dtype is not dtype:
                 dtype, rate = p.dtype, p.dtype.type(lr)  # an operator takes such a number sooner than a float
-            p -= g * rate
+            if p.size <= PIECE:
+                p -= g * rate
+            else:
+                _descend(rate, p, g)
         else:
             _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
+
+
+def _descend(rate: Any, p: Array, g: Array) -> None:
+    """``p -= rate g``, on this thread: two take longer, and `_over` twice as long for 784 x 128 weights."""
+    rows = max(1, 2 * PIECE * len(p) // p.size)
+    work = np.empty((rows, *p.shape[1:]), p.dtype)
+    for start in range(0, len(p), rows):
+        piece = p[start : start + rows]
+        np.subtract(piece, np.multiply(g[start : start + rows], rate, out=work[: len(piece)]), out=piece)
 
 
 def _sgd(
