@@ -40,7 +40,7 @@ def sgd(
 
 
 def _descend(rate: Any, p: Array, g: Array) -> None:
-    """``p -= rate g``, on this thread: two take longer, and `_over` twice as long for 784 x 128 weights."""
+    """``p -= rate g``, on this thread: in larger pieces than those of `_over`, which take twice as long as these."""
     rows = max(1, 2 * PIECE * len(p) // p.size)
     work = np.empty((rows, *p.shape[1:]), p.dtype)
     for start in range(0, len(p), rows):
