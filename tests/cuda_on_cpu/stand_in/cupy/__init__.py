@@ -76,7 +76,7 @@ class ndarray:  # noqa: N801  (CuPy's name)
         return int(self.item())
 
     def __abs__(self) -> "ndarray":
-        return _computed(abs, self, like=self)
+        return _computed(operator.abs, self, like=self)
 
     def __neg__(self) -> "ndarray":
         return _computed(operator.neg, self, like=self)
