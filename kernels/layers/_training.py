@@ -27,7 +27,7 @@ INDICES_OR_NUMBERS = "iubfV"  # the kinds of dtypes of labels; V is that of bflo
 
 
 class _Captured(NamedTuple):
-    """A captured step, what it is a step of, and the arrays that it reads the batch from and writes the loss to."""
+    """A captured step, the objects it was captured with, and the arrays of the batch and the loss."""
 
     graph: Graph
     parts: tuple[Any, ...]
@@ -135,7 +135,7 @@ class TrainingStep:
         return _Captured(graph, self._parts(), x, t, loss)
 
     def _parts(self) -> tuple[Any, ...]:
-        """What a captured step is a step of."""
+        """Return the objects that a step is captured with; where one is replaced, it is captured anew."""
         return self.net, self.loss, self.optimizer, *self.net.params, *self.net.grads
 
     def _inputs(self, given: Any, backend: Backend) -> Any:
