@@ -134,7 +134,7 @@ class _Compiler(CompilerBase):
     def define_pipelines(self) -> Any:
         passes = PassManager("plugrad")
         for step, description in DefaultPassBuilder.define_nopython_pipeline(self.state).passes:
-            if step is not NopythonRewrites:  # of expressions of whole arrays, which these functions have none of
+            if step is not NopythonRewrites:  # it joins operations on whole arrays; here each stands alone
                 passes.add_pass(_Lowering if step is NativeLowering else step, description)
         passes.finalize()
         return [passes]
