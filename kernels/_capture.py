@@ -18,20 +18,12 @@ from plugrad.backends.choice import Choice
 from plugrad.backends.contract import PreparedCall
 from plugrad.backends.recording import Call, Recorder, recording
 from plugrad.kernels._kernel import KERNELS
+from plugrad.kernels._turn import BusyError, Turn
 
 # The attributes of an array that are compared before each replay. The flags say whether it can be written, and whether
 # it is contiguous; they take less time to compare than strides.
 STATE = operator.attrgetter("shape", "dtype", "flags")
 LAYOUT = operator.attrgetter("shape", "strides", "dtype")
-
-
-class _Turn:
-    """A replay that is running: only one at a time may write to the arrays of a graph."""
-
-    __slots__ = ("thread",)
-
-    def __init__(self) -> None:
-        self.thread = threading.current_thread()
 
 
 class Graph:
@@ -46,7 +38,7 @@ class Graph:
     def __init__(self, recorder: Recorder, choice: Choice) -> None:
         self._recorder, self._choice = recorder, choice
         self._unusable = "its block has not ended"
-        self._turns: dict[str, _Turn] = {}  # the replay that is running, under "now"
+        self._turn = Turn()  # only one replay at a time may write to the arrays
         self._calls: tuple[Callable[[], object], ...] = ()
         self._places: tuple[str, ...] = ()
         self._arrays: tuple[Any, ...] = ()  # NumPy's
@@ -104,26 +96,14 @@ class Graph:
         array([3., 0.])
         """
         selection.refuse_in_capture("graph.replay: a capture does not record replays; call it outside of the block")
-        turn, turns = _Turn(), self._turns
-        try:
-            self._begin(turn)
-            self.make_calls()
-        finally:
-            # Python handles no Ctrl-C between these steps, none of which is a call.
-            if "now" in turns and turns["now"] is turn:
-                del turns["now"]
-
-    def _begin(self, turn: _Turn) -> None:
-        """Take the turn."""
         if self._unusable:
             raise RuntimeError(f"graph.replay: expected a graph that has been captured, but {self._unusable}")
-        other = self._turns.setdefault("now", turn)  # one operation: an interrupt finds the turn taken or not
-        if other is not turn:
-            if other.thread.is_alive():
-                by = "this thread already" if other.thread is turn.thread else f"another thread, {other.thread.name!r}"
-                raise RuntimeError(f"graph.replay: the graph is being replayed by {by}")
-            self._turns["now"] = turn  # in a forked child, where that thread does not exist
-            self._context = _context()
+        try:
+            self._turn.take(self.make_calls)
+        except BusyError as busy:
+            is_own = busy.thread is threading.current_thread()
+            by = "this thread already" if is_own else f"another thread, {busy.thread.name!r}"
+            raise RuntimeError(f"graph.replay: the graph is being replayed by {by}") from None
 
     def make_calls(self) -> None:
         """Make the calls as `replay` does, for a caller who sees to it that nobody else replays the graph."""
@@ -131,11 +111,11 @@ class Graph:
             self._check_arrays()
         for claim in self._recorder.claims:
             claim()
-        self._context.run(self._call_each)
+        # A copy takes no time. The context itself may have been entered, at a fork, by a thread that the child lacks.
+        self._context.copy().run(self._call_each)
 
     def _call_each(self) -> None:
-        """Make the calls, in a context of the graph's own: their backend is in force, and NumPy does not warn."""
-        selection.scope.set(self._choice)
+        """Make the calls."""
         call = None
         try:
             for call in self._calls:
@@ -173,14 +153,13 @@ class Graph:
         self._states_of_others = [*map(LAYOUT, self._others)]
         self._states = [*map(STATE, self._arrays)]
         self._layouts = {key: LAYOUT(array) for key, array in found.items()}
-        self._context = _context()
+        self._context = _context(self._choice)
         calls = self._context.run(self._prepared)
         self._calls, self._places = tuple([call.run for call in calls]), tuple([call.place for call in calls])
         self._unusable = ""
 
     def _prepared(self) -> list[PreparedCall]:
         """The calls of a replay; a backend may have fused those of its own that are neighbours."""
-        selection.scope.set(self._choice)
         prepared: list[PreparedCall] = []
         owned = [(call, _owner(call, self._choice)) for call in self._recorder.calls]
         for owner, neighbours in itertools.groupby(owned, operator.itemgetter(1)):
@@ -195,9 +174,10 @@ class Graph:
         self._unusable = "an exception has ended its block; capture again"
 
 
-def _context() -> contextvars.Context:
-    """A context in which NumPy does not warn; kernels and steps would set that for each call."""
+def _context(choice: Choice) -> contextvars.Context:
+    """A context in which a choice is in force, and NumPy does not warn; kernels and steps would set that each time."""
     context = contextvars.copy_context()
+    context.run(selection.scope.set, choice)
     context.run(np.seterr, all="ignore")
     return context
 

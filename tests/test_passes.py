@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from plugrad import backends, kernels as K
 from plugrad.kernels import gradcheck, layers, optim
+from plugrad.kernels._turn import Turn
 from plugrad.kernels.layers import _passes
 from plugrad.kernels.layers._passes import BY_LAYERS, LARGEST, MOST, Passes
 
@@ -356,7 +358,8 @@ def test_an_interrupted_batch_leaves_nothing_to_go_on_with(monkeypatch: pytest.M
 def test_ctrl_c_in_a_pass_locks_nothing() -> None:
     """Python handles it after a call, here after each one that a pass makes of a function written in C."""
     net = captured(network())
-    codes, number, is_interrupted = (Passes.forward.__code__, Passes.backward.__code__), 0, True
+    codes = [function.__code__ for function in (Passes.forward, Passes.backward, Turn.take)]
+    number, is_interrupted = 0, True
     while is_interrupted:
         returns = itertools.count()
 
@@ -535,14 +538,32 @@ def test_threads_get_the_right_results() -> None:
 
 
 def test_the_layers_compute_in_the_turn_of_another_thread() -> None:
-    """Also in a child that was forked in that turn, which never ends there."""
     net = captured(network())
     assert net._passes is not None
     latest = net._passes._latest
     assert latest is not None
-    latest.turns["now"] = object()
-    np.testing.assert_array_equal(net.forward(X), by_layers(net, X, DY)[0])
+    y = latest.turn.take(net.forward, X)
+    np.testing.assert_array_equal(y, by_layers(net, X, DY)[0])
     assert not is_captured(net)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_that_was_forked_in_a_pass_of_another_thread_replays() -> None:
+    net = captured(network())
+    assert net._passes is not None
+    latest = net._passes._latest
+    assert latest is not None
+    has_begun, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=latest.turn.take, args=(lambda: has_begun.set() or may_end.wait(),))
+    thread.start()
+    has_begun.wait()
+    child = os.fork()
+    if not child:
+        np.testing.assert_array_equal(net.forward(X), by_layers(net, X, DY)[0])
+        os._exit(0 if is_captured(net) else 1)
+    may_end.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_gradients_are_right() -> None:

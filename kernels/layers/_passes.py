@@ -16,6 +16,7 @@ from plugrad.backends.backend import Backend
 from plugrad.backends.options import COMPUTE
 from plugrad.kernels._arguments import Array
 from plugrad.kernels._capture import Graph, arrays_of, capture
+from plugrad.kernels._turn import BusyError, Turn
 from plugrad.kernels.layers._activations import Activation
 from plugrad.kernels.layers._affine import Affine
 from plugrad.kernels.layers._layer import Deferred, Layer
@@ -49,8 +50,7 @@ class _Captured:
     """The passes over batches of one shape, and what they depend on."""
 
     def __init__(self, net: Any, layers: tuple[Layer, ...], x: Array, backend: Backend) -> None:
-        # The pass that is being computed, under "now"; never waited for: meanwhile the layers compute those of others.
-        self.turns: dict[str, object] = {}
+        self.turn = Turn()  # to compute a pass; meanwhile the layers compute those of other threads
         self.backend = backend
         self.parameters = [
             (layer, (layer.w, layer.b, layer.dw, layer.db)) for layer in layers if isinstance(layer, Affine)
@@ -103,7 +103,9 @@ class _Captured:
         return self.result()
 
     def backward(self, net: Any, dy: Array, needs_dx: bool) -> Any:
-        """Replay the backward pass of the latest batch; capture it if it is the first one."""
+        """Replay the backward pass of the latest batch, if the layers still have it; capture it if it is the first."""
+        if self.batch is None or not self.have_saved(self.batch) or not self.is_current():
+            return BY_LAYERS
         self.dy[...] = dy
         if needs_dx in self.backwards:
             graph, dx = self.backwards[needs_dx]
@@ -155,20 +157,15 @@ class Passes:
             self._recaptures += 1
             self._captured.pop(key, None)
             return BY_LAYERS
-        turn, turns = object(), captured.turns
         try:
-            if turns.setdefault("now", turn) is not turn:
-                return BY_LAYERS
-            y = captured.forward(x)
-            self._latest = captured
-            return y
+            y = captured.turn.take(captured.forward, x)
+        except BusyError:
+            return BY_LAYERS
         except ValueError:  # an array is not as it was; the layers raise the error, if it is one
             self._captured.pop(key, None)
             return BY_LAYERS
-        finally:
-            # Python handles no Ctrl-C between these steps, as in `Graph.replay`.
-            if "now" in turns and turns["now"] is turn:
-                del turns["now"]
+        self._latest = captured
+        return y
 
     def _capture(self, net: Any, key: tuple[Any, ...], x: Array) -> Any:
         """Capture the forward pass at the second batch of a shape."""
@@ -206,16 +203,10 @@ class Passes:
             or selection.in_force().by_type.get(np.ndarray) is not captured.backend
         ):
             return BY_LAYERS
-        turn, turns = object(), captured.turns
         try:
-            if turns.setdefault("now", turn) is not turn:
-                return BY_LAYERS
-            if captured.batch is None or not captured.have_saved(captured.batch) or not captured.is_current():
-                return BY_LAYERS
-            return captured.backward(net, dy, needs_dx)
+            return captured.turn.take(captured.backward, net, dy, needs_dx)
+        except BusyError:
+            return BY_LAYERS
         except ValueError:
             self.clear()
             return BY_LAYERS
-        finally:
-            if "now" in turns and turns["now"] is turn:
-                del turns["now"]

@@ -223,8 +223,8 @@ class Optimizer(ABC):
             self._tell_if_detached()
         self._step(grads)
         if (recording := recorder()) is not None:
-            update = functools.partial(self._next_update, grads)
-            recording.record(name.lower(), self._step, (grads,), params, update=update)
+            update = functools.partial(self._update_of_replay, grads)
+            recording.record(name.lower(), self._replay, (grads,), params, update=update)
 
     def _check_step(self, grads: tuple[Array, ...]) -> None:
         """Refuse gradients that do not fit, and parameters that cannot be written."""
@@ -234,8 +234,16 @@ class Optimizer(ABC):
             check_writeable(f"{name}: params: {position}", parameter)
 
     def _step(self, grads: tuple[Array, ...]) -> None:
-        """Count and make a step, for gradients that have been checked: by one call, unless types differ."""
-        name, arrays, numbers = self._next_update(grads)
+        """Count and make a step, for gradients that have been checked."""
+        self._compute(self._next_update(grads))
+
+    def _replay(self, grads: tuple[Array, ...]) -> None:
+        """Count and make a step, for gradients that were checked when the step was captured."""
+        self._compute(self._update_of_replay(grads))
+
+    def _compute(self, update: Update) -> None:
+        """Update the parameters, by one call, unless types differ."""
+        name, arrays, numbers = update
         if len(set(map(type, self.params))) == 1:
             backend_for(self.params[0]).functions[name](*arrays, *numbers)
             return
@@ -252,12 +260,7 @@ class Optimizer(ABC):
         if (known := len(states)) < (count := len(self.params)):
             raise ValueError(f"{name}: params: expected at most as many as at first, got {count}")
         # A backend would read and write past the end of smaller arrays.
-        for position, (parameter, gradient, state) in enumerate(zip(self.params, grads, states, strict=False)):
-            if parameter.shape != gradient.shape:  # in a replay, where nobody has compared them
-                raise ValueError(
-                    f"{name}: params: {position}: expected shape {gradient.shape}, that of the gradient that was "
-                    f"captured, got {parameter.shape}; capture again"
-                )
+        for position, (parameter, state) in enumerate(zip(self.params, states, strict=False)):
             if state is not None and not (
                 state.shape == parameter.shape and state.dtype == COMPUTE.get(parameter.dtype)
             ):
@@ -270,6 +273,16 @@ class Optimizer(ABC):
             return update
         # `params` was replaced; the states have the length that they had at first.
         return update._replace(arrays=tuple([each[:count] for each in update.arrays]))
+
+    def _update_of_replay(self, grads: tuple[Array, ...]) -> Update:
+        """Count a step, and return what it has to compute; refuse parameters that were replaced by larger ones."""
+        for position, (parameter, gradient) in enumerate(zip(self.params, grads, strict=False)):
+            if parameter.shape != gradient.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: params: {position}: expected shape {gradient.shape}, that of the gradient "
+                    f"that was captured, got {parameter.shape}; capture again"
+                )
+        return self._next_update(grads)
 
     @abstractmethod
     def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
