@@ -247,6 +247,22 @@ def test_vectors_are_as_wide_as_those_of_the_processor_in_functions_of_the_backe
     assert ("zmm" in "".join(ours.inspect_asm().values())) == vector._has("avx512f") & (platform.machine() == "x86_64")
 
 
+def test_an_inlined_function_becomes_machine_code_only_as_a_part_of_others() -> None:
+    double = compiling.inlined()(_double)
+    whole = compiling.compiled()(lambda x: double(x) + 1.0)
+    whole._cache = NullCache()
+    assert whole(2.0) == 5.0
+    part, own = (next(iter(each.overloads.values())) for each in (double, whole))
+    has_machine_code = part.library._codegen._engine.is_symbol_defined
+    assert has_machine_code(own.fndesc.llvm_cpython_wrapper_name)
+    assert not has_machine_code(part.fndesc.llvm_func_name)
+    assert part.fndesc.llvm_func_name in part.library.get_llvm_str()  # for the functions that call it
+
+
+def _double(x: float) -> float:
+    return 2 * x
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("kernel", [K.softmax, K.log_softmax, K.softmax_backward, K.log_softmax_backward])
 def test_a_row_has_the_same_bits_in_an_array_whose_rows_are_fetched_ahead(kernel: Any, dtype: Any) -> None:
