@@ -54,7 +54,7 @@ struct Context {
 
 enum State { RUNS, AT_BARRIER, AT_SHUFFLE, ENDED };
 constexpr int WARP_SIZE = 32, MOST_THREADS = 1024;
-constexpr size_t STACK = 64 * 1024;
+constexpr size_t STACK = 64 * 1024 + 576;
 
 struct Fiber {
     Context context;

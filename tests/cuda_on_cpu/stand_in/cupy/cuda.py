@@ -27,7 +27,8 @@ import numpy as np
 
 ORDERS = ("ascending", "descending", "random")
 HERE = Path(__file__).resolve().parents[2]
-FLAGS = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", *os.environ.get("CUDA_ON_CPU_FLAGS", "").split()]
+STANDARD = "-std=c++17"
+FLAGS = [STANDARD, "-O1", "-w", "-ffp-contract=off", *os.environ.get("CUDA_ON_CPU_FLAGS", "").split()]
 
 POISON = 0xA5
 
@@ -309,11 +310,20 @@ def _compile(program: _Program, options: tuple[str, ...]) -> None:
             (folder / header.decode()).write_bytes(text)
         (folder / "source.cpp").write_text(f'#include "{HERE}/device.hpp"\n{program.source}')
         macros = [option for option in options if option.startswith("-D")]
-        text = _run(program, "-E", *macros, "-I", name, str(folder / "source.cpp"))
+        text = _run(program, *FLAGS, "-E", *macros, "-I", name, str(folder / "source.cpp"))
         kernels = re.findall(r'extern "C" __attribute__\(\(annotate_kernel\)\) void\s+(\w+)\(', text)
         launchers = "".join(_launcher(kernel) for kernel in dict.fromkeys(kernels))
         (folder / "kernels.ii").write_text(text + launchers)
-        _run(program, "-shared", "-fPIC", str(folder / "kernels.ii"), _threads(), "-o", str(folder / "kernels.so"))
+        _run(
+            program,
+            *FLAGS,
+            "-shared",
+            "-fPIC",
+            str(folder / "kernels.ii"),
+            _threads(),
+            "-o",
+            str(folder / "kernels.so"),
+        )
         program.code = (folder / "kernels.so").read_bytes()
 
 
@@ -323,7 +333,7 @@ def _threads() -> str:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     path = f"{folder.name}/device.o"
-    _run(_Program("", (), ()), "-c", "-fPIC", str(HERE / "device.cpp"), "-o", path)
+    _run(_Program("", (), ()), STANDARD, "-O2", "-c", "-fPIC", str(HERE / "device.cpp"), "-o", path)  # no sanitizers
     return path
 
 
@@ -335,7 +345,7 @@ def _launcher(kernel: str) -> str:
 
 def _run(program: _Program, *arguments: str) -> str:
     variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # no sanitizer in g++
-    done = subprocess.run(["g++", *FLAGS, *arguments], env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(["g++", *arguments], env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         program.log = done.stderr
         raise NVRTCError(done.stderr)
