@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends import to_numpy
 from plugrad.backends.host import name_of
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for, refuse_in_capture
-from plugrad.distributed._agreement import agreed, described
-from plugrad.distributed._communicator import Communicator, check_communicator, checks
+from plugrad.distributed._agreement import agreed, described, digest
+from plugrad.distributed._communicator import UNRECORDED, Communicator, check_communicator, checks
 from plugrad.kernels._arguments import Array
 from plugrad.kernels.optim import Optimizer
 from plugrad.kernels.optim._checks import check_writeable, checked_grads, views_of
@@ -51,7 +52,7 @@ def broadcast(arrays: Iterable[Array], comm: Communicator, root: int = 0) -> Non
     >>> w
     array([1., 1., 1.])
     """
-    refuse_in_capture("distributed.broadcast")
+    refuse_in_capture(f"distributed.broadcast{UNRECORDED}")
     check_communicator("broadcast", comm)
     given, failure = _given("broadcast", "arrays", arrays)
     if failure is None and (isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < comm.size):
@@ -99,7 +100,7 @@ def sum_gradients(grads: Iterable[Array], comm: Communicator) -> None:
     >>> dw / comm.size
     array([1., 1., 1.])
     """
-    refuse_in_capture("distributed.sum_gradients")
+    refuse_in_capture(f"distributed.sum_gradients{UNRECORDED}")
     check_communicator("sum_gradients", comm)
     given, failure = _given("sum_gradients", "grads", grads, floating=True)
     agreed(comm, "sum_gradients", _facts("grads", given, comm), failure)
@@ -130,7 +131,7 @@ class DataParallel:
     TypeError
         If `optimizer` is no optimizer of `plugrad.kernels.optim`.
     ValueError
-        If the optimizers differ between ranks.
+        If the optimizers differ between ranks, in what they keep for parameters too: load a state on all ranks.
 
     Examples
     --------
@@ -155,11 +156,12 @@ class DataParallel:
         self._flat: list[Any] = []  # the messages of a step, kept for the next
         failure, facts = None, {}
         if isinstance(optimizer, Optimizer):
-            facts = {**self._state(), **_facts("params", optimizer.params, comm)}
+            facts = {**self._state(), **self._values(), **_facts("params", optimizer.params, comm)}
         else:
             kind = name_of(type(optimizer))
             failure = TypeError(f"DataParallel: optimizer: expected one of plugrad.kernels.optim, got {kind}")
         agreed(comm, "DataParallel", facts, failure)
+        self._steps = optimizer.steps  # at which the states of all ranks were the same
         broadcast(optimizer.params, comm)
 
     def __repr__(self) -> str:
@@ -183,7 +185,7 @@ class DataParallel:
             If a gradient has not the shape and dtype of its parameter, or `count` is no number of at least 0, or the
             state of the optimizer differs between ranks. No parameter is changed then.
         """
-        refuse_in_capture("DataParallel.step")
+        refuse_in_capture(f"DataParallel.step{UNRECORDED}")
         params, failure = self.optimizer.params, None
         given: tuple[Any, ...] = ()
         try:
@@ -193,7 +195,10 @@ class DataParallel:
             rows = _count(count)
         except (TypeError, ValueError) as error:
             failure, rows = error, None
-        agreed(self.comm, "DataParallel.step", {**self._state(), **_facts("grads", given, self.comm)}, failure)
+        facts = {**self._state(), **_facts("grads", given, self.comm)}
+        if self.optimizer.steps != self._steps:  # another state was loaded, or a step made, without the other ranks
+            facts |= self._values()
+        agreed(self.comm, "DataParallel.step", facts, failure)
         total = _total(rows, self.comm)
         groups = _by_dtype(given)
         flats = self._flat = [
@@ -207,6 +212,7 @@ class DataParallel:
             narrow = flat.astype(group[0].dtype, copy=False)
             found |= {id(array): part for array, part in zip(group, _parts(narrow, group), strict=True)}
         self.optimizer.step([found[id(array)] for array in given])
+        self._steps = self.optimizer.steps
 
     def _state(self) -> dict[str, object]:
         """The facts that must be the same on all ranks for their parameters to stay the same."""
@@ -216,6 +222,13 @@ class DataParallel:
         kept = [name for name in optimizer.ARRAYS if any(array is not None for array in getattr(optimizer, name))]
         named = {"optimizer": type(optimizer).__name__, "arrays of the optimizer": ", ".join(kept) or "none"}
         return {**named, "steps": optimizer.steps, "lr": rate, **numbers}
+
+    def _values(self) -> dict[str, object]:
+        """The values that the optimizer keeps for its parameters, as facts; on a GPU this waits for them."""
+        if not checks(self.comm):
+            return {}
+        kept = self.optimizer._named_arrays()
+        return {f"the optimizer's {name}": digest(to_numpy(array)) for name, array in kept.items()}
 
 
 def _given(

@@ -16,7 +16,7 @@ from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.distributed._agreement import agreed
-from plugrad.distributed._communicator import Communicator, check_communicator, checks
+from plugrad.distributed._communicator import UNRECORDED, Communicator, check_communicator, checks
 from plugrad.distributed._labels import labels_of
 from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
@@ -136,7 +136,7 @@ def linear_cross_entropy_value_and_grad(
             "out": out,
         }
         return K.linear_cross_entropy_value_and_grad(x, w, b, t, **named)
-    refuse_in_capture(CALL)
+    refuse_in_capture(f"{CALL}{UNRECORDED}")
     with np.errstate(all="ignore"):
         return _spread(x, w, b, t, comm, given, softcap, needs, max_workspace, out)
 

@@ -13,7 +13,7 @@ from plugrad.backends.calls import follows_first
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.distributed._agreement import agreed
-from plugrad.distributed._communicator import Communicator, check_communicator, checks
+from plugrad.distributed._communicator import UNRECORDED, Communicator, check_communicator, checks
 from plugrad.distributed._labels import labels_of
 from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
 from plugrad.kernels._arguments import (
@@ -104,7 +104,7 @@ def softmax_cross_entropy_value_and_grad(
     check_communicator(CALL, comm)
     if comm.size == 1:
         return K.softmax_cross_entropy_value_and_grad(x, t, out=out, **given)
-    refuse_in_capture(CALL)
+    refuse_in_capture(f"{CALL}{UNRECORDED}")
     with np.errstate(all="ignore"):
         return _spread(x, t, comm, given, out)
 

@@ -315,6 +315,13 @@ def exits(c: Any) -> None:
     c.barrier()
 
 
+def has_fewer_batches(c: Any) -> None:
+    """The last rank leaves regularly while the others make another call."""
+    if c.rank == c.size - 1:
+        sys.exit(0)
+    distributed.sum_gradients([np.ones(3)], c)
+
+
 def killed(c: Any) -> None:
     """The last rank is killed while the others wait for it."""
     c.barrier()
@@ -324,7 +331,7 @@ def killed(c: Any) -> None:
     time.sleep(600)
 
 
-FAILURES = {function.__name__: function for function in (raises, exits, killed)}
+FAILURES = {function.__name__: function for function in (raises, exits, has_fewer_batches, killed)}
 
 
 def main(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
@@ -859,6 +860,18 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
     def centered(c: Any) -> None:
         distributed.DataParallel(optim.RMSprop([np.zeros(3)], centered=c.rank == 1), c)
 
+    def states(c: Any) -> None:
+        optimizer = optim.SGD([np.zeros(3)], momentum=0.9)
+        optimizer.step([np.full(3, 1.0 + c.rank)])
+        distributed.DataParallel(optimizer, c)
+
+    def loaded_alone(c: Any) -> None:
+        trainer = distributed.DataParallel(optim.SGD([np.zeros(3)], momentum=0.9), c)
+        stored = optim.SGD([np.zeros(3)], momentum=0.9)
+        stored.step([np.full(3, 1.0 + 2 * c.rank)])
+        trainer.optimizer.load_state_dict(stored.state_dict())
+        trainer.step([np.zeros(3)], 1)
+
     def counts(c: Any) -> None:
         w = np.zeros(3)
         trainer = distributed.DataParallel(optim.SGD([w]), c)
@@ -872,12 +885,48 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
         (steps, "lr: .* rank 0 has 0.1 and rank 1 has 0.2"),
         (betas, r"betas: .* rank 0 has \(0.9, 0.99\) and rank 1 has \(0.9, 0.999\)"),
         (centered, "arrays of the optimizer: .* rank 0 has squares and rank 1 has squares, means"),
+        (states, "the optimizer's velocities.0: .* rank 0 has values from 1.0 to 1.0 .* rank 1 has values from 2.0 to"),
+        (loaded_alone, "the optimizer's velocities.0: .* rank 0 has .* from 1.0 to 1.0 .* rank 1 has .* from 3.0 to"),
         (counts, "rank 1: count: expected a finite number of at least 0, got -1"),
     ):
         found, _ = on_ranks(2, work)
         for error in found:
             with pytest.raises(ValueError, match=message):
                 raise error
+
+
+def test_the_end_of_guard_meets_a_call_of_another_rank() -> None:
+    """A rank with fewer batches ends all of them, where they would wait for it for ever."""
+
+    def work(c: Any) -> None:
+        with distributed.guard(c):
+            for _ in range(2 - c.rank):
+                distributed.sum_gradients([np.ones(3)], c)
+
+    found, _ = on_ranks(2, work)
+    message = "call: expected the same on all ranks, but rank 0 has sum_gradients and rank 1 has the end of guard"
+    assert [str(error) for error in found] == [f"sum_gradients: {message}", f"the end of guard: {message}"]
+    found, _ = on_ranks(2, lambda c: distributed.guard(c).__enter__())
+    assert found == [None, None]
+
+
+@pytest.mark.parametrize("status", [None, 0])
+def test_an_exit_without_an_error_in_guard_meets_the_others(status: int | None) -> None:
+    def work(c: Any) -> None:
+        with distributed.guard(c):
+            if c.rank:
+                sys.exit(status)
+            distributed.sum_gradients([np.ones(3)], c)
+
+    found, _ = on_ranks(2, work)
+    assert all("rank 0 has sum_gradients and rank 1 has the end of guard" in str(error) for error in found)
+
+    def all_exit(c: Any) -> None:
+        with pytest.raises(SystemExit), distributed.guard(c):
+            sys.exit(status)
+
+    found, _ = on_ranks(2, all_exit)
+    assert found == [None, None]
 
 
 def test_wrong_arguments_are_errors() -> None:
@@ -889,7 +938,10 @@ def test_wrong_arguments_are_errors() -> None:
     assert "root: expected a rank in [0, 2), got 2" in str(found[0])
     found, _ = on_ranks(2, lambda c: distributed.DataParallel("SGD", c))  # type: ignore[arg-type]
     assert "optimizer: expected one of plugrad.kernels.optim, got str" in str(found[0])
-    with K.capture(), pytest.raises(RuntimeError, match="in a block of plugrad.kernels.capture"):
+    with (
+        K.capture(),
+        pytest.raises(RuntimeError, match="a capture does not record messages; call it outside of the block"),
+    ):
         distributed.sum_gradients([], None)  # type: ignore[arg-type]
 
 

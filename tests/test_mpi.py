@@ -58,6 +58,13 @@ def test_an_exit_of_one_rank_ends_the_job_with_its_status() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_rank_with_fewer_calls_ends_the_job_with_an_error() -> None:
+    done = mpiexec(3, "-m", "plugrad.tests.mpi_checks", "has_fewer_batches")
+    assert done.returncode == 1
+    message = "call: expected the same on all ranks, but rank 0 has sum_gradients and rank 2 has the end of guard"
+    assert f"ValueError: sum_gradients: {message}" in done.stderr or f"the end of guard: {message}" in done.stderr
+
+
 def test_a_rank_that_is_killed_ends_the_job_with_a_line_that_names_a_process() -> None:
     """Which one, of the killed rank and of those that mpiexec kills in turn, depends on the order in which they end."""
     done = mpiexec(3, "-m", "plugrad.tests.mpi_checks", "killed")
