@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from plugrad import kernels as K
 from plugrad.backends.selection import backend_for
-from plugrad.backends.workspace import bytes_of
+from plugrad.backends.workspace import Workspace, bytes_of
 from plugrad.bridges._choices import computes_by_choice
 
 GRADIENTS = ("dx", "dw", "db")
@@ -587,4 +587,9 @@ linear_cross_entropy.set_gradient(_save_linear_loss, _backward_of_linear_loss)
 
 def workspace_of(size: Any) -> int:
     """The bytes of a workspace."""
+    if isinstance(size, Workspace):
+        raise TypeError(
+            "linear_cross_entropy: max_workspace: expected bytes, or text such as '64MB', got a Workspace, "
+            f"which an operator of PyTorch cannot keep from call to call; pass {size.size}"
+        )
     return bytes_of("linear_cross_entropy: max_workspace", size)

@@ -45,6 +45,15 @@ __all__ = [
     "softmax_cross_entropy_with_integer_labels",
 ]
 
+# The functions whose values kernels of other names compute, for messages.
+FUNCTIONS = {
+    "linear_cross_entropy_value_and_grad": "linear_cross_entropy",
+    "sigmoid_cross_entropy": "sigmoid_binary_cross_entropy",
+    "sigmoid_cross_entropy_value_and_grad": "sigmoid_binary_cross_entropy",
+    # Of the two functions that these compute, only class indices can be wrong.
+    "softmax_cross_entropy": "softmax_cross_entropy_with_integer_labels",
+    "softmax_cross_entropy_value_and_grad": "softmax_cross_entropy_with_integer_labels",
+}
 TARGET = "plugrad.bridges.jax, which computes in host memory"  # XLA names it where a GPU would have to compute it
 EVERY_ROW = "broadcast_all"  # how vmap calls a kernel of rows or elements: once, with one more axis in front
 ONE_BY_ONE = "sequential"  # and how one that computes a mean
@@ -82,7 +91,8 @@ def _custom_call(text: str, results: Any, vmap_method: str, *arguments: Any) -> 
 
 def _no_derivative(text: str, *_: Any) -> Any:
     raise NotImplementedError(
-        f"{json.loads(text)[0]}: the functions of plugrad.bridges.jax have no second derivative; use those of jax.nn"
+        f"{json.loads(text)[0]}: the functions of plugrad.bridges.jax have no second derivative and none in forward "
+        f"mode; use those of jax.nn or optax"
     )
 
 
@@ -106,8 +116,9 @@ def _compute_by_choice(name: str, arguments: dict[str, Any], choice: str) -> Non
     try:
         getattr(K, name)(**arguments)
     except ValueError as error:
-        message = str(error).replace(": t: ", ": labels: ", 1)
-        raise ValueError(message.partition("; pass ignore_index")[0]) from None  # which no function here has
+        message = str(error).removeprefix(f"{name}: ").replace("t: ", "labels: ", 1)
+        message = message.partition("; pass ignore_index")[0]  # which no function here has
+        raise ValueError(f"{FUNCTIONS.get(name, name)}: {message}") from None
 
 
 _xla.register(TARGET, _compute)

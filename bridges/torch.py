@@ -179,7 +179,7 @@ def _as_input(loss: Any, x: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def softmax(input: Any, dim: int) -> Any:
+def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """Softmax along `dim`, ``y_j = exp(x_j) / sum_k exp(x_k)``; see `plugrad.kernels.softmax`.
 
     Parameters
@@ -188,11 +188,13 @@ def softmax(input: Any, dim: int) -> Any:
         Logits of any shape; float16, bfloat16, float32 or float64.
     dim : int
         The axis of the classes.
+    dtype : torch.dtype, optional
+        A dtype to convert `input` to first.
 
     Returns
     -------
     torch.Tensor
-        Probabilities, shape and dtype of `input`.
+        Probabilities of the shape of `input`, in its dtype or `dtype`.
 
     Raises
     ------
@@ -211,10 +213,10 @@ def softmax(input: Any, dim: int) -> Any:
     >>> F.softmax(torch.zeros(2, 4), dim=1)[0]
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    return _along_axis("softmax", operators.softmax, input, dim)
+    return _along_axis("softmax", operators.softmax, input, dim, dtype)
 
 
-def log_softmax(input: Any, dim: int) -> Any:
+def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """Logarithm of `softmax` along `dim`; see `plugrad.kernels.log_softmax`.
 
     Parameters, results and errors are those of `softmax`.
@@ -226,11 +228,15 @@ def log_softmax(input: Any, dim: int) -> Any:
     >>> F.log_softmax(torch.zeros(1, 2), dim=1)
     tensor([[-0.6931, -0.6931]])
     """
-    return _along_axis("log_softmax", operators.log_softmax, input, dim)
+    return _along_axis("log_softmax", operators.log_softmax, input, dim, dtype)
 
 
-def _along_axis(function: str, operator: Any, input: Any, dim: Any) -> Any:
+def _along_axis(function: str, operator: Any, input: Any, dim: Any, dtype: Any) -> Any:
     _check(function, input=input)
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{function}: dtype: expected a torch.dtype or None, got {dtype!r}")
+        input = input.to(dtype)
     _check_floating(function, input=input)
     axis = _axis(function, dim, input.ndim)
     if not input.ndim:

@@ -152,6 +152,21 @@ def test_on_numba(name: str) -> None:
         close(found, expected, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("given", [X.half(), X.float(), labels(7, 5, 3)], ids=["float16", "float32", "int64"])
+def test_softmax_in_another_dtype(name: str, given: Any) -> None:
+    ours, theirs = (given.detach().clone().requires_grad_(given.is_floating_point()) for _ in range(2))
+    found = getattr(bridge, name)(ours, 1, dtype=torch.float64)
+    expected = getattr(functional, name)(theirs, 1, dtype=torch.float64)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected)
+    if ours.requires_grad:
+        (found[0, 0] + found[1, 2]).backward()
+        (expected[0, 0] + expected[1, 2]).backward()
+        assert ours.grad.dtype == given.dtype
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # PyTorch's own samples
 # ---------------------------------------------------------------------------------------------------------------------
@@ -576,6 +591,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "two dtypes": (lambda: bridge.linear(FLOAT, W), TypeError, "weight: expected torch.float32, the dtype of input"),
     "no axis": (lambda: bridge.softmax(FLOAT, 2), IndexError, r"dim: expected one in \[-2, 2\), got 2"),
     "a fractional axis": (lambda: bridge.softmax(FLOAT, 1.0), TypeError, "dim: expected an integer, got 1.0"),
+    "no dtype": (lambda: bridge.softmax(FLOAT, 1, dtype="float64"), TypeError, "dtype: expected a torch.dtype or None"),
     "shapes of linear": (lambda: bridge.linear(X, B), ValueError, r"weight: expected shape \(outputs, inputs\)"),
     "shape of bias": (lambda: bridge.linear(X, W, X[0]), ValueError, r"bias: expected shape \(4,\), got \(7,\)"),
     "shape of labels": (
@@ -634,6 +650,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: bridge.linear_cross_entropy(X, W, labels(4, 5), max_workspace="much"),
         ValueError,
         "max_workspace: expected a size such as 64MB",
+    ),
+    "a workspace of kernels": (
+        lambda: bridge.linear_cross_entropy(X, W, labels(4, 5), max_workspace=K.Workspace(1000)),
+        TypeError,
+        "got a Workspace, which an operator of PyTorch cannot keep from call to call; pass 1000",
     ),
     "a small workspace": (
         lambda: bridge.linear_cross_entropy(X, W, labels(4, 5), max_workspace=1),
