@@ -66,7 +66,7 @@ class _Jax:
     name = "JAX"
 
     def on_gpu(self, array: Any) -> bool:
-        return bool(next(iter(array.devices())).platform == "gpu")
+        return not array.is_deleted() and bool(next(iter(array.devices())).platform == "gpu")
 
     def handed_back(self, result: Any) -> Any:
         jax: Any = sys.modules["jax"]

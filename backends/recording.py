@@ -6,6 +6,7 @@ find plain backends, and pay nothing.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class Recorder:
         self.calls: list[Call] = []
         self.constants: list[Any] = []  # arrays made of numbers, which a replay reads as they are
         self.claims: list[Callable[[], None]] = []
+        self._watched: list[tuple[Any, Any]] = []
         self.is_paused = False
 
     def record(
@@ -76,6 +78,13 @@ class Recorder:
         is_fixed = backend.own(name) is not None  # not the function of a backend that stands in
         self.calls.append(Call(name, backend.functions[name], arguments, None, backend, is_fixed=is_fixed))
 
+    def watch(self, what: str, tensor: Any) -> None:
+        """Have a replay refuse a tensor that has other memory than in the block, of which a view was recorded."""
+        place = tensors.place(tensor)
+        if not any(known is tensor for known, _ in self._watched):
+            self._watched.append((tensor, place))
+            self.claims.append(functools.partial(_refuse_moved, what, tensor, place))
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out the calls of an inner block, which are parts of a call that records itself."""
@@ -88,6 +97,14 @@ class Recorder:
     def name_place(self, place: str) -> None:
         """Say which layer has made the latest call."""
         self.calls[-1] = self.calls[-1]._replace(place=place)
+
+
+def _refuse_moved(what: str, tensor: Any, place: Any) -> None:
+    if tensors.place(tensor) != place:
+        raise ValueError(
+            f"{what}: expected a tensor in the memory and of the shape and dtype that were captured, got one that has "
+            f"been resized, converted or set to other data; capture again"
+        )
 
 
 class _RecordingFunctions(dict[str, Callable[..., Any]]):
@@ -114,7 +131,7 @@ class _RecordingFunctions(dict[str, Callable[..., Any]]):
 class RecordingBackend(Backend):
     """A backend whose calls are recorded. It refuses arguments that would have to be converted."""
 
-    __slots__ = ("_plain_take", "recorder")
+    __slots__ = ("_plain_take", "_watch", "recorder")
 
     def __init__(self, plain: Backend, recorder: Recorder) -> None:
         for name in Backend.__slots__:
@@ -122,15 +139,15 @@ class RecordingBackend(Backend):
         self.recorder = recorder
         self.functions = _RecordingFunctions(plain, recorder)
         self._plain_take = plain.take
-        self.take = self._take_unconverted
+        self.take, self._watch = self._take_unconverted, recorder.watch
 
     def _take_unconverted(self, what: str, x: Any, /) -> Any:
         """The argument `x` if a kernel can read it where it is."""
         array = self._plain_take(what, x)
-        # A tensor is taken as a view of its memory.
-        is_view = tensors.is_tensor(x) or (
-            isinstance(x, np.ndarray) and (not x.size or self.overlap(array, x) == "same")
-        )
+        if is_view := tensors.is_tensor(x):
+            self._watch(what, x)
+        elif isinstance(x, np.ndarray):
+            is_view = not x.size or self.overlap(array, x) == "same"
         if array is not x and not is_view and array.dtype.kind not in "OSUmM":  # which the kernel refuses
             raise would_be_converted(what, f"an array of backend {self.name!r}", host.name_of(type(x)))
         return array
@@ -140,7 +157,7 @@ def would_be_converted(what: str, expected: str, got: object) -> TypeError:
     """The error for an argument that a call in a block cannot read where it is."""
     return TypeError(
         f"{what}: expected {expected}, got {got}; a capture reads arguments where they are, and would not see changes "
-        f"of what has been converted: convert it before the block"
+        f"of what has been converted: convert it, or what differs from it, before the block"
     )
 
 

@@ -22,6 +22,11 @@ def is_tensor_type(kind: type) -> bool:
     return tensor is not None and issubclass(kind, tensor)
 
 
+def place(x: Any) -> tuple[Any, ...]:
+    """Where and how the tensor `x` lies in memory."""
+    return x.data_ptr(), tuple(x.shape), x.stride(), x.dtype
+
+
 def seen_by_numpy(what: str, x: Any) -> npt.NDArray[Any]:
     """The tensor `x`, called `what` in messages, as a NumPy array in the same memory."""
     torch: Any = sys.modules["torch"]

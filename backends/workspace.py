@@ -77,8 +77,8 @@ class Workspace:
         """Make copies and pickles workspaces of their own: threads that shared memory would overwrite each other's."""
         return Workspace, (self.size,)
 
-    def claim(self, what: str) -> None:
-        """Make it this thread's, or raise an error if it is another's; messages call it `what`."""
+    def claim(self, what: str, advice: str = "make one for each thread") -> None:
+        """Make it this thread's, or raise an error if it is another's; messages call it `what`, and end in advice."""
         thread = threading.current_thread()
         with self._claiming:
             owner = self._owner
@@ -87,7 +87,7 @@ class Workspace:
             if owner is not None and owner.is_alive():
                 raise ValueError(
                     f"{what}: expected a Workspace of this thread, {thread.name!r}, got one that thread "
-                    f"{owner.name!r} uses; make one for each thread"
+                    f"{owner.name!r} uses; {advice}"
                 )
             self._owner = thread
 

@@ -83,7 +83,8 @@ def promoted(kernel: str, backend: Backend, **named: Any) -> tuple[Any, ...]:
     dtype = _common(tuple([array.dtype for array in arrays]))
     if backend.recorder is not None:
         name = next(name for name, array in named.items() if array.dtype != dtype)
-        raise would_be_converted(f"{kernel}: {name}", f"dtype {dtype}, that of the call", f"dtype {named[name].dtype}")
+        wide = next((name for name, array in named.items() if array.dtype == dtype), "the call")
+        raise would_be_converted(f"{kernel}: {name}", f"dtype {dtype}, that of {wide}", f"dtype {named[name].dtype}")
     return tuple([array if array.dtype == dtype else array.astype(dtype) for array in arrays])
 
 
@@ -464,12 +465,12 @@ def labels(kernel: str, t: Any, x: Any, options: LossOptions, backend: Backend) 
         if options.ignore_index is not None:
             raise ValueError(
                 f"{kernel}: ignore_index: expected None with one label per class, got {options.ignore_index}; "
-                f"give class indices, or rows of zeros for what shall not count"
+                f"give class indices, or sample_weight with a 0 for each row that shall not count"
             )
         if t.dtype.kind not in "iub":
             t = floating(kernel, "t", t, backend)
             if backend.recorder is not None and t.dtype != x.dtype:
-                raise would_be_converted(f"{kernel}: t", f"dtype {x.dtype}, that of the call", f"dtype {t.dtype}")
+                raise would_be_converted(f"{kernel}: t", f"dtype {x.dtype}, that of x", f"dtype {t.dtype}")
     if backend.recorder is not None and not t.dtype.isnative:
         raise would_be_converted(f"{kernel}: t", "labels in native byte order", f"dtype {t.dtype}")
     return t if t.dtype.isnative else t.astype(t.dtype.newbyteorder("="))

@@ -215,8 +215,8 @@ def arrays_of(call: Call) -> Iterator[tuple[str, Any, bool]]:
                 if is_array(value):
                     yield name, value, position >= first_result
         return
-    for array in call.writes:
-        yield "result", array, True
+    for position, array in enumerate(call.writes):  # such as the parameters of an optimizer
+        yield f"result {position}", array, True
     for argument in call.arguments:
         for array in argument if isinstance(argument, tuple) else (argument,):
             if is_array(array) and not any(array is other for other in call.writes):

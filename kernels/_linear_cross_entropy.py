@@ -344,7 +344,8 @@ def claim(kernel: str, workspace: Workspace, given: Any, backend: Backend) -> No
     """
     if workspace is not given:
         return
-    of_thread = functools.partial(workspace.claim, f"{kernel}: max_workspace")
-    of_thread()
+    what = f"{kernel}: max_workspace"
+    workspace.claim(what)
     if backend.recorder is not None:
-        backend.recorder.claims.append(of_thread)
+        advice = "capture in each thread, with a Workspace of its own"
+        backend.recorder.claims.append(functools.partial(workspace.claim, what, advice))

@@ -1074,7 +1074,8 @@ def test_a_wrong_batch_changes_nothing() -> None:
         training.step(x, None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="t: expected class indices of an integer dtype, got dtype <U1"):
         training.step(x, ["a"] * 7)
-    with pytest.raises(TypeError, match="TrainingStep: x: expected dtype float32, that of the parameters, got float64"):
+    message = r"x: expected dtype float32, that of the parameters, got float64; convert .* x.astype\('float32'\)"
+    with pytest.raises(TypeError, match=f"TrainingStep: {message}"):
         training.step(x.astype(float), t)
     with pytest.raises(ValueError, match=r"Sequential: layer 0 \(Affine\): affine: x: expected 8 inputs"):
         training.step(x[:, 1:], t)
@@ -1255,8 +1256,27 @@ def replace_the_network(training: layers.TrainingStep) -> None:
     training.optimizer.params = training.net.params
 
 
+def replace_an_option_of_the_loss(training: layers.TrainingStep) -> None:
+    training.loss.options["label_smoothing"] = 0.5
+
+
+def replace_a_method(training: layers.TrainingStep) -> None:
+    layer: Any = training.net.layers[1]  # type: ignore[attr-defined]
+    forward = layer.forward
+    layer.forward = lambda x: forward(K.tanh(x))
+
+
 @pytest.mark.parametrize(
-    "replace", [replace_parameters, replace_a_gradient, replace_the_optimizer, replace_the_loss, replace_the_network]
+    "replace",
+    [
+        replace_parameters,
+        replace_a_gradient,
+        replace_the_optimizer,
+        replace_the_loss,
+        replace_the_network,
+        replace_an_option_of_the_loss,
+        replace_a_method,
+    ],
 )
 def test_training_steps_see_what_is_replaced(replace: Callable[[Any], None]) -> None:
     plain, captured = Problem(OPTIMIZERS["momentum"]), Problem(OPTIMIZERS["momentum"])
@@ -1271,6 +1291,59 @@ def test_training_steps_see_what_is_replaced(replace: Callable[[Any], None]) -> 
         ):
             assert mine.tobytes() == theirs.tobytes()
     assert len(training._captured) == 1
+
+
+def test_training_steps_see_other_probabilities_and_seeds_of_dropout() -> None:
+    def make() -> Any:
+        net = layers.Sequential(layers.Affine.init(8, 6, rng=0), layers.Dropout(0.9, rng=0), layers.LeakyRelu())
+        return net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1)
+
+    training, (net, loss, optimizer) = layers.TrainingStep(*make()), make()
+    graphs = []
+    for number, (x, t) in enumerate(Problem(OPTIMIZERS["SGD"]).batches):
+        for each in (net.layers, training.net.layers):  # type: ignore[attr-defined]
+            if number == 2:
+                each[1].p = 0.25
+            elif number == 3:
+                each[2].options["negative_slope"] = 0.5
+            elif number == 4:
+                each[1].seed = np.array(7, np.uint64)
+        expected = loss.forward(net.forward(x), t)
+        net.backward(loss.backward())
+        optimizer.step(net.grads)
+        assert training.step(x, t) == expected
+        training.net.training = number % 2 == 0  # which makes no other step
+        training.net.forward(x)  # nor does an evaluation
+        net.layers[1].seed = training.net.layers[1].seed.copy()  # type: ignore[attr-defined]
+        (captured,) = training._captured.values()
+        graphs.append(captured.graph)
+    assert [len({id(graph) for graph in graphs[:count]}) for count in range(1, 7)] == [1, 1, 2, 3, 4, 4]
+
+
+def test_a_training_step_is_made_by_one_thread_at_a_time() -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def rate(step: int) -> float:
+        has_begun.set()
+        assert may_end.wait(PATIENCE)
+        return 0.1
+
+    net = layers.Sequential(layers.Affine(np.ones((3, 2), np.float32)))
+    training = layers.TrainingStep(net, layers.SoftmaxWithLoss(), optim.SGD(net.params, rate))
+    x, t = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
+    thread = threading.Thread(target=training.step, args=(x, t), name="the first")
+    thread.start()
+    assert has_begun.wait(PATIENCE)
+    try:
+        with pytest.raises(RuntimeError, match=r"TrainingStep\.step: the thread 'the first' is in a step; make one"):
+            training.step(x, t)
+    finally:
+        may_end.set()
+        thread.join()
+    training.step(x, t)
+    assert training.optimizer.steps == 2
+    with K.capture(), pytest.raises(RuntimeError, match=r"TrainingStep\.step: it captures steps by itself"):
+        training.step(x, t)
 
 
 def test_a_training_step_refuses_an_optimizer_of_other_parameters() -> None:

@@ -261,8 +261,12 @@ def test_arrays_of_jax_without_data_are_refused(jnp: Any) -> None:
         jax.grad(lambda w: K.affine(np.ones((2, 2), np.float32), w).sum())(jnp.ones((2, 3)))
     gone = jnp.ones(3)
     gone.delete()
-    with pytest.raises(TypeError, match="relu: x: expected an array, got a JAX array that was deleted or donated"):
-        K.relu(gone)
+    for choice in ("numpy", "auto"):
+        with (
+            backends.use(choice),
+            pytest.raises(TypeError, match="relu: x: expected an array, got a JAX array that was deleted or donated"),
+        ):
+            K.relu(gone)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -395,6 +399,25 @@ def test_a_capture_reads_and_writes_tensors(torch: Any) -> None:
     expected, dz = K.softmax_cross_entropy_value_and_grad(K.affine(np.array([[3, 0]], np.float32), same), [0])
     assert float(loss) == expected
     assert np.array_equal(w.numpy(), same - K.affine_backward(dz, x.numpy(), same)[1])
+
+
+@TORCH
+def test_a_replay_refuses_tensors_that_have_moved(torch: Any) -> None:
+    for change in (
+        lambda x: x.set_(torch.full((2, 3), 5.0)),
+        lambda x: x.resize_(1, 3),
+        lambda x: setattr(x, "data", torch.full((2, 3), 5.0)),
+    ):
+        x = torch.tensor([[-1.0, 2.0, 3.0], [4.0, -5.0, 6.0]])
+        with K.capture() as graph:
+            y = K.relu(x)
+            K.relu_backward(y, x)
+        x[0, 0] = 7.0
+        graph.replay()
+        assert y[0, 0] == 7
+        change(x)
+        with pytest.raises(ValueError, match=r"relu: x: expected a tensor in the memory .* captured.*; capture again"):
+            graph.replay()
 
 
 @JAX

@@ -14,10 +14,11 @@ from plugrad.backends import Backend
 from plugrad.backends.calls import foreign_of, handed_back
 from plugrad.backends.options import COMPUTE, FLOAT64
 from plugrad.backends.recording import Call
-from plugrad.backends.selection import backend_for
+from plugrad.backends.selection import backend_for, refuse_in_capture
 from plugrad.backends.tensors import is_tensor
 from plugrad.kernels._arguments import ArrayLike, Loss as LossValue, promoted, real
 from plugrad.kernels._capture import Graph, arrays_of, capture, is_array
+from plugrad.kernels._turn import BusyError, Turn
 from plugrad.kernels.layers._layer import Layer
 from plugrad.kernels.layers._losses import Loss
 from plugrad.kernels.layers._sequential import Sequential
@@ -31,9 +32,26 @@ class _Captured(NamedTuple):
 
     graph: Graph
     parts: tuple[Any, ...]
+    attributes: list[_Attributes]
     x: Any
     t: Any
     loss: Any
+
+
+class _Attributes:
+    """The attributes of a layer, or its options, at a capture: numbers, arrays, and methods of the instance."""
+
+    __slots__ = ("_found", "_named")
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        # Private ones belong to passes; `training` does not count in a step.
+        names = [name for name in (*found, "forward", "backward") if name[:1] != "_" and name != "training"]
+        self._found, self._named = found, [(name, found.get(name)) for name in names]
+
+    def have_changed(self) -> bool:
+        """Whether one has been replaced, or a method given to the instance."""
+        find = self._found.get
+        return any(find(name) is not value for name, value in self._named)
 
 
 class TrainingStep:
@@ -41,9 +59,9 @@ class TrainingStep:
 
     A step copies the batch to arrays of its own, and replays the graph (see `plugrad.kernels.capture`). It computes the
     bits that the same calls compute without a capture, in training, whatever `Layer.training` is. If the network, the
-    loss, the optimizer, a parameter or a gradient has been replaced, the step is captured anew; the numbers among the
-    options of layers and losses are constants. An instance may be used by one thread at a time. It holds the arrays of
-    each shape of a batch, so pad batches of many different shapes.
+    loss, the optimizer, or an attribute or option of a layer has been replaced, the step is captured anew. An instance
+    may be used by one thread at a time. It holds the arrays of each shape of a batch, so pad batches of many different
+    shapes. Gradients are neither clipped nor is a penalty added: capture such steps by `plugrad.kernels.capture`.
 
     Parameters
     ----------
@@ -78,13 +96,14 @@ class TrainingStep:
                 raise TypeError(f"TrainingStep: {name}: expected {_article(kind)}, got {type(given).__qualname__}")
         self.net, self.loss, self.optimizer = net, loss, optimizer
         self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self._turn = Turn()
 
     def __repr__(self) -> str:
         return f"TrainingStep({self.net!r}, {self.loss!r}, {self.optimizer!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graphs out of copies and pickles, which capture steps of their own."""
-        return {**vars(self), "_captured": {}}
+        return {**vars(self), "_captured": {}, "_turn": Turn()}
 
     def step(self, x: ArrayLike, t: ArrayLike) -> LossValue:
         """Make a step on a batch, and return its loss, which later steps do not overwrite.
@@ -95,20 +114,36 @@ class TrainingStep:
             As the layers raise them, and if the optimizer has other parameters than the network. No parameter has been
             changed then.
         RuntimeError
-            If a layer computes by other code than kernels, which a replay would not run. No parameter has been changed.
+            If a layer computes by other code than kernels, which a replay would not run; if another thread is in a
+            step; or in a block of `plugrad.kernels.capture`. No parameter has been changed.
         """
+        refuse_in_capture("TrainingStep.step: it captures steps by itself; call it outside of the block")
+        try:
+            return cast(LossValue, self._turn.take(self._step, x, t))
+        except BusyError as busy:
+            raise RuntimeError(
+                f"TrainingStep.step: the thread {busy.thread.name!r} is in a step; make one for each thread, with a "
+                f"network of its own"
+            ) from None
+
+    def _step(self, x: ArrayLike, t: ArrayLike) -> LossValue:
+        """Make a step, while no other thread does."""
         params = self.net.params
         if not _are_same(params, self.optimizer.params):
             raise ValueError("TrainingStep: optimizer: expected the parameters of net, got others; pass net.params")
         if (foreign := foreign_of(x)) is not None:
             taken = foreign.inner.take("TrainingStep: x", x)
-            return cast(LossValue, handed_back(foreign.library, self.step(taken, t)))
+            return cast(LossValue, handed_back(foreign.library, self._step(taken, t)))
         backend = backend_for(x)
         batch: Any = x if type(x) is backend.native else backend.take("TrainingStep: x", x)
         labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)
         key = batch.shape, batch.dtype, labels.shape, labels.dtype, backend.name
         captured = self._captured.get(key)
-        if captured is None or not _are_same(captured.parts, self._parts()):
+        if (
+            captured is None
+            or not _are_same(captured.parts, self._parts())
+            or any(attributes.have_changed() for attributes in captured.attributes)
+        ):
             captured = self._captured[key] = self._capture(x, t, backend)
         else:
             captured.x[...] = batch
@@ -132,7 +167,9 @@ class TrainingStep:
             grads = self.net.grads
             _check_recorded(graph.calls, [*known, *graph.constants], (loss, *grads), backend)
             self.optimizer.step(grads)
-        return _Captured(graph, self._parts(), x, t, loss)
+        found = [vars(layer) for layer in (*_layers_in(self.net), self.loss)]
+        found += [each["options"] for each in found if isinstance(each.get("options"), dict)]
+        return _Captured(graph, self._parts(), [_Attributes(each) for each in found], x, t, loss)
 
     def _parts(self) -> tuple[Any, ...]:
         """Return the objects that a step is captured with; where one is replaced, it is captured anew."""
@@ -145,7 +182,10 @@ class TrainingStep:
         for w in self.net.params[:1]:
             dtype = promoted("TrainingStep", backend, x=x[:0], w=w[:0])[0].dtype
             if dtype != w.dtype:
-                raise TypeError(f"TrainingStep: x: expected dtype {w.dtype}, that of the parameters, got {x.dtype}")
+                raise TypeError(
+                    f"TrainingStep: x: expected dtype {w.dtype}, that of the parameters, got {x.dtype}; "
+                    f"convert the batch, as by x.astype({w.dtype.name!r})"
+                )
         return _copied(x, dtype if dtype in COMPUTE else FLOAT64, backend)
 
 
