@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m plugrad.bench",
         description=f"{__doc__} Other commands, each with a --help of its own: 'show FILE' prints the results that "
         "--json has written; 'tune' measures the profile by which PLUGRAD_BACKEND=auto chooses; 'loops' compares "
-        "training loops written by hand with the same ported; python -m plugrad.bench.dispatch measures small calls.",
+        "training loops written by hand with the same ported; '--distributed' times steps on several processes; "
+        "python -m plugrad.bench.dispatch measures small calls.",
         epilog=LEGEND,
         allow_abbrev=False,
     )

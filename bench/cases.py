@@ -61,11 +61,16 @@ class Case:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
         if self.captured and (self.name != STEP or self.new):
-            raise ValueError("captured: expected step, with results in arrays that are used again")
+            raise ValueError("--captured: expected 'step', without --new: only steps of training are captured")
         dimensions = len(self.shape)
         fits = dimensions == 4 if self.name == STEP else dimensions in (2, 3) if self.is_product else dimensions >= 2
         if not fits or min(self.shape) < 1:
             raise ValueError(self._expected_size)
+
+    @property
+    def title(self) -> str:
+        """The name in tables."""
+        return f"{self.name} captured" if self.captured else self.name
 
     @property
     def kernel(self) -> str:

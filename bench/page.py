@@ -31,7 +31,7 @@ def write(path: Path, results: Results) -> None:
         plots=found,
         specifications=_embedded({plot.name: _specification(plot) for plot in found}),
         columns=["kernel", "size", "dtype", *table.columns],
-        rows=[[row.case.name, row.case.size, row.case.dtype, *table.cells(row)] for row in results.rows],
+        rows=[[row.case.title, row.case.size, row.case.dtype, *table.cells(row)] for row in results.rows],
         curves=[_cells(curve) for curve in results.curves if len(curve.numbers) > 1],
         crossings=_crossings(results),
         legend=LEGEND,

@@ -49,7 +49,7 @@ class Table:
         if any(side.ulp is not None for row in results.rows for side in row.sides.values()):
             self.options = {*options, "accuracy"}
         named = (*cases, *(row.case for row in results.rows))
-        self.name_width = max([LEAST_NAME_WIDTH, *(len(case.name) for case in named)])
+        self.name_width = max([LEAST_NAME_WIDTH, *(len(case.title) for case in named)])
         self.on_gpu = self.backends[0] == "cupy"
         names = (*self.backends, *self.peers)
         self.columns = [f"{name} us" for name in self.backends] + ["host us"] * self.on_gpu
@@ -84,7 +84,7 @@ class Table:
 
     def line(self, row: Row) -> str:
         """Return a row as a line."""
-        return self._line(row.case.name, row.case.size, row.case.dtype, self.cells(row))
+        return self._line(row.case.title, row.case.size, row.case.dtype, self.cells(row))
 
     def _line(self, kernel: str, size: str, dtype: str, cells: list[str]) -> str:
         filled = (f"{cell:>{width}}" for cell, width in zip(cells, self.widths, strict=True))
@@ -97,7 +97,7 @@ def document(results: Results) -> str:
     head = ["kernel", "size", "dtype", *table.columns]
     lines = [f"| {' | '.join(head)} |", f"|---|---|---|{'---:|' * len(table.columns)}"]
     for row in results.rows:
-        lines.append(f"| {' | '.join([row.case.name, row.case.size, row.case.dtype, *table.cells(row)])} |")
+        lines.append(f"| {' | '.join([row.case.title, row.case.size, row.case.dtype, *table.cells(row)])} |")
     text = [
         f"# Measured on {results.date[:10]}",
         "",

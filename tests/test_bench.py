@@ -92,7 +92,7 @@ def test_a_captured_step_is_that_of_plain_calls() -> None:
             for a, b in zip(plain, captured, strict=True):
                 np.testing.assert_array_equal(a, b)
     for case in ({"name": "relu", "size": "8x6"}, {"name": STEP, "size": "8-6-5-3", "new": True}):
-        with pytest.raises(ValueError, match="captured: expected step, with results in arrays that are used again"):
+        with pytest.raises(ValueError, match="--captured: expected 'step', without --new"):
             Case(**case, captured=True)
 
 

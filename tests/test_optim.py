@@ -134,6 +134,12 @@ def test_arrays_of_any_strides(kind: Any, formula: Any, options: dict[str, Any])
             assert (whole == outside).all(), "written outside the parameter"
 
 
+def test_a_schedule_is_shown_by_its_name() -> None:
+    optimizer = optim.SGD([np.zeros(2)], optim.cosine(0.1, steps=9, warmup=2))
+    assert repr(optimizer) == "SGD(1 parameters, lr=cosine(lr=0.1, steps=9, warmup=2, least=0.0), 0 steps done)"
+    assert repr(optim.SGD([np.zeros(2)], lr=0.5)) == "SGD(1 parameters, lr=0.5, 0 steps done)"
+
+
 def test_states_of_16_bit_parameters_are_kept_in_float32() -> None:
     for dtype in DTYPES[2:]:
         p = np.ones(3, dtype)
@@ -308,12 +314,12 @@ def test_mistakes() -> None:
         (
             lambda: optim.clip_by_global_norm([p], -1.0),
             ValueError,
-            "norm: max_norm: expected a finite",
+            "norm: max_norm: expected a number of at least 0, or",
         ),
         (
             lambda: optim.clip_by_global_norm([p], np.nan),
             ValueError,
-            "norm: max_norm: expected a finite",
+            "norm: max_norm: expected a number of at least 0, or",
         ),
         (lambda: optim.clip_by_global_norm([p], "1"), TypeError, "clip_by_global_norm: max_norm: expected a number"),
         (lambda: optim.clip_by_global_norm([p, p], 1.0), ValueError, "grads: 1: shares memory with another one"),

@@ -33,7 +33,7 @@ from plugrad.kernels.optim._checks import (
     views_of,
 )
 from plugrad.kernels.optim._schedules import Schedule
-from plugrad.kernels.optim._state import rate_by_name, rate_of, shapes_of_rates
+from plugrad.kernels.optim._state import rate_by_name, rate_of, shapes_of_rates, shown_rate
 
 Numbers: TypeAlias = Mapping[str, Callable[[str, str, Any], Any]]
 
@@ -73,7 +73,9 @@ class Optimizer(ABC):
         self.steps = 0
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.params)} parameters, lr={self.lr}, {self.steps} steps done)"
+        return (
+            f"{type(self).__name__}({len(self.params)} parameters, lr={shown_rate(self.lr)}, {self.steps} steps done)"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Look at the first step whether the parameters are a network's."""

@@ -31,6 +31,14 @@ def rate_by_name(lr: float | Schedule) -> dict[str, np.ndarray[Any, Any]]:
     return {OWN: np.zeros(0)}
 
 
+def shown_rate(lr: float | Schedule) -> str:
+    """Return a learning rate or a schedule as text."""
+    if isinstance(lr, functools.partial) and lr.func in SCHEDULES:
+        names = lr.func.__code__.co_varnames
+        return f"{SCHEDULES[lr.func][0]}({', '.join(f'{n}={v}' for n, v in zip(names, lr.args, strict=False))})"
+    return str(lr)
+
+
 def shapes_of_rates() -> dict[str, tuple[int, ...]]:
     """Return the names of `rate_by_name`, and the shapes."""
     counts = {name: function.__code__.co_argcount - 1 for function, (name, _) in SCHEDULES.items()}
