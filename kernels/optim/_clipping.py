@@ -52,8 +52,8 @@ def clip_by_global_norm(grads: Iterable[Array], max_norm: float) -> Loss:
     (5.0, array([0.6, 0. ]), array([0.8]))
     """
     name = "clip_by_global_norm"
-    if isinstance(max_norm, float) and math.isnan(max_norm):
-        raise ValueError(f"{name}: max_norm: expected a number of at least 0, or math.inf, got nan")
+    if isinstance(max_norm, float) and not max_norm >= 0:
+        raise ValueError(f"{name}: max_norm: expected a number of at least 0, or math.inf, got {max_norm}")
     limit = math.inf if isinstance(max_norm, float) and max_norm == math.inf else at_least_0(name, "max_norm", max_norm)
     arrays = arrays_of(name, "grads", grads, are_written=True)
     check_updatable(f"{name}: grads", arrays)
