@@ -9,6 +9,10 @@ from typing import Any
 from plugrad.backends import get, threads
 from plugrad.backends.profile import processor
 
+# Environment variables that change how fast NumPy, PyTorch or compiled code is. OPENBLAS_CORETYPE=Haswell halves the
+# speed of products on processors with AVX-512.
+VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_CPU_NAME")
+
 
 def describe(backends: Iterable[str], peers: Iterable[str]) -> dict[str, Any]:
     """Return the processor, the GPUs, the number of threads and the versions of the packages."""
@@ -29,6 +33,7 @@ def describe(backends: Iterable[str], peers: Iterable[str]) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
 
@@ -43,4 +48,5 @@ def in_a_line(machine: dict[str, Any]) -> str:
     threads = f"{machine['threads']} threads"
     if load := machine.get("load"):
         threads += f" (others took {load:g} of the processors)"
-    return f"{machine['processor']}, {threads}, Python {machine['python']}, {versions}"
+    variables = "".join(f", {name}={value}" for name, value in machine.get("variables", {}).items())
+    return f"{machine['processor']}, {threads}, Python {machine['python']}, {versions}{variables}"

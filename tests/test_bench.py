@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends
-from plugrad.bench import curves, dispatch, loops, measurements, processes, sides
+from plugrad.bench import curves, dispatch, loops, machine, measurements, processes, sides
 from plugrad.bench.__main__ import COMMANDS, main
 from plugrad.bench.cases import ALL_NAMES, DTYPES, TIMED, Case, as_dtype
 from plugrad.bench.errors import TOLERANCE, as_tuple, difference, error
@@ -710,3 +710,15 @@ def test_a_peer_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, caps
     small = "relu --sizes 8x5 --backend numpy --peers torch --rounds 1 --seconds 0.01"
     assert main(small.split()) == 0
     assert "torch is not installed, and left out" in capsys.readouterr().out
+
+
+def test_the_line_about_the_machine_has_what_slows_numpy_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in machine.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    plain = machine.in_a_line(machine.describe(["numpy"], []))
+    assert "OPENBLAS" not in plain
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    found = machine.describe(["numpy"], [])
+    assert machine.in_a_line(found).endswith(", OPENBLAS_CORETYPE=Haswell")
+    del found["variables"]  # as in results of earlier versions
+    assert "OPENBLAS" not in machine.in_a_line(found)
