@@ -157,7 +157,7 @@ def would_be_converted(what: str, expected: str, got: object) -> TypeError:
     """The error for an argument that a call in a block cannot read where it is."""
     return TypeError(
         f"{what}: expected {expected}, got {got}; a capture reads arguments where they are, and would not see changes "
-        f"of what has been converted: convert it, or what differs from it, before the block"
+        f"of what has been converted: convert it before the block"
     )
 
 

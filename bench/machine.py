@@ -11,7 +11,7 @@ from plugrad.backends.profile import processor
 
 # Environment variables that change how fast NumPy, PyTorch or compiled code is. OPENBLAS_CORETYPE=Haswell halves the
 # speed of products on processors with AVX-512.
-VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_CPU_NAME")
+VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def describe(backends: Iterable[str], peers: Iterable[str]) -> dict[str, Any]:

@@ -184,10 +184,10 @@ def column_sums(dy: Array, db: Array) -> Array:
     compute = db.dtype
     if dy.size <= FEW_GROUPS * SUMMED_ROWS * db.size and _is_matrix(dy, compute):
         rows, group = _rows(dy, compute), ones(compute)
-        group[: min(len(rows), SUMMED_ROWS)].dot(rows[:SUMMED_ROWS], db)
+        np.matmul(group[: min(len(rows), SUMMED_ROWS)], rows[:SUMMED_ROWS], out=db)  # which need not be aligned
         for start in range(SUMMED_ROWS, len(rows), SUMMED_ROWS):
             part = rows[start : start + SUMMED_ROWS]
-            np.add(db, group[: len(part)].dot(part), db)
+            np.add(db, group[: len(part)].dot(part), out=db)
         return db
     total = np.zeros(db.shape, FLOAT64)
     for index in _row_blocks(dy, max(SUMMED_ROWS, BLOCK // dy.shape[-1])):
