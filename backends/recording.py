@@ -60,6 +60,11 @@ class Recorder:
         self._watched: list[tuple[Any, Any]] = []
         self.is_paused = False
 
+    def clear(self) -> None:
+        """Release all arrays."""
+        for entries in (self.calls, self.constants, self.claims, self._watched):
+            entries.clear()
+
     def record(
         self,
         name: str,

@@ -23,6 +23,7 @@ Examples
 
 import functools
 import json
+import re
 from typing import Any
 
 import jax
@@ -116,8 +117,8 @@ def _compute_by_choice(name: str, arguments: dict[str, Any], choice: str) -> Non
     try:
         getattr(K, name)(**arguments)
     except ValueError as error:
-        message = str(error).removeprefix(f"{name}: ").replace("t: ", "labels: ", 1)
-        message = message.partition("; pass ignore_index")[0]  # which no function here has
+        message = re.sub(f"^{name}: (t: )?", lambda start: "labels: " if start[1] else "", str(error))
+        message = re.sub("; [^;]*ignore_index.*", "", message)  # which no function here has
         raise ValueError(f"{FUNCTIONS.get(name, name)}: {message}") from None
 
 

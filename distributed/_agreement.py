@@ -50,7 +50,7 @@ def agreed(
             raise failure
         if not needs_numbers or comm.size == 1:
             return [[number] for number in numbers]
-    text = f"call: {call}\n" + "\n".join(f"{name}: {fact}" for name, fact in facts.items())
+    text = "\n".join([f"call: {call}", *(f"{name}: {fact}" for name, fact in facts.items())])
     code = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
     message = np.zeros(3 + NUMBERS * comm.size, np.int64)
     message[:3] = (code, -code, failure is not None) if checks(comm) else 0

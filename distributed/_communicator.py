@@ -17,7 +17,8 @@ class Communicator(Protocol):
     numbers in any case, since the ranks compare their arguments in host memory, and for the arrays of the backend.
 
     Optional members: ``check`` (False: the ranks do not compare their arguments), ``start_allreduce(array)``, a sum in
-    the background that returns a function to wait for it, and ``abort(status)``, which ends the processes of all ranks.
+    the background that returns a function to wait for it, ``abort(status)``, which ends the processes of all ranks, and
+    ``is_over`` (True: no more messages can be sent).
 
     Attributes
     ----------

@@ -161,7 +161,7 @@ class DataParallel:
             kind = name_of(type(optimizer))
             failure = TypeError(f"DataParallel: optimizer: expected one of plugrad.kernels.optim, got {kind}")
         agreed(comm, "DataParallel", facts, failure)
-        self._steps = optimizer.steps  # at which the states of all ranks were the same
+        self._compared = self._version()  # the state that was the same on all ranks
         broadcast(optimizer.params, comm)
 
     def __repr__(self) -> str:
@@ -196,7 +196,7 @@ class DataParallel:
         except (TypeError, ValueError) as error:
             failure, rows = error, None
         facts = {**self._state(), **_facts("grads", given, self.comm)}
-        if self.optimizer.steps != self._steps:  # another state was loaded, or a step made, without the other ranks
+        if self._version() != self._compared:  # a state was loaded or a step made meanwhile, perhaps on some ranks only
             facts |= self._values()
         agreed(self.comm, "DataParallel.step", facts, failure)
         total = _total(rows, self.comm)
@@ -212,7 +212,7 @@ class DataParallel:
             narrow = flat.astype(group[0].dtype, copy=False)
             found |= {id(array): part for array, part in zip(group, _parts(narrow, group), strict=True)}
         self.optimizer.step([found[id(array)] for array in given])
-        self._steps = self.optimizer.steps
+        self._compared = self._version()
 
     def _state(self) -> dict[str, object]:
         """The facts that must be the same on all ranks for their parameters to stay the same."""
@@ -222,6 +222,10 @@ class DataParallel:
         kept = [name for name in optimizer.ARRAYS if any(array is not None for array in getattr(optimizer, name))]
         named = {"optimizer": type(optimizer).__name__, "arrays of the optimizer": ", ".join(kept) or "none"}
         return {**named, "steps": optimizer.steps, "lr": rate, **numbers}
+
+    def _version(self) -> tuple[int, int]:
+        """What changes when a step is made or a state is loaded."""
+        return self.optimizer.steps, self.optimizer._loaded
 
     def _values(self) -> dict[str, object]:
         """The values that the optimizer keeps for its parameters, as facts; on a GPU this waits for them."""

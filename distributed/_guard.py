@@ -18,11 +18,12 @@ _log = logging.getLogger("plugrad")
 def guard(comm: Communicator) -> Generator[None]:
     """End the job, with the traceback, if this rank leaves the block by an exception, or before the others.
 
-    Without it the other ranks would wait for messages of this one for ever. A rank that has no more calls to make, such
-    as one with fewer batches, waits for the others at the end of the block. If one of them makes another call, that is
-    an error on all of them. With one rank, and for an engine without ``abort``, the exception goes on. At the beginning
-    the logger ``plugrad`` says, at the level INFO, which process of which machine this rank is: if one is killed, MPI
-    names a process.
+    Without it the other ranks would wait for messages of this one for ever. The block is a collective call: all ranks
+    enter it. A rank that has no more calls to make, such as one with fewer batches, waits for the others at its end. If
+    one of them makes another call of this package, that is an error on all of them; the methods of the communicator
+    itself, such as ``barrier``, are not compared. With one rank, and for an engine without ``abort``, the exception
+    goes on, and ranks do not wait. At the beginning the logger ``plugrad`` says, at the level INFO, which process of
+    which machine this rank is: if one is killed, MPI names a process.
 
     Parameters
     ----------
@@ -78,8 +79,13 @@ def _end_of_all(comm: Communicator) -> Generator[None]:
     try:
         yield
     except SystemExit as error:
-        if error.code not in (None, 0):
-            raise
-        agreed(comm, "the end of guard", {})
+        if error.code in (None, 0):
+            _meet(comm)
         raise
-    agreed(comm, "the end of guard", {})
+    _meet(comm)
+
+
+def _meet(comm: Communicator) -> None:
+    """Compare this end with what the other ranks call, unless messages have come to an end before."""
+    if hasattr(comm, "abort") and not getattr(comm, "is_over", False):
+        agreed(comm, "the end of guard", {})

@@ -131,7 +131,12 @@ class Mpi:
 
     def abort(self, status: int) -> None:
         """End the processes of all ranks."""
-        self._comm.Abort(status)
+        (self._mpi.COMM_WORLD if self.is_over else self._comm).Abort(status)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the communicator was freed, or MPI has ended."""
+        return bool(self._mpi.Is_finalized() or self._comm == self._mpi.COMM_NULL)
 
     def _living(self, what: str) -> None:
         """Refuse a communicator that was freed."""

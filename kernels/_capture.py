@@ -115,7 +115,8 @@ class Graph:
         self._context.copy().run(self._call_each)
 
     def _call_each(self) -> None:
-        """Make the calls."""
+        """Make the calls, on the backend of the block."""
+        selection.scope.set(self._choice)
         call = None
         try:
             for call in self._calls:
@@ -153,13 +154,14 @@ class Graph:
         self._states_of_others = [*map(LAYOUT, self._others)]
         self._states = [*map(STATE, self._arrays)]
         self._layouts = {key: LAYOUT(array) for key, array in found.items()}
-        self._context = _context(self._choice)
+        self._context = _context()
         calls = self._context.run(self._prepared)
         self._calls, self._places = tuple([call.run for call in calls]), tuple([call.place for call in calls])
         self._unusable = ""
 
     def _prepared(self) -> list[PreparedCall]:
         """The calls of a replay; a backend may have fused those of its own that are neighbours."""
+        selection.scope.set(self._choice)
         prepared: list[PreparedCall] = []
         owned = [(call, _owner(call, self._choice)) for call in self._recorder.calls]
         for owner, neighbours in itertools.groupby(owned, operator.itemgetter(1)):
@@ -169,15 +171,13 @@ class Graph:
 
     def discard(self) -> None:
         """Release the arrays; an exception has ended the block."""
-        self._recorder.calls.clear()
-        self._recorder.constants.clear()
+        self._recorder.clear()
         self._unusable = "an exception has ended its block; capture again"
 
 
-def _context(choice: Choice) -> contextvars.Context:
-    """A context in which a choice is in force, and NumPy does not warn; kernels and steps would set that each time."""
+def _context() -> contextvars.Context:
+    """A context in which NumPy does not warn; kernels and steps would set that for each call."""
     context = contextvars.copy_context()
-    context.run(selection.scope.set, choice)
     context.run(np.seterr, all="ignore")
     return context
 

@@ -20,6 +20,13 @@ class _Holder:
     def __init__(self) -> None:
         self.thread = threading.current_thread()
 
+    def is_alive(self) -> bool:
+        """Whether the call goes on: not in a child that another thread has forked."""
+        try:
+            return self.thread.is_alive()
+        except (AssertionError, RuntimeError):  # in such a child, of a thread that `threading` did not start
+            return False
+
 
 class Turn:
     """The turn to do something. A lock that is waited for could be left taken by Ctrl-C, or by a fork in a child."""
@@ -41,7 +48,7 @@ class Turn:
         try:
             holder = holders.setdefault("now", own)  # one operation: an interrupt finds the turn taken or not
             if holder is not own:
-                if holder.thread.is_alive():
+                if holder.is_alive():
                     raise BusyError(holder.thread)
                 holders["now"] = own  # in a forked child, where that thread does not exist
             return call(*arguments)

@@ -278,8 +278,13 @@ def without_the_comparison_results_are_the_same(c: Any) -> None:
 
 
 def guard_lets_go_on_what_goes_well(c: Any) -> None:
+    from mpi4py import MPI
+
     with distributed.guard(c):
         c.barrier()
+    some = MPI.COMM_WORLD.Dup()
+    with distributed.guard(distributed.mpi(some)):
+        some.Free()
 
 
 CHECKS: list[Callable[[Any], None]] = [

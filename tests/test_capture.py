@@ -808,6 +808,19 @@ def in_thread(function: Callable[[], Any]) -> None:
         raise errors[0]
 
 
+def test_a_thread_without_the_context_of_the_capture_replays_on_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python 3.14 the scope of a thread may be a variable of its own."""
+    monkeypatch.setattr(selection, "scope", selection._ScopeOfThread())
+    module = types.SimpleNamespace(relu=lambda x, out: np.multiply(x, 7, out=out))
+    backends.register("sevenfold", module, replace=True)
+    seen = []
+    with backends.use("sevenfold"), K.capture() as graph:
+        K.relu(X)
+    graph._calls = (lambda: seen.append(backends.current().name),)
+    in_thread(graph.replay)
+    assert seen == ["sevenfold"]
+
+
 def test_another_thread_replays() -> None:
     x = X.copy()
     with K.capture() as graph:
@@ -1320,6 +1333,37 @@ def test_training_steps_see_other_probabilities_and_seeds_of_dropout() -> None:
     assert [len({id(graph) for graph in graphs[:count]}) for count in range(1, 7)] == [1, 1, 2, 3, 4, 4]
 
 
+class Counting(ByKernels):
+    """A layer that sets attributes in its forward pass, and has one of its class."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.scale = 0, 1.0
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        self.shape = x.shape
+        return super().forward(K.leaky_relu(x, negative_slope=self.scale * self.factor))
+
+
+def test_attributes_that_a_pass_sets_are_no_reason_to_capture_anew() -> None:
+    rng = np.random.default_rng(0)
+    net = layers.Sequential(layers.Affine.init(8, 6, rng=rng), Counting(), layers.Affine.init(6, 5, rng=rng))
+    training = layers.TrainingStep(net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1))
+    x, t = Problem(OPTIMIZERS["SGD"]).batches[0]
+    graphs = []
+    layer: Any = net.layers[1]
+    for change in (dict, dict, lambda: setattr(layer, "scale", float("1.0")), lambda: setattr(layer, "factor", 0.5)):
+        change()
+        net.forward(x[:3])  # an evaluation
+        training.step(x, t)
+        (captured,) = training._captured.values()
+        graphs.append(captured.graph)
+    assert [graphs.index(graph) for graph in graphs] == [0, 0, 0, 3]
+
+
 def test_a_training_step_is_made_by_one_thread_at_a_time() -> None:
     has_begun, may_end = threading.Event(), threading.Event()
 
@@ -1335,7 +1379,7 @@ def test_a_training_step_is_made_by_one_thread_at_a_time() -> None:
     thread.start()
     assert has_begun.wait(PATIENCE)
     try:
-        with pytest.raises(RuntimeError, match=r"TrainingStep\.step: the thread 'the first' is in a step; make one"):
+        with pytest.raises(RuntimeError, match=r"TrainingStep\.step: another thread, 'the first', is in a step; make"):
             training.step(x, t)
     finally:
         may_end.set()

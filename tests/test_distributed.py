@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import sys
 from typing import Any
 
@@ -872,6 +873,13 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
         trainer.optimizer.load_state_dict(stored.state_dict())
         trainer.step([np.zeros(3)], 1)
 
+    def loaded_on_one_rank(c: Any) -> None:
+        trainer = distributed.DataParallel(optim.SGD([np.zeros(3)], momentum=0.9), c)
+        trainer.step([np.zeros(3)], 1)
+        if c.rank:
+            trainer.optimizer.load_state_dict(trainer.optimizer.state_dict())
+        trainer.step([np.zeros(3)], 1)
+
     def counts(c: Any) -> None:
         w = np.zeros(3)
         trainer = distributed.DataParallel(optim.SGD([w]), c)
@@ -887,6 +895,7 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
         (centered, "arrays of the optimizer: .* rank 0 has squares and rank 1 has squares, means"),
         (states, "the optimizer's velocities.0: .* rank 0 has values from 1.0 to 1.0 .* rank 1 has values from 2.0 to"),
         (loaded_alone, "the optimizer's velocities.0: .* rank 0 has .* from 1.0 to 1.0 .* rank 1 has .* from 3.0 to"),
+        (loaded_on_one_rank, "the optimizer's velocities.0: expected the same on all ranks, but rank 0 has none"),
         (counts, "rank 1: count: expected a finite number of at least 0, got -1"),
     ):
         found, _ = on_ranks(2, work)
@@ -895,25 +904,62 @@ def test_gradients_that_differ_are_an_error_on_every_rank() -> None:
                 raise error
 
 
-def test_the_end_of_guard_meets_a_call_of_another_rank() -> None:
+def ending(c: Any) -> Any:
+    """A rank of an engine that can end the job, as MPI can."""
+    c.abort = lambda status: None
+    return c
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_end_of_guard_meets_a_call_of_another_rank(first: int) -> None:
     """A rank with fewer batches ends all of them, where they would wait for it for ever."""
 
     def work(c: Any) -> None:
-        with distributed.guard(c):
-            for _ in range(2 - c.rank):
+        with distributed.guard(ending(c)):
+            for _ in range(1 if c.rank == first else 2):
                 distributed.sum_gradients([np.ones(3)], c)
 
     found, _ = on_ranks(2, work)
-    message = "call: expected the same on all ranks, but rank 0 has sum_gradients and rank 1 has the end of guard"
-    assert [str(error) for error in found] == [f"sum_gradients: {message}", f"the end of guard: {message}"]
-    found, _ = on_ranks(2, lambda c: distributed.guard(c).__enter__())
+    calls = ["sum_gradients", "sum_gradients"]
+    calls[first] = "the end of guard"
+    message = f"call: expected the same on all ranks, but rank 0 has {calls[0]} and rank 1 has {calls[1]}"
+    assert [str(error) for error in found] == [f"{call}: {message}" for call in calls]
+
+
+def test_ranks_end_guard_together() -> None:
+    def work(c: Any) -> None:
+        with distributed.guard(ending(c)):
+            distributed.sum_gradients([np.ones(3)], c)
+
+    found, ranks = on_ranks(2, work)
     assert found == [None, None]
+    assert [operation for operation, _ in ranks.sent] == ["max", "sum", "max"]
+
+
+def test_an_engine_that_cannot_end_the_job_does_not_wait_at_the_end_of_guard() -> None:
+    """One rank may have left the block by an exception, which its program goes on with."""
+
+    def work(c: Any) -> None:
+        with contextlib.suppress(ArithmeticError), distributed.guard(c):
+            if c.rank:
+                raise ArithmeticError
+
+    assert on_ranks(2, work)[0] == [None, None]
+
+
+def test_guard_does_not_meet_over_a_communicator_that_has_ended() -> None:
+    def work(c: Any) -> None:
+        with distributed.guard(ending(c)):
+            c.is_over = True
+
+    found, ranks = on_ranks(2, work)
+    assert (found, ranks.sent) == ([None, None], [])
 
 
 @pytest.mark.parametrize("status", [None, 0])
 def test_an_exit_without_an_error_in_guard_meets_the_others(status: int | None) -> None:
     def work(c: Any) -> None:
-        with distributed.guard(c):
+        with distributed.guard(ending(c)):
             if c.rank:
                 sys.exit(status)
             distributed.sum_gradients([np.ones(3)], c)
@@ -922,7 +968,7 @@ def test_an_exit_without_an_error_in_guard_meets_the_others(status: int | None) 
     assert all("rank 0 has sum_gradients and rank 1 has the end of guard" in str(error) for error in found)
 
     def all_exit(c: Any) -> None:
-        with pytest.raises(SystemExit), distributed.guard(c):
+        with pytest.raises(SystemExit), distributed.guard(ending(c)):
             sys.exit(status)
 
     found, _ = on_ranks(2, all_exit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -39,19 +40,37 @@ class _Captured(NamedTuple):
 
 
 class _Attributes:
-    """The attributes of a layer, or its options, at a capture: numbers, arrays, and methods of the instance."""
+    """The attributes of a layer, or its options, that a captured step depends on, as they were in the block."""
 
     __slots__ = ("_found", "_named")
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        # Private ones belong to passes; `training` does not count in a step.
-        names = [name for name in (*found, "forward", "backward") if name[:1] != "_" and name != "training"]
+    def __init__(self, found: Mapping[str, Any], kind: type) -> None:
+        # Those of the class may be given to the instance later, as its methods may. Private ones belong to passes, and
+        # `training` does not count in a step.
+        defaults = [name for base in kind.__mro__ for name, value in vars(base).items() if _is_default(value)]
+        names = [*dict.fromkeys([*found, *defaults, "forward", "backward"])]
+        names = [name for name in names if name[:1] != "_" and name != "training"]
         self._found, self._named = found, [(name, found.get(name)) for name in names]
 
-    def have_changed(self) -> bool:
-        """Whether one has been replaced, or a method given to the instance."""
+    def leave_out_changed(self) -> None:
+        """Leave out what has been set since: a pass computes it anew."""
         find = self._found.get
-        return any(find(name) is not value for name, value in self._named)
+        self._named = [(name, value) for name, value in self._named if find(name) is value]
+
+    def have_changed(self) -> bool:
+        """Whether one has been replaced by another array, number or method, or given to the instance."""
+        find = self._found.get
+        return any((now := find(name)) is not value and not _are_equal(now, value) for name, value in self._named)
+
+
+def _is_default(value: Any) -> bool:
+    """Whether an attribute of a class is a value for its instances, rather than a method or descriptor."""
+    return not callable(value) and not hasattr(type(value), "__get__")
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether both are the same number or text."""
+    return type(one) is type(other) and isinstance(one, int | float | str) and bool(one == other)
 
 
 class TrainingStep:
@@ -59,8 +78,9 @@ class TrainingStep:
 
     A step copies the batch to arrays of its own, and replays the graph (see `plugrad.kernels.capture`). It computes the
     bits that the same calls compute without a capture, in training, whatever `Layer.training` is. If the network, the
-    loss, the optimizer, or an attribute or option of a layer has been replaced, the step is captured anew. An instance
-    may be used by one thread at a time. It holds the arrays of each shape of a batch, so pad batches of many different
+    loss, the optimizer, or an attribute or option of a layer has been replaced, the step is captured anew; private
+    attributes, and lists and dictionaries that are changed in place, are not looked at. An instance may be used by one
+    thread at a time. It holds the arrays of each shape of a batch, so pad batches of many different
     shapes. Gradients are neither clipped nor is a penalty added: capture such steps by `plugrad.kernels.capture`.
 
     Parameters
@@ -121,9 +141,11 @@ class TrainingStep:
         try:
             return cast(LossValue, self._turn.take(self._step, x, t))
         except BusyError as busy:
+            by = "this thread already is"
+            if busy.thread is not threading.current_thread():
+                by = f"another thread, {busy.thread.name!r}, is"
             raise RuntimeError(
-                f"TrainingStep.step: the thread {busy.thread.name!r} is in a step; make one for each thread, with a "
-                f"network of its own"
+                f"TrainingStep.step: {by} in a step; make one for each thread, with a network of its own"
             ) from None
 
     def _step(self, x: ArrayLike, t: ArrayLike) -> LossValue:
@@ -144,6 +166,8 @@ class TrainingStep:
             or not _are_same(captured.parts, self._parts())
             or any(attributes.have_changed() for attributes in captured.attributes)
         ):
+            if captured is not None:  # the captures of other shapes hold the same old parts
+                self._captured.clear()
             captured = self._captured[key] = self._capture(x, t, backend)
         else:
             captured.x[...] = batch
@@ -161,15 +185,23 @@ class TrainingStep:
         self.net.forget()
         known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
         options = {"needs_dx": False} if "needs_dx" in inspect.signature(self.net.backward).parameters else {}
+        attributes = self._attributes()
         with _in_training(self.net), capture() as graph:
             loss = self.loss.forward(self.net.forward(x), t)
             self.net.backward(self.loss.backward(), **options)
             grads = self.net.grads
             _check_recorded(graph.calls, [*known, *graph.constants], (loss, *grads), backend)
             self.optimizer.step(grads)
-        found = [vars(layer) for layer in (*_layers_in(self.net), self.loss)]
-        found += [each["options"] for each in found if isinstance(each.get("options"), dict)]
-        return _Captured(graph, self._parts(), [_Attributes(each) for each in found], x, t, loss)
+        for each in attributes:
+            each.leave_out_changed()
+        return _Captured(graph, self._parts(), attributes, x, t, loss)
+
+    def _attributes(self) -> list[_Attributes]:
+        """The attributes and options of all layers."""
+        layers = (*_layers_in(self.net), *_layers_in(self.loss))
+        found = [_Attributes(vars(layer), type(layer)) for layer in layers]
+        options = [vars(layer).get("options") for layer in layers]
+        return found + [_Attributes(each, dict) for each in options if isinstance(each, dict)]
 
     def _parts(self) -> tuple[Any, ...]:
         """Return the objects that a step is captured with; where one is replaced, it is captured anew."""

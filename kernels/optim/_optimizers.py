@@ -63,6 +63,7 @@ class Optimizer(ABC):
     ARRAYS: ClassVar[tuple[str, ...]] = ()
     NUMBERS: ClassVar[Numbers] = {"weight_decay": at_least_0}
     _is_copy = False
+    _loaded = 0  # how many states were loaded
 
     def __init__(self, params: Iterable[Array], lr: float | Schedule, *, weight_decay: float) -> None:
         name = type(self).__name__
@@ -166,6 +167,7 @@ class Optimizer(ABC):
         for name, number in numbers.items():
             setattr(self, "_momentum" if name == "momentum" else name, number)
         self.lr, self.steps = lr, steps
+        self._loaded += 1
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a ``.npz`` file, or to ``.safetensors``, which needs that package.
