@@ -810,14 +810,15 @@ def in_thread(function: Callable[[], Any]) -> None:
 
 def test_a_thread_without_the_context_of_the_capture_replays_on_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Python 3.14 the scope of a thread may be a variable of its own."""
-    monkeypatch.setattr(selection, "scope", selection._ScopeOfThread())
     module = types.SimpleNamespace(relu=lambda x, out: np.multiply(x, 7, out=out))
     backends.register("sevenfold", module, replace=True)
     seen = []
-    with backends.use("sevenfold"), K.capture() as graph:
-        K.relu(X)
-    graph._calls = (lambda: seen.append(backends.current().name),)
-    in_thread(graph.replay)
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "scope", selection._ScopeOfThread())
+        with backends.use("sevenfold"), K.capture() as graph:
+            K.relu(X)
+        graph._calls = (lambda: seen.append(backends.current().name),)
+        in_thread(graph.replay)
     assert seen == ["sevenfold"]
 
 
