@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from plugrad import backends, kernels as K
-from plugrad.backends import selection
+from plugrad.backends import selection, threads
 from plugrad.backends.contract import PreparedCall
 from plugrad.kernels import gradcheck, jacobians, layers, optim
 from plugrad.tests.processes import PATIENCE
@@ -998,7 +998,9 @@ def peak_of_replay(rows: int) -> int:
     return peak
 
 
-def test_a_replay_allocates_nothing_that_grows_with_the_batch() -> None:
+def test_a_replay_allocates_nothing_that_grows_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a busy machine another thread may first help in the replay that is measured, and makes its scratch memory then.
+    monkeypatch.setattr(threads, "count", lambda: 1)
     assert peak_of_replay(32) < 2**16
     # In blocks of 2**19 elements and less, whose scratch memory does not grow with the batch.
     small, large = peak_of_replay(60_000), peak_of_replay(180_000)
