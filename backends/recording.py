@@ -57,7 +57,7 @@ class Recorder:
         self.calls: list[Call] = []
         self.constants: list[Any] = []  # arrays made of numbers, which a replay reads as they are
         self.claims: list[Callable[[], None]] = []
-        self._watched: list[tuple[Any, Any]] = []
+        self._watched: list[Any] = []  # tensors
         self.is_paused = False
 
     def clear(self) -> None:
@@ -85,10 +85,9 @@ class Recorder:
 
     def watch(self, what: str, tensor: Any) -> None:
         """Have a replay refuse a tensor that has other memory than in the block, of which a view was recorded."""
-        place = tensors.place(tensor)
-        if not any(known is tensor for known, _ in self._watched):
-            self._watched.append((tensor, place))
-            self.claims.append(functools.partial(_refuse_moved, what, tensor, place))
+        if not any(known is tensor for known in self._watched):
+            self._watched.append(tensor)
+            self.claims.append(functools.partial(_refuse_moved, what, tensor, tensors.place(tensor)))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -136,7 +135,9 @@ class _RecordingFunctions(dict[str, Callable[..., Any]]):
 class RecordingBackend(Backend):
     """A backend whose calls are recorded. It refuses arguments that would have to be converted."""
 
-    __slots__ = ("_plain_take", "_watch", "recorder")
+    __slots__ = ("_plain_take", "recorder")
+
+    recorder: Recorder
 
     def __init__(self, plain: Backend, recorder: Recorder) -> None:
         for name in Backend.__slots__:
@@ -144,13 +145,13 @@ class RecordingBackend(Backend):
         self.recorder = recorder
         self.functions = _RecordingFunctions(plain, recorder)
         self._plain_take = plain.take
-        self.take, self._watch = self._take_unconverted, recorder.watch
+        self.take = self._take_unconverted
 
     def _take_unconverted(self, what: str, x: Any, /) -> Any:
         """The argument `x` if a kernel can read it where it is."""
         array = self._plain_take(what, x)
         if is_view := tensors.is_tensor(x):
-            self._watch(what, x)
+            self.recorder.watch(what, x)
         elif isinstance(x, np.ndarray):
             is_view = not x.size or self.overlap(array, x) == "same"
         if array is not x and not is_view and array.dtype.kind not in "OSUmM":  # which the kernel refuses

@@ -224,7 +224,7 @@ class DataParallel:
         return {**named, "steps": optimizer.steps, "lr": rate, **numbers}
 
     def _version(self) -> tuple[int, int]:
-        """What changes when a step is made or a state is loaded."""
+        """How many steps the optimizer has made, and how many states it has loaded."""
         return self.optimizer.steps, self.optimizer._loaded
 
     def _values(self) -> dict[str, object]:

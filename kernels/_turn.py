@@ -1,4 +1,4 @@
-"""Work that one thread does at a time, of which others are told instead of waiting."""
+"""Turns: one thread at a time does some work, and the call of another is refused at once."""
 
 import threading
 from collections.abc import Callable

@@ -1,10 +1,12 @@
-"""Run Python code in a new process without the environment variables of plugrad."""
+"""New processes: Python code without the environment variables of plugrad, and forked children."""
 
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Seconds until a process, or a thread, that hangs is given up. Nothing else ends by it: it is far longer than what any
 # test takes on a machine that has other work to do.
@@ -28,3 +30,15 @@ def python(code: str, *path: Path, **environment: str) -> subprocess.CompletedPr
         check=False,
         timeout=PATIENCE,
     )
+
+
+def forked(function: Callable[[], Any]) -> bool:
+    """Whether a function succeeds in a forked child."""
+    child = os.fork()
+    if not child:
+        try:
+            function()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0

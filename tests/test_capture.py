@@ -13,7 +13,7 @@ import tracemalloc
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,7 @@ from plugrad import backends, kernels as K
 from plugrad.backends import selection, threads
 from plugrad.backends.contract import PreparedCall
 from plugrad.kernels import gradcheck, jacobians, layers, optim
-from plugrad.tests.processes import PATIENCE
+from plugrad.tests.processes import PATIENCE, forked
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -870,18 +870,6 @@ def test_two_threads_do_not_replay_at_once(waiting: Any) -> None:
     waiting.graph.replay()
 
 
-def forked(function: Callable[[], Any]) -> bool:
-    """Whether a function succeeds in a forked child."""
-    child = os.fork()
-    if not child:
-        try:
-            function()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitpid(child, 0)[1] == 0
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_child_replays() -> None:
     x = X.copy()
@@ -1277,7 +1265,7 @@ def replace_an_option_of_the_loss(training: layers.TrainingStep) -> None:
 
 
 def replace_a_method(training: layers.TrainingStep) -> None:
-    layer: Any = training.net.layers[1]  # type: ignore[attr-defined]
+    layer = cast(layers.Sequential, training.net).layers[1]
     forward = layer.forward
     layer.forward = lambda x: forward(K.tanh(x))
 
@@ -1315,22 +1303,22 @@ def test_training_steps_see_other_probabilities_and_seeds_of_dropout() -> None:
         return net, layers.SoftmaxWithLoss(), optim.SGD(net.params, lr=0.1)
 
     training, (net, loss, optimizer) = layers.TrainingStep(*make()), make()
-    graphs = []
+    graphs, captured_net = [], cast(layers.Sequential, training.net)
     for number, (x, t) in enumerate(Problem(OPTIMIZERS["SGD"]).batches):
-        for each in (net.layers, training.net.layers):  # type: ignore[attr-defined]
+        for each in (net, captured_net):
             if number == 2:
-                each[1].p = 0.25
+                each.layers[1].p = 0.25
             elif number == 3:
-                each[2].options["negative_slope"] = 0.5
+                each.layers[2].options["negative_slope"] = 0.5
             elif number == 4:
-                each[1].seed = np.array(7, np.uint64)
+                each.layers[1].seed = np.array(7, np.uint64)
         expected = loss.forward(net.forward(x), t)
         net.backward(loss.backward())
         optimizer.step(net.grads)
         assert training.step(x, t) == expected
-        training.net.training = number % 2 == 0  # which makes no other step
-        training.net.forward(x)  # nor does an evaluation
-        net.layers[1].seed = training.net.layers[1].seed.copy()  # type: ignore[attr-defined]
+        captured_net.training = number % 2 == 0  # which makes no other step
+        captured_net.forward(x)  # nor does an evaluation
+        net.layers[1].seed = captured_net.layers[1].seed.copy()
         (captured,) = training._captured.values()
         graphs.append(captured.graph)
     assert [len({id(graph) for graph in graphs[:count]}) for count in range(1, 7)] == [1, 1, 2, 3, 4, 4]

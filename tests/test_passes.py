@@ -21,6 +21,7 @@ from plugrad.kernels import gradcheck, layers, optim
 from plugrad.kernels._turn import Turn
 from plugrad.kernels.layers import _passes
 from plugrad.kernels.layers._passes import BY_LAYERS, LARGEST, MOST, Passes
+from plugrad.tests.processes import forked
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 4)).astype(np.float32)
@@ -557,13 +558,15 @@ def test_a_child_that_was_forked_in_a_pass_of_another_thread_replays() -> None:
     thread = threading.Thread(target=latest.turn.take, args=(lambda: has_begun.set() or may_end.wait(),))
     thread.start()
     has_begun.wait()
-    child = os.fork()
-    if not child:
+
+    def replay() -> None:
         np.testing.assert_array_equal(net.forward(X), by_layers(net, X, DY)[0])
-        os._exit(0 if is_captured(net) else 1)
+        assert is_captured(net)
+
+    succeeds = forked(replay)
     may_end.set()
     thread.join()
-    assert os.waitpid(child, 0)[1] == 0
+    assert succeeds
 
 
 def test_the_gradients_are_right() -> None:

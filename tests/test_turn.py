@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from plugrad.kernels._turn import BusyError, Turn
-from plugrad.tests.processes import PATIENCE
+from plugrad.tests.processes import PATIENCE, forked
 
 
 def test_another_thread_is_told_who_has_the_turn() -> None:
@@ -51,12 +51,6 @@ def test_in_a_forked_child_a_thread_that_does_not_exist_has_no_turn(start: str) 
     else:
         _thread.start_new_thread(work, ())
     assert has_begun.wait(PATIENCE)
-    child = os.fork()
-    if not child:
-        try:
-            os._exit(0 if turn.take(list) == [] else 1)
-        finally:
-            os._exit(2)
-    status = os.waitpid(child, 0)[1]
+    succeeds = forked(lambda: turn.take(list))
     may_end.set()
-    assert status == 0
+    assert succeeds

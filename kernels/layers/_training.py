@@ -6,8 +6,8 @@ import contextlib
 import inspect
 import operator
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from plugrad.kernels.layers._losses import Loss
 from plugrad.kernels.layers._sequential import Sequential
 from plugrad.kernels.optim import Optimizer
 
+PACKAGE = "plugrad.kernels."
 INDICES_OR_NUMBERS = "iubfV"  # the kinds of dtypes of labels; V is that of bfloat16
+
+_Entry: TypeAlias = tuple[dict[str, Any], str, Any]  # a dictionary, a key, and its value or None
 
 
 class _Captured(NamedTuple):
@@ -33,34 +36,55 @@ class _Captured(NamedTuple):
 
     graph: Graph
     parts: tuple[Any, ...]
-    attributes: list[_Attributes]
+    attributes: _Attributes
     x: Any
     t: Any
     loss: Any
 
 
 class _Attributes:
-    """The attributes of a layer, or its options, that a captured step depends on, as they were in the block."""
+    """The attributes and options of layers that a captured step depends on, as they were in the block."""
 
-    __slots__ = ("_found", "_named")
+    __slots__ = ("_found", "_names", "_values")
 
-    def __init__(self, found: Mapping[str, Any], kind: type) -> None:
-        # Those of the class may be given to the instance later, as its methods may. Private ones belong to passes, and
-        # `training` does not count in a step.
-        defaults = [name for base in kind.__mro__ for name, value in vars(base).items() if _is_default(value)]
-        names = [*dict.fromkeys([*found, *defaults, "forward", "backward"])]
-        names = [name for name in names if name[:1] != "_" and name != "training"]
-        self._found, self._named = found, [(name, found.get(name)) for name in names]
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        entries: list[_Entry] = []
+        for layer in layers:
+            found = vars(layer)
+            # A value of the layer's own class may be given to the instance later, as a method may.
+            own = [base for base in type(layer).__mro__ if not base.__module__.startswith(PACKAGE)]
+            defaults = [name for base in own for name, value in vars(base).items() if _is_default(value)]
+            # `training` does not count in a step, and parameters and gradients are compared anyway.
+            skipped = (
+                {"training"} if type(layer) in own else {"training", *layer.names, *map("d{}".format, layer.names)}
+            )
+            names = dict.fromkeys([*found, *defaults, "forward", "backward"])
+            entries += [(found, name, found.get(name)) for name in names if name[:1] != "_" and name not in skipped]
+            if isinstance(options := found.get("options"), dict):
+                entries += [(options, name, value) for name, value in options.items()]
+        self._set(entries)
+
+    def _set(self, entries: list[_Entry]) -> None:
+        # Lists of each, so that all entries are compared without a step of Python for each of them.
+        self._found = [found for found, _, _ in entries]
+        self._names = [name for _, name, _ in entries]
+        self._values = [value for _, _, value in entries]
+
+    def _now(self) -> Iterator[Any]:
+        """The attributes as they are now."""
+        return map(dict.get, self._found, self._names)
 
     def leave_out_changed(self) -> None:
         """Leave out what has been set since: a pass computes it anew."""
-        find = self._found.get
-        self._named = [(name, value) for name, value in self._named if find(name) is value]
+        entries = zip(self._found, self._names, self._values, strict=True)
+        self._set([entry for entry, now in zip(entries, self._now(), strict=True) if entry[2] is now])
 
     def have_changed(self) -> bool:
         """Whether one has been replaced by another array, number or method, or given to the instance."""
-        find = self._found.get
-        return any((now := find(name)) is not value and not _are_equal(now, value) for name, value in self._named)
+        if all(map(operator.is_, self._now(), self._values)):
+            return False
+        pairs = zip(self._now(), self._values, strict=True)
+        return any(now is not value and not _are_equal(now, value) for now, value in pairs)
 
 
 def _is_default(value: Any) -> bool:
@@ -161,11 +185,7 @@ class TrainingStep:
         labels: Any = t if type(t) is backend.native else backend.take("TrainingStep: t", t)
         key = batch.shape, batch.dtype, labels.shape, labels.dtype, backend.name
         captured = self._captured.get(key)
-        if (
-            captured is None
-            or not _are_same(captured.parts, self._parts())
-            or any(attributes.have_changed() for attributes in captured.attributes)
-        ):
+        if captured is None or not _are_same(captured.parts, self._parts()) or captured.attributes.have_changed():
             if captured is not None:  # the captures of other shapes hold the same old parts
                 self._captured.clear()
             captured = self._captured[key] = self._capture(x, t, backend)
@@ -185,23 +205,15 @@ class TrainingStep:
         self.net.forget()
         known = [x, t, *_arrays_in(self.net), *_arrays_in(self.loss)]
         options = {"needs_dx": False} if "needs_dx" in inspect.signature(self.net.backward).parameters else {}
-        attributes = self._attributes()
+        attributes = _Attributes([*_layers_in(self.net), *_layers_in(self.loss)])
         with _in_training(self.net), capture() as graph:
             loss = self.loss.forward(self.net.forward(x), t)
             self.net.backward(self.loss.backward(), **options)
             grads = self.net.grads
             _check_recorded(graph.calls, [*known, *graph.constants], (loss, *grads), backend)
             self.optimizer.step(grads)
-        for each in attributes:
-            each.leave_out_changed()
+        attributes.leave_out_changed()
         return _Captured(graph, self._parts(), attributes, x, t, loss)
-
-    def _attributes(self) -> list[_Attributes]:
-        """The attributes and options of all layers."""
-        layers = (*_layers_in(self.net), *_layers_in(self.loss))
-        found = [_Attributes(vars(layer), type(layer)) for layer in layers]
-        options = [vars(layer).get("options") for layer in layers]
-        return found + [_Attributes(each, dict) for each in options if isinstance(each, dict)]
 
     def _parts(self) -> tuple[Any, ...]:
         """Return the objects that a step is captured with; where one is replaced, it is captured anew."""
