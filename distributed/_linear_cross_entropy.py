@@ -19,7 +19,7 @@ from plugrad.distributed._agreement import agreed
 from plugrad.distributed._communicator import UNRECORDED, Communicator, check_communicator, checks
 from plugrad.distributed._labels import labels_of
 from plugrad.distributed._spread import Classes, Options, checked, divisors, largest
-from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
+from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed
 from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
@@ -215,7 +215,6 @@ def _checked(
     wanted = needed(CALL, needs)
     lone = wanted[0] if len(wanted) == 1 else None
     loss_out, *arrays = given_results(CALL, out, ("loss", *GRADIENTS), lone=lone)
-    refuse_unneeded(CALL, wanted, tuple(arrays))
     reads = (x, w, b, t)
     shapes = x.shape, w.shape, w.shape[1:]
     (dx, dw, db), reads = gradients(CALL, wanted, tuple(arrays), shapes, backend, reads)

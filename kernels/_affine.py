@@ -185,8 +185,6 @@ def _backward(dy: Any, x: Any, w: Any, needs: Any, out: Any) -> tuple[Array, Arr
     else:
         is_whole = type(out) is tuple and len(out) == 3
         given = out if is_whole else given_results(name, out, GRADIENTS, wanted[0] if len(wanted) == 1 else None)
-        if wanted is not GRADIENTS:
-            refuse_unneeded(name, wanted, given)
         (dx, dw, db), (dy, x, w) = gradients(name, wanted, given, (rows, weights, weights[1:]), backend, (dy, x, w))
     compute = backend.functions[name]
     if dy.size and x.size:
@@ -207,45 +205,39 @@ def gradients(
     backend: Backend,
     reads: tuple[Any, ...],
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The arrays for the gradients, None where not wanted, and the arrays that are read (see `result`)."""
-    dtype = reads[0].dtype
-    dx, dw, db = given
-    if backend.native is np.ndarray and _can_be_written(dx, dw, db, shapes, dtype, reads):
-        if dx is None and "dx" in wanted:
-            dx = backend.empty(shapes[0], dtype)
-        if dw is None and "dw" in wanted:
-            dw = backend.empty(shapes[1], dtype)
-        if db is None and "db" in wanted:
-            db = backend.empty(shapes[2], dtype)
-        return (dx, dw, db), reads
-    dx = dw = db = None
-    if "dx" in wanted:
-        dx, reads = result(kernel, "out: dx", given[0], shapes[0], dtype, backend, reads)
-    if "dw" in wanted:
-        dw, reads = result(kernel, "out: dw", given[1], shapes[1], dtype, backend, reads, (dx,))
-    if "db" in wanted:
-        db, reads = result(kernel, "out: db", given[2], shapes[2], dtype, backend, reads, (dx, dw))
-    return (dx, dw, db), reads
+    """The arrays for the gradients, None where not wanted, and the arrays that are read (see `result`).
 
-
-def _can_be_written(
-    dx: Any, dw: Any, db: Any, shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[Any], reads: tuple[Any, ...]
-) -> bool:
-    """Whether the arrays can take the gradients as they are, and share no memory but with arguments that they are."""
-    if not (
-        (dx is None or (dx is not dw and dx is not db and can_take(dx, shapes[0], dtype)))
-        and (dw is None or (dw is not db and can_take(dw, shapes[1], dtype)))
-        and (db is None or can_take(db, shapes[2], dtype))
-    ):
-        return False
-    for read in reads:
-        if (
-            read is not None
-            and read.base is not None
-            and any(out is not None and views(read, out) for out in (dx, dw, db))
-        ):
-            return False
-    return True
+    An array that is given for a gradient that is not wanted is refused.
+    """
+    dtype, native = reads[0].dtype, backend.native
+    can_take = native is np.ndarray  # all that are given, as `can_take` of `_arguments` finds out for one
+    places: list[Any] = []
+    for name, out, shape in zip(GRADIENTS, given, shapes, strict=True):
+        if name not in wanted:
+            if out is not None:
+                raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
+        elif out is None:
+            out = backend.empty(shape, dtype)
+        elif can_take:
+            can_take = (
+                type(out) is native
+                and out.base is None
+                and out.dtype is dtype
+                and out.shape == shape
+                and out.flags.carray
+            )
+        places.append(out)
+    dx, dw, db = places
+    if can_take and (dx is None or (dx is not dw and dx is not db)) and (dw is None or dw is not db):
+        for read in reads:
+            if read is not None and read.base is not None and any(views(read, out) for out in given if out is not None):
+                break
+        else:
+            return (dx, dw, db), reads
+    for i, (name, out, shape) in enumerate(zip(GRADIENTS, given, shapes, strict=True)):
+        if out is not None:
+            places[i], reads = result(kernel, f"out: {name}", out, shape, dtype, backend, reads, tuple(places[:i]))
+    return tuple(places), reads
 
 
 def fit(kernel: str, x: Any, w: Any, hint: str | None = None) -> None:
@@ -295,10 +287,3 @@ def needed(kernel: str, needs: Iterable[str]) -> tuple[str, ...]:
         if name not in GRADIENTS:
             raise ValueError(f"{kernel}: needs: expected some of {', '.join(GRADIENTS)}; got {name!r}")
     return tuple(name for name in GRADIENTS if name in names)
-
-
-def refuse_unneeded(kernel: str, wanted: tuple[str, ...], given: tuple[Any, ...]) -> None:
-    """Refuse an array, one of those `given` for the gradients, for a gradient that is not wanted."""
-    for name, array in zip(GRADIENTS, given, strict=True):
-        if array is not None and name not in wanted:
-            raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")

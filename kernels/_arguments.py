@@ -316,7 +316,8 @@ def loss_arguments(
     backend: Backend,
 ) -> tuple[Any, Any, LossOptions]:
     """The argument called `name`, whose rows are those of the loss, their labels, and the options, checked."""
-    x = floating(kernel, name, x, backend)
+    if type(x) is not backend.native or x.dtype not in COMPUTE:
+        x = floating(kernel, name, x, backend)
     if weight is None and sample_weight is None and type(t) is backend.native:
         try:
             options = _options_of_indices(

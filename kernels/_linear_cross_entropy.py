@@ -13,7 +13,7 @@ from plugrad.backends.calls import in_library
 from plugrad.backends.options import COMPUTE, LossOptions
 from plugrad.backends.selection import backend_for
 from plugrad.backends.workspace import Workspace, bytes_of
-from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed, refuse_unneeded
+from plugrad.kernels._affine import GRADIENTS, biases, fit, gradients, needed
 from plugrad.kernels._arguments import (
     Array,
     ArrayLike,
@@ -256,7 +256,6 @@ def _loss_and_gradients(
     workspace = workspace_of(name, max_workspace)
     wanted = needed(name, needs)
     loss_out, *given = given_results(name, out, ("loss", *GRADIENTS), lone=wanted[0] if len(wanted) == 1 else None)
-    refuse_unneeded(name, wanted, tuple(given))
     x, w = reads[:2]
     logits, compute = _logits(x, w), COMPUTE[x.dtype]
     shapes = x.shape, w.shape, w.shape[1:]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from plugrad.backends.cpu.blas import add_product, gemm, ones
-from plugrad.backends.cpu.blocks import BLOCK, Array, Index, cut, quietly
+from plugrad.backends.cpu.blocks import BLOCK, Array, Index, cut
 from plugrad.backends.options import COMPUTE, FLOAT64
 
 # Rows in one product if BLAS cannot read all of them: 16-bit arrays, odd strides, in place. Fewer would leave it idle,
@@ -30,9 +30,8 @@ SUMMED_ROWS, FEW_GROUPS = 64, 4
 ZEROED_SOON = 2**12
 
 
-@quietly
 def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
-    """``out = x w + b``."""
+    """``out = x w + b``; NumPy may warn of infinities, as in `backward`."""
     if _is_plain_forward(x, w, b, out):
         plain_forward(x, w, b, out)
         return
@@ -53,7 +52,8 @@ def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
 
 def _is_plain_forward(x: Array, w: Array, b: Array | None, out: Array) -> bool:
     """Whether one product makes the result; the checks of `forward` would take as long as a small one."""
-    return _is_plain(x) and out.flags.carray and out is not x and out is not w and out is not b
+    is_matrix = x.itemsize > 2 and x.ndim == 2 and x.flags.c_contiguous and out.flags.carray
+    return is_matrix and out is not x and out is not w and out is not b
 
 
 def plain_forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
@@ -68,11 +68,6 @@ def prepared_forward(x: Array, w: Array, b: Array | None, out: Array) -> Callabl
     return partial(plain_forward, x, w, b, out) if _is_plain_forward(x, w, b, out) else None
 
 
-def _is_plain(x: Array) -> bool:
-    """Whether BLAS takes the rows of `x` as they are, which for small arrays is to be found out fast."""
-    return x.itemsize > 2 and x.ndim == 2 and x.flags.c_contiguous
-
-
 def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
     y = np.matmul(_rows(x, w.dtype), w)
     if b is not None:
@@ -80,7 +75,6 @@ def _forward_block(x: Array, w: Array, b: Array | None, out: Array) -> None:
     np.copyto(out, y.reshape(out.shape), casting="same_kind")
 
 
-@quietly
 def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
     if _is_plain_backward(dy, x, w, dx, dw, db):
@@ -91,13 +85,16 @@ def backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, 
 
 def _is_plain_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> bool:
     """Whether one product makes each gradient; the checks of `backward` would take as long as small ones."""
+    rows = len(x)
     return (
-        _is_plain(x)
-        and _is_plain(dy)
-        and (len(x) <= GROUP or (len(x) <= MATRIX_ROWS and (dw is None or dw.size > THIN)))
-        and (dx is None or (dx.flags.carray and not _is_any(dx, dy, x, w)))
-        and (dw is None or (dw.flags.carray and not _is_any(dw, dy, x, w)))
-        and (db is None or (db.flags.carray and not _is_any(db, dy, x, w)))
+        x.itemsize > 2
+        and x.ndim == 2
+        and x.flags.c_contiguous
+        and dy.flags.c_contiguous
+        and (rows <= GROUP or (rows <= MATRIX_ROWS and (dw is None or dw.size > THIN)))
+        and (dx is None or (dx.flags.carray and dx is not dy and dx is not x and dx is not w))
+        and (dw is None or (dw.flags.carray and dw is not dy and dw is not x and dw is not w))
+        and (db is None or (db.flags.carray and db is not dy and db is not x))
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from plugrad.backends.cpu.affine import backward, forward, prepared_backward, prepared_forward
-from plugrad.backends.cpu.blocks import Array
+from plugrad.backends.cpu.blocks import Array, quietly
 from plugrad.backends.numba.arrays import LIGHT, contiguous
 from plugrad.backends.numba.column_sums import SUMMED_ROWS, column_sums
 from plugrad.backends.numba.compiling import compiled
@@ -16,6 +16,7 @@ from plugrad.backends.numba.team import share_work
 LEAST_COLUMNS = 64
 
 
+@quietly
 def affine(x: Array, w: Array, b: Array | None, out: Array) -> None:
     """``out = x w + b``."""
     if b is None or out.itemsize == 2 or not out.flags.carray or out is b:
@@ -58,6 +59,7 @@ def _add_biases(start: int, stop: int, b: Any, y: Any) -> None:
             row[j] += b[j]
 
 
+@quietly
 def affine_backward(dy: Array, x: Array, w: Array, dx: Array | None, dw: Array | None, db: Array | None) -> None:
     """``dx = dy w^T``, ``dw = x^T dy``, ``db = sum of the rows of dy``; None for a gradient that is not wanted."""
     if db is not None and _sums_in_loop(dy, x, w, db):

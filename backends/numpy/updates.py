@@ -26,17 +26,22 @@ def sgd(
     decay: float,
 ) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    dtype, rate = None, None
-    for p, g, v in zip(params, grads, velocities, strict=True):
-        if v is None and not decay and p.size <= BLOCK and p.itemsize > 2:
-            if p.dtype is not dtype:
-                dtype, rate = p.dtype, p.dtype.type(lr)  # an operator takes such a number sooner than a float
-            if p.size <= PIECE:
-                p -= g * rate
-            else:
-                _descend(rate, p, g)
-        else:
+    if momentum or decay:
+        for p, g, v in zip(params, grads, velocities, strict=True):
             _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
+        return
+    dtype, rate, most = None, None, 0
+    for p, g in zip(params, grads, strict=True):
+        if p.dtype is not dtype:
+            dtype = p.dtype
+            rate = dtype.type(lr)  # an operator takes such a number sooner than a float
+            most = PIECE if dtype.itemsize > 2 else 0
+        if p.size <= most:
+            p -= g * rate
+        elif most and p.size <= BLOCK:
+            _descend(rate, p, g)
+        else:
+            _over(partial(_sgd, lr, 0.0, False, 0.0), p, g, None)
 
 
 def _descend(rate: Any, p: Array, g: Array) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from plugrad.backends.backend import Backend
 from plugrad.backends.libraries import library_of, refuse_immutable
 from plugrad.backends.options import COMPUTE, is_supported
 from plugrad.backends.selection import backend_for
@@ -98,10 +99,13 @@ def checked_grads(name: str, params: tuple[Array, ...], grads: Iterable[Array]) 
     return grads
 
 
-def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
-    """Return whether arrays of NumPy pass the checks of a step, as most do: all own their memory."""
-    if len(params) != len(grads) or not params or backend_for(params[0]).native is not np.ndarray:
-        return False
+def backend_if_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> Backend | None:
+    """Return the backend, if arrays of NumPy pass the checks of a step, as most do: all own their memory."""
+    if len(params) != len(grads) or not params:
+        return None
+    backend = backend_for(params[0])
+    if backend.native is not np.ndarray:
+        return None
     for parameter, gradient in zip(params, grads, strict=True):
         if not (
             type(gradient) is type(parameter) is np.ndarray
@@ -110,8 +114,8 @@ def are_ready(params: tuple[Array, ...], grads: tuple[Array, ...]) -> bool:
             and gradient.shape == parameter.shape
             and parameter.flags.writeable
         ):
-            return False
-    return True
+            return None
+    return backend
 
 
 def check_writeable(name: str, array: Array) -> None:

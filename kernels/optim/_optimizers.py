@@ -7,13 +7,14 @@ import math
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
 from plugrad import backends
 from plugrad.backends import log
+from plugrad.backends.backend import Backend
 from plugrad.backends.contract import Update
 from plugrad.backends.options import COMPUTE
 from plugrad.backends.selection import backend_for, recorder
@@ -21,9 +22,9 @@ from plugrad.kernels import _files
 from plugrad.kernels._arguments import Array
 from plugrad.kernels._state import State, check_mapping, checked_state
 from plugrad.kernels.optim._checks import (
-    are_ready,
     arrays_of,
     at_least_0,
+    backend_if_ready,
     check_updatable,
     check_writeable,
     checked_grads,
@@ -34,6 +35,9 @@ from plugrad.kernels.optim._checks import (
 )
 from plugrad.kernels.optim._schedules import Schedule
 from plugrad.kernels.optim._state import rate_by_name, rate_of, shapes_of_rates, shown_rate
+
+# The fields of an `Update`, in a tuple that takes less time to make.
+Step: TypeAlias = tuple[str, tuple[Sequence[Array | None], ...], tuple[float, ...]]
 
 Numbers: TypeAlias = Mapping[str, Callable[[str, str, Any], Any]]
 
@@ -220,13 +224,13 @@ class Optimizer(ABC):
         name, params = type(self).__name__, self.params
         if type(grads) is not tuple:
             grads = tuple(grads) if type(grads) is list else arrays_of(f"{name}.step", "grads", grads)
-        if not are_ready(params, grads):
+        if (backend := backend_if_ready(params, grads)) is None:
             grads = views_of(f"{name}.step: grads", grads)
             self._check_step(grads)
         if self._is_copy:
             self._tell_if_detached()
-        self._step(grads)
-        if (recording := recorder()) is not None:
+        self._compute(self._next_update(grads), backend)
+        if (recording := recorder() if backend is None else backend.recorder) is not None:
             update = functools.partial(self._update_of_replay, grads)
             recording.record(name.lower(), self._replay, (grads,), params, update=update)
 
@@ -237,46 +241,54 @@ class Optimizer(ABC):
         for position, parameter in enumerate(self.params):
             check_writeable(f"{name}: params: {position}", parameter)
 
-    def _step(self, grads: tuple[Array, ...]) -> None:
-        """Count and make a step, for gradients that have been checked."""
-        self._compute(self._next_update(grads))
-
     def _replay(self, grads: tuple[Array, ...]) -> None:
         """Count and make a step, for gradients that were checked when the step was captured."""
         self._compute(self._update_of_replay(grads))
 
-    def _compute(self, update: Update) -> None:
-        """Update the parameters, by one call, unless types differ."""
+    def _compute(self, update: Step, backend: Backend | None = None) -> None:
+        """Update the parameters by one call, if all have the `backend` or a common type."""
         name, arrays, numbers = update
-        if len(set(map(type, self.params))) == 1:
-            backend_for(self.params[0]).functions[name](*arrays, *numbers)
+        if backend is None and len(set(map(type, self.params))) == 1:
+            backend = backend_for(self.params[0])
+        if backend is not None:
+            backend.functions[name](*arrays, *numbers)
             return
         for one in zip(*arrays, strict=True):
             backend_for(one[0]).functions[name](*[(array,) for array in one], *numbers)
 
-    def _next_update(self, grads: tuple[Array, ...]) -> Update:
+    def _next_update(self, grads: tuple[Array, ...]) -> Step:
         """Count a step, and return what it has to compute."""
-        name = type(self).__name__
-        self.weight_decay = at_least_0(name, "weight_decay", self.weight_decay)
-        lr = at_least_0(name, "lr", self.lr(self.steps) if callable(self.lr) else self.lr)
+        lr, decay = self.lr, self.weight_decay
+        if callable(lr):
+            lr = lr(self.steps)
+        if not (type(lr) is type(decay) is float and 0 <= lr < math.inf and 0 <= decay < math.inf):
+            name = type(self).__name__
+            self.weight_decay = at_least_0(name, "weight_decay", decay)
+            lr = at_least_0(name, "lr", lr)
         update = self._update(grads, lr, self.steps + 1)
-        states = update.arrays[2]  # or None for each parameter
+        states = update[1][2]  # or None for each parameter
         if (known := len(states)) < (count := len(self.params)):
-            raise ValueError(f"{name}: params: expected at most as many as at first, got {count}")
-        # A backend would read and write past the end of smaller arrays.
+            raise ValueError(f"{type(self).__name__}: params: expected at most as many as at first, got {count}")
+        if states[0] is not None:
+            self._check_states(states)
+        self.steps += 1
+        if known == count:
+            return update
+        # `params` was replaced; the states have the length that they had at first.
+        name, arrays, numbers = update
+        return name, tuple([each[:count] for each in arrays]), numbers
+
+    def _check_states(self, states: Sequence[Array | None]) -> None:
+        """Refuse parameters that were replaced by larger ones: a backend would write past the end of their states."""
         for position, (parameter, state) in enumerate(zip(self.params, states, strict=False)):
             if state is not None and not (
                 state.shape == parameter.shape and state.dtype == COMPUTE.get(parameter.dtype)
             ):
                 raise ValueError(
-                    f"{name}: params: {position}: expected shape and dtype as at first, got shape {parameter.shape} of "
-                    f"{parameter.dtype} with a state of shape {state.shape} of {state.dtype}; make a new optimizer"
+                    f"{type(self).__name__}: params: {position}: expected shape and dtype as at first, got shape "
+                    f"{parameter.shape} of {parameter.dtype} with a state of shape {state.shape} of {state.dtype}; "
+                    f"make a new optimizer"
                 )
-        self.steps += 1
-        if known == count:
-            return update
-        # `params` was replaced; the states have the length that they had at first.
-        return update._replace(arrays=tuple([each[:count] for each in update.arrays]))
 
     def _update_of_replay(self, grads: tuple[Array, ...]) -> Update:
         """Count a step, and return what it has to compute; refuse parameters that were replaced by larger ones."""
@@ -286,10 +298,10 @@ class Optimizer(ABC):
                     f"{type(self).__name__}: params: {position}: expected shape {gradient.shape}, that of the gradient "
                     f"that was captured, got {parameter.shape}; capture again"
                 )
-        return self._next_update(grads)
+        return Update(*self._next_update(grads))
 
     @abstractmethod
-    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Step:
         """Return what a step has to compute, given the gradients, the rate and its number, from 1."""
 
     def _states(self) -> tuple[Array, ...]:
@@ -365,9 +377,9 @@ class SGD(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
-        numbers = lr, self.momentum, self.nesterov, self.weight_decay
-        return Update("sgd", (self.params, grads, self.velocities), numbers)
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Step:
+        numbers = lr, self._momentum, self.nesterov, self.weight_decay
+        return "sgd", (self.params, grads, self.velocities), numbers
 
 
 class Adam(Optimizer):
@@ -432,9 +444,9 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         return lr / (1 - beta1**number), math.sqrt(1 - beta2**number)
 
-    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Step:
         numbers = *self._step_and_root(lr, number), *self.betas, self.eps, self.weight_decay
-        return Update("adam", (self.params, grads, self.means, self.squares), numbers)
+        return "adam", (self.params, grads, self.means, self.squares), numbers
 
 
 class AdamW(Adam):
@@ -479,9 +491,9 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Step:
         numbers = *self._step_and_root(lr, number), *self.betas, self.eps, 1 - lr * self.weight_decay
-        return Update("adamw", (self.params, grads, self.means, self.squares), numbers)
+        return "adamw", (self.params, grads, self.means, self.squares), numbers
 
 
 class RMSprop(Optimizer):
@@ -563,9 +575,9 @@ class RMSprop(Optimizer):
         """The share of the velocity that a step keeps; fixed, as there are no velocities without momentum."""
         return self._momentum
 
-    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Update:
+    def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Step:
         numbers = lr, self.alpha, self.eps, self.momentum, self.weight_decay
-        return Update("rmsprop", (self.params, grads, self.squares, self.means, self.velocities), numbers)
+        return "rmsprop", (self.params, grads, self.squares, self.means, self.velocities), numbers
 
 
 def _references(objects: tuple[Any, ...]) -> list[int]:
