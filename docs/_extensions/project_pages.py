@@ -27,7 +27,7 @@ def _write(app: Sphinx) -> None:
 
 def _titled(text: str, file: Path) -> str:
     """The text, with the name of the file in a title that many tables of benchmarks share."""
-    return text.replace("# Measured on", f"# {file.stem}, measured on", 1) if text.startswith("# Measured on") else text
+    return text.replace("# Measured on", f"# Times on {file.stem},", 1) if text.startswith("# Measured on") else text
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
