@@ -682,10 +682,8 @@ def is_right():
     return abs(K.softmax(x).sum() - 600) < 0.1
 with selection._setting, team._starting:
     print(is_right())
-with team._team.announcing:
-    print(is_right())
 """
-    assert python(code, PLUGRAD_NUM_THREADS="3").split()[:2] == ["True", "True"]
+    assert python(code, PLUGRAD_NUM_THREADS="3").split()[0] == "True"
 
 
 def test_one_thread_starts_no_helpers() -> None:
@@ -778,7 +776,7 @@ for classes in (10, 500):
 print(before, before == [len(function.signatures) for function in found])
 """
     output = python(code, NUMBA_CACHE_DIR=str(tmp_path))
-    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1] True"
+    assert output.splitlines()[0] == "[1, 1, 1, 1, 2, 2, 1, 1, 1, 1] True"
 
 
 def test_warming_up_leaves_nothing_to_compile_for_labels_of_elements() -> None:

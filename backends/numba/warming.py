@@ -20,14 +20,15 @@ from plugrad.backends.workspace import Workspace
 def warmup(names: Iterable[str], dtypes: Iterable[np.dtype[Any]]) -> None:
     """Compile the functions of these names for these dtypes, and for class indices of NumPy's default integer."""
     dtypes = tuple(dtypes)
-    team.look_out(np.zeros(1, np.int64), 0, 1)
+    team.look_out(np.ones(1, np.int64), 0, 1, np.zeros(1, np.int64))
+    team.call_in(np.zeros(1, np.int64), np.ones(1, np.int64))
     targets.total_of_blocks(np.zeros(2))
     for name in names:
         function = kernels.FUNCTIONS[name]
         for dtype in dtypes:
             for classes in (2, tiling.FEW_CLASSES + 1):
                 for arguments in _calls(function, classes, dtype):
-                    function(**arguments)
+                    function(*arguments.values())
 
 
 def _calls(function: Callable[..., Any], classes: int, dtype: np.dtype[Any]) -> Iterator[dict[str, Any]]:
