@@ -765,7 +765,7 @@ backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["fl
 from plugrad.backends.numba import team
 found = (rows.softmax, tiles.softmax, fused_losses.rows_of_class_indices, fused_losses.tiles_of_class_indices,
          fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.checked, targets.total_of_blocks,
-         team.look_out)
+         team.look_out, team.call_in)
 before = [len(function.signatures) for function in found]
 for classes in (10, 500):
     part = x[:, :classes].copy()

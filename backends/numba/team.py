@@ -26,7 +26,7 @@ from numba import types
 
 from plugrad.backends.cpu import floating_point
 from plugrad.backends.numba import thread_count
-from plugrad.backends.numba.compiling import compiled
+from plugrad.backends.numba.compiling import compiled, inlined
 
 # Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work on
 # the virtual machine that it was tuned on.
@@ -58,13 +58,9 @@ _give_way = types.ExternalFunction(GIVE_WAY, types.int32())
 # If two change a number at once, one change may be lost: that does no harm, since what they tell of is there before.
 
 
-@compiled()
-def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
-    """Change the number on the board `told`; then wait, for at most `looks` looks, until that on `board` is not `seen`.
-
-    Returns whether it changed.
-    """
-    told[0] += 1
+@inlined()
+def _change_comes(board: Any, seen: int, looks: int) -> bool:
+    """Wait, for at most `looks` looks, until the number on the board is not `seen`; returns whether it changed."""
     for _ in range(looks):
         if board[0] != seen:
             return True
@@ -73,9 +69,17 @@ def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
 
 
 @compiled()
+def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
+    """Change the number on the board `told`, and then wait for a change of the other board."""
+    told[0] += 1
+    return _change_comes(board, seen, looks)
+
+
+@compiled()
 def call_in(board: Any, board_of_job: Any) -> None:
     """Announce a job on the board, and wait for a moment until a helper has begun it and needs the lock no more."""
-    if look_out(board_of_job, 0, LOOKS_AT_BEGIN, board):
+    board[0] += 1
+    if _change_comes(board_of_job, 0, LOOKS_AT_BEGIN):
         for _ in range(LOOKS_AT_BEGIN // 4):
             _give_way()
 

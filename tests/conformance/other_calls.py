@@ -199,7 +199,7 @@ def _compare_steps(
         grads = [double(step[i]) for step in steps]
         path = [formula(double(before[i]), grads[:count], **options) for count in range(1, len(grads) + 1)]
         exact = path[-1]
-        largest = max([1.0, *(abs(double(x)).max(initial=0.0) for x in (before[i], *path))])
+        largest = max(np.fmax.reduce(abs(np.ravel(double(x))), initial=1.0) for x in (before[i], *path))  # but for NaN
         if largest > float(finfo(p.dtype).max):  # an intermediate value may have been infinite
             continue
         got, off = double(subject.numpy(p)), 16 * epsilon(p.dtype) * largest
