@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from plugrad.backends import Backend, contract
 from plugrad.backends.calls import in_library
-from plugrad.backends.options import COMPUTE, BinaryLossOptions
+from plugrad.backends.options import COMPUTE, BinaryLossOptions, LossOptions
 from plugrad.backends.recording import would_be_converted
 from plugrad.backends.selection import backend_for
 from plugrad.kernels._arguments import (
@@ -222,7 +223,8 @@ def _loss_and(
     shape, dtype = _loss_shape(x, options), COMPUTE[x.dtype]
     loss, (x, t, weight, pos_weight) = result(kernel, "out: loss", loss_out, shape, dtype, backend, reads, (array,))
     if x.size:
-        options = options._replace(weight=weight, pos_weight=pos_weight)
+        if weight is not options.weight or pos_weight is not options.pos_weight:
+            options = options._replace(weight=weight, pos_weight=pos_weight)
         backend.functions[kernel](x, t, options, loss, array)
     else:
         fill(kernel, 0, (loss, array), backend)
@@ -251,7 +253,8 @@ def _backward(
     reads = (y, t, options.weight, options.pos_weight, None if isinstance(dloss, float) else dloss)
     dx, (y, t, weight, pos_weight, each) = result(kernel, "out", out, y.shape, y.dtype, backend, reads)
     if y.size:
-        options = options._replace(weight=weight, pos_weight=pos_weight)
+        if weight is not options.weight or pos_weight is not options.pos_weight:
+            options = options._replace(weight=weight, pos_weight=pos_weight)
         backend.functions[kernel](dloss if each is None else each, y, t, options, dx)
     else:
         fill(kernel, 0, (dx,), backend)
@@ -280,11 +283,19 @@ def _arguments(
     options = checked_options(kernel, 0, ignore_index, label_smoothing, reduction)
     t = _labels(kernel, t, backend)
     same_shape(kernel, "t", t, name, x.shape)
+    if weight is None and pos_weight is None:
+        return x, t, _without_weights(options)
     weight, pos_weight = (
         _weights(kernel, of, given, name, x, backend) for of, given in (("weight", weight), ("pos_weight", pos_weight))
     )
+    return x, t, _without_weights(options)._replace(weight=weight, pos_weight=pos_weight)
+
+
+@functools.lru_cache(256)
+def _without_weights(options: LossOptions) -> BinaryLossOptions:
+    """The checked options of a loss as those of a binary one."""
     checked = options.ignore_index, options.label_smoothing, options.reduction
-    return x, t, BinaryLossOptions(kernel, weight, pos_weight, *checked)
+    return BinaryLossOptions(options.kernel, None, None, *checked)
 
 
 def _labels(kernel: str, t: Any, backend: Backend) -> Any:

@@ -1,20 +1,21 @@
 """Sigmoid and binary cross-entropy in one pass over pieces of flat arrays."""
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from plugrad.backends.cpu.binary_labels import count
+from plugrad.backends.cpu.binary_labels import count, largest_of_few
 from plugrad.backends.cpu.blocks import Array
 from plugrad.backends.numba.arrays import LIGHT, contiguous, copy_result, result_array
 from plugrad.backends.numba.compiling import SUM, compiled, inlined
-from plugrad.backends.numba.elementwise import ELEMENTS
+from plugrad.backends.numba.elementwise import ELEMENTS, SMALL, read_ahead, written_ahead
 from plugrad.backends.numba.labels import NO_WEIGHT
 from plugrad.backends.numba.memory import scratch, store
 from plugrad.backends.numba.targets import total_of_blocks
 from plugrad.backends.numba.team import share_work
-from plugrad.backends.numba.vector import exp, log1p, widen
+from plugrad.backends.numba.vector import exp, log1p_to_1, widen
 from plugrad.backends.options import COMPUTE, FLOAT64, BinaryLossOptions
 
 WORK = 2  # on one element, to that of softmax
@@ -64,7 +65,7 @@ def sigmoid_cross_entropy_backward(dloss: Any, y: Array, t: Array, options: Bina
 def _labels(t: Array, x: Array, options: BinaryLossOptions) -> tuple[tuple[Any, ...], int]:
     """The labels and options as compiled functions take them, and the divisor."""
     compute = COMPUTE[x.dtype]
-    divisor = count(t, options)
+    divisor = count(t, options, _largest)
     ignored_label = options.ignored_label(t.dtype)
     if t.dtype not in (x.dtype, compute) and t.dtype.kind != "b":
         kind = np.int8 if t.dtype.kind in "iu" else compute
@@ -72,11 +73,37 @@ def _labels(t: Array, x: Array, options: BinaryLossOptions) -> tuple[tuple[Any, 
             (t.astype(kind), None) if ignored_label is None else (np.where(t == ignored_label, -1, t).astype(kind), -1)
         )
     t = contiguous(t.view(np.int8) if t.dtype.kind == "b" else t)
+    weights = (*_periodic(options.weight, x), *_periodic(options.pos_weight, x))
+    numbers = _numbers(compute, ignored_label, options.label_smoothing)
+    return (t.reshape(-1), *numbers, *weights), divisor if options.reduction == "mean" else 1
+
+
+@functools.lru_cache(256)
+def _numbers(compute: np.dtype[Any], ignored_label: float | None, label_smoothing: float) -> tuple[Any, Any, Any]:
+    """The ignored label, and the shares of a label that it keeps and that each class gets."""
     real = compute.type
     ignore = real(math.nan if ignored_label is None else ignored_label)  # no label is equal to NaN
-    weights = (*_periodic(options.weight, x), *_periodic(options.pos_weight, x))
-    shares = real(1 - options.label_smoothing), real(options.label_smoothing / 2)
-    return (t.reshape(-1), ignore, *shares, *weights), divisor if options.reduction == "mean" else 1
+    return ignore, real(1 - label_smoothing), real(label_smoothing / 2)
+
+
+def _largest(t: Array) -> int:
+    """The largest number, of unsigned integers in C order."""
+    if t.size <= SMALL:
+        return largest_of_few(t)
+    units = -(-t.size // ELEMENTS)
+    found = np.empty(units, np.uint64)
+    share_work(_largest_of_pieces, units, LIGHT * ELEMENTS, t.reshape(-1), found)
+    return int(found.max())
+
+
+@compiled()
+def _largest_of_pieces(start: int, stop: int, t: Any, found: Any) -> None:
+    for piece in range(start, stop):
+        part = read_ahead(t, piece)
+        top = part.dtype.type(0)
+        for j in range(part.size):
+            top = max(top, part[j])
+        found[piece] = top
 
 
 def _periodic(weight: Array | None, x: Array) -> tuple[Array, int]:
@@ -155,7 +182,7 @@ def _forward(
     zero, one = real(0), real(1)
     for piece in range(start, stop):
         first = piece * ELEMENTS
-        logits, labels = x[first : first + ELEMENTS], t[first : first + ELEMENTS]
+        logits, labels, result = read_ahead(x, piece), read_ahead(t, piece), written_ahead(y, piece)
         _factors(first, labels, keep, spread, weight, inner, pos_weight, pos_inner, a, b)
         for j in range(logits.size):
             logit = widen(logits[j])
@@ -167,7 +194,7 @@ def _forward(
             probability = smaller if is_negative else larger
             factor = a[j] if is_negative else b[j]
             linear = zero if factor == zero else factor * size
-            loss = (a[j] + b[j]) * log1p(e) + linear
+            loss = (a[j] + b[j]) * log1p_to_1(e) + linear
             gradient = (b[j] * probability - a[j] * (larger if is_negative else smaller)) * scale
             counts = real(widen(labels[j])) != ignore
             losses[j] = loss if counts else zero
@@ -176,7 +203,7 @@ def _forward(
             sums[piece] = _sum(losses[: logits.size])
         else:
             store(losses, one, each[first : first + ELEMENTS])
-        store(values, one, y[first : first + ELEMENTS])
+        store(values, one, result)
 
 
 @compiled()
@@ -198,13 +225,13 @@ def _backward(
     a, b, values = scratch(y, ELEMENTS), scratch(y, ELEMENTS), scratch(y, ELEMENTS)
     real = a.dtype.type
     zero, one = real(0), real(1)
-    is_each = upstream.size > 1
+    is_each, whole = upstream.size > 1, upstream[0]
     for piece in range(start, stop):
         first = piece * ELEMENTS
-        probabilities, labels = y[first : first + ELEMENTS], t[first : first + ELEMENTS]
+        probabilities, labels, result = read_ahead(y, piece), read_ahead(t, piece), written_ahead(dx, piece)
         _factors(first, labels, keep, spread, weight, inner, pos_weight, pos_inner, a, b)
         for j in range(probabilities.size):
             probability = widen(probabilities[j])
-            slope = (b[j] * probability - a[j] * (one - probability)) * upstream[first + j if is_each else 0]
+            slope = (b[j] * probability - a[j] * (one - probability)) * (upstream[first + j] if is_each else whole)
             values[j] = slope if real(widen(labels[j])) != ignore else zero
-        store(values, one, dx[first : first + ELEMENTS])
+        store(values, one, result)

@@ -81,14 +81,14 @@ def _pieces(start: int, stop: int, y: Any) -> Any:
 
 
 @inlined()
-def _read(x: Any, piece: int) -> Any:
+def read_ahead(x: Any, piece: int) -> Any:
     """The elements of a piece, while one ahead is fetched."""
     fetch(x, (piece + AHEAD) * ELEMENTS, (piece + AHEAD + 1) * ELEMENTS)
     return part_of(x, piece * ELEMENTS, min((piece + 1) * ELEMENTS, x.size))
 
 
 @inlined()
-def _written(y: Any, piece: int) -> Any:
+def written_ahead(y: Any, piece: int) -> Any:
     """The same of the result."""
     fetch_to_write(y, (piece + AHEAD) * ELEMENTS, (piece + AHEAD + 1) * ELEMENTS)
     return part_of(y, piece * ELEMENTS, min((piece + 1) * ELEMENTS, y.size))
@@ -112,7 +112,7 @@ def _relu(start: int, stop: int, x: Any, y: Any) -> None:
     values = scratch(x, ELEMENTS)
     zero = values.dtype.type(0)
     for piece in _pieces(start, stop, y):
-        a, result = _read(x, piece), _written(y, piece)
+        a, result = read_ahead(x, piece), written_ahead(y, piece)
         b = destination(result, values, direct)
         for j in range(b.size):
             number = widen(a[j])
@@ -131,7 +131,7 @@ def _relu_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     values = scratch(y, ELEMENTS)
     zero = values.dtype.type(0)
     for piece in _pieces(start, stop, dx):
-        upstream, a, result = _read(dy, piece), _read(y, piece), _written(dx, piece)
+        upstream, a, result = read_ahead(dy, piece), read_ahead(y, piece), written_ahead(dx, piece)
         b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) if widen(a[j]) > zero else zero
@@ -149,7 +149,7 @@ def _leaky_relu(start: int, stop: int, x: Any, y: Any, negative_slope: float) ->
     values = scratch(x, ELEMENTS)
     zero, slope = values.dtype.type(0), values.dtype.type(negative_slope)
     for piece in _pieces(start, stop, y):
-        a, result = _read(x, piece), _written(y, piece)
+        a, result = read_ahead(x, piece), written_ahead(y, piece)
         b = destination(result, values, direct)
         for j in range(b.size):
             number = widen(a[j])
@@ -168,7 +168,7 @@ def _leaky_relu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any, negati
     values = scratch(x, ELEMENTS)
     zero, slope = values.dtype.type(0), values.dtype.type(negative_slope)
     for piece in _pieces(start, stop, dx):
-        upstream, a, result = _read(dy, piece), _read(x, piece), _written(dx, piece)
+        upstream, a, result = read_ahead(dy, piece), read_ahead(x, piece), written_ahead(dx, piece)
         b = destination(result, values, direct)
         for j in range(b.size):
             number = widen(upstream[j])
@@ -213,7 +213,7 @@ def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     values = scratch(y, ELEMENTS)
     one = values.dtype.type(1)
     for piece in _pieces(start, stop, dx):
-        upstream, a, result = _read(dy, piece), _read(y, piece), _written(dx, piece)
+        upstream, a, result = read_ahead(dy, piece), read_ahead(y, piece), written_ahead(dx, piece)
         b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) * widen(a[j]) * (one - widen(a[j]))
@@ -253,7 +253,7 @@ def _tanh_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     values = scratch(y, ELEMENTS)
     one = values.dtype.type(1)
     for piece in _pieces(start, stop, dx):
-        upstream, a, result = _read(dy, piece), _read(y, piece), _written(dx, piece)
+        upstream, a, result = read_ahead(dy, piece), read_ahead(y, piece), written_ahead(dx, piece)
         b = destination(result, values, direct)
         for j in range(b.size):
             b[j] = widen(upstream[j]) * ((one - widen(a[j])) * (one + widen(a[j])))

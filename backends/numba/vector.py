@@ -39,6 +39,7 @@ class Format:
     scale: int  # by which power of 2 `exp` scales
     exp: tuple[float, ...]  # coefficients of the polynomial for exp, that of the highest power first
     log: tuple[float, ...]  # the same for the series of log in s**2
+    log1p: tuple[float, ...]  # of Q, for log(1 + x)
     tail: normal.Tail  # of the normal distribution
 
 
@@ -46,6 +47,45 @@ class Format:
 # twentieth of a unit in the last place. By Remez' algorithm in 50 digits, with the first two coefficients kept at 1.
 # Taylor's series would take a term more.
 EXP6 = (0.00138145986467, 0.00836871687973, 0.0416683880453, 0.166665206317, 0.499999934478, 1.0, 1.0)
+
+# ``log(1 + x) = x + x**2 Q(x)`` for x in [0, 1], with a polynomial Q that interpolates at Chebyshev's points, in
+# 60 digits; the coefficient of the highest power first. Off by at most 3.7e-9 and 1.5e-18 of the logarithm.
+LOG1P_SINGLE = (
+    0.0028016419928,
+    -0.0171842669824,
+    0.0493099734345,
+    -0.0913941377401,
+    0.130333642382,
+    -0.163651528692,
+    0.199567079523,
+    -0.249967599083,
+    0.333332373462,
+    -0.499999995222,
+)
+LOG1P_DOUBLE = (
+    0.0000150784378022262097,
+    -0.000181883032550026499,
+    0.00104335487663481403,
+    -0.00380465172531796931,
+    0.00996898283807688167,
+    -0.0201796680433391269,
+    0.0332784549172643602,
+    -0.0467981825498931053,
+    0.0585868525295707886,
+    -0.0679932038532237117,
+    0.0757303563380737805,
+    -0.0829993175812777185,
+    0.0908347041395853154,
+    -0.0999870542807500653,
+    0.111109389604675664,
+    -0.124999830197218674,
+    0.142857130927915508,
+    -0.166666666103281294,
+    0.199999999983612106,
+    -0.24999999999974621,
+    0.333333333333331765,
+    -0.499999999999999998,
+)
 
 SINGLE = Format(
     float=np.float32,
@@ -58,6 +98,7 @@ SINGLE = Format(
     scale=64,
     exp=EXP6,
     log=tuple(2 / (2 * k + 1) for k in range(5, 0, -1)),  # the next term is 3e-9 of the sum
+    log1p=LOG1P_SINGLE,
     tail=normal.SINGLE,
 )
 DOUBLE = Format(
@@ -71,6 +112,7 @@ DOUBLE = Format(
     scale=512,
     exp=tuple(1 / math.factorial(k) for k in range(13, -1, -1)),  # Taylor's: the next term is 4e-18
     log=tuple(2 / (2 * k + 1) for k in range(11, 0, -1)),
+    log1p=LOG1P_DOUBLE,
     tail=normal.DOUBLE,
 )
 FORMATS = {types.float32: SINGLE, types.float64: DOUBLE}
@@ -393,6 +435,17 @@ def _log1p(of: Format) -> Any:
     return log1p
 
 
+def _log1p_to_1(of: Format) -> Any:
+    """``log(1 + x)`` for ``0 <= x <= 1``, to 1.2 ulp, without a division."""
+    polynomial = _polynomial(of, of.log1p)
+
+    @inlined()
+    def log1p_to_1(x: Any) -> Any:
+        return muladd(x * x, polynomial(x), x)
+
+    return log1p_to_1
+
+
 # tanh(x) = x + x^3 P(x^2) for |x| < SMALL_TANH, or in float64 x + x^3 P(x^2) / Q(x^2) with another P, to 1e-17: S. L.
 # Moshier, Cephes Mathematical Library, tanhf.c and tanh.c.
 SMALL_TANH = 0.625
@@ -539,6 +592,7 @@ rounded_product = _for_each_format("rounded_product", _rounded_product)
 exp = _for_each_format("exp", _exp)
 log = _for_each_format("log", _log)
 log1p = _for_each_format("log1p", _log1p)
+log1p_to_1 = _for_each_format("log1p_to_1", _log1p_to_1)
 small_tanh = _for_each_format("small_tanh", _small_tanh)
 product_error = _for_each_format("product_error", _product_error)
 gauss = _for_each_format("gauss", _gauss)
