@@ -180,23 +180,27 @@ def _forward(
     a, b, losses, values = scratch(x, ELEMENTS), scratch(x, ELEMENTS), scratch(x, ELEMENTS), scratch(x, ELEMENTS)
     real = a.dtype.type
     zero, one = real(0), real(1)
+    is_weighted = weight.size + pos_weight.size > 0
     for piece in range(start, stop):
         first = piece * ELEMENTS
         logits, labels, result = read_ahead(x, piece), read_ahead(t, piece), written_ahead(y, piece)
-        _factors(first, labels, keep, spread, weight, inner, pos_weight, pos_inner, a, b)
+        if is_weighted:
+            _factors(first, labels, keep, spread, weight, inner, pos_weight, pos_inner, a, b)
         for j in range(logits.size):
-            logit = widen(logits[j])
+            logit, label = widen(logits[j]), real(widen(labels[j]))
+            positive = a[j] if is_weighted else keep * label + spread
+            negative = b[j] if is_weighted else keep * (one - label) + spread
             size = abs(logit)
             e = exp(-size)
             larger = one / (one + e)
             smaller = e * larger
             is_negative = logit < zero
             probability = smaller if is_negative else larger
-            factor = a[j] if is_negative else b[j]
+            factor = positive if is_negative else negative
             linear = zero if factor == zero else factor * size
-            loss = (a[j] + b[j]) * log1p_to_1(e) + linear
-            gradient = (b[j] * probability - a[j] * (larger if is_negative else smaller)) * scale
-            counts = real(widen(labels[j])) != ignore
+            loss = (positive + negative) * log1p_to_1(e) + linear
+            gradient = (negative * probability - positive * (larger if is_negative else smaller)) * scale
+            counts = label != ignore
             losses[j] = loss if counts else zero
             values[j] = (gradient if counts else zero) if is_gradient else probability
         if sums.size:
