@@ -1,13 +1,18 @@
 """Ctrl-C stops long work, and the library works afterwards."""
 
+import _imp
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from plugrad import backends
+from plugrad.kernels import layers, optim
 from plugrad.tests.processes import PATIENCE
 
 LONG = """
@@ -219,3 +224,26 @@ def test_while_kernels_are_compiled(where: str, tmp_path: Path) -> None:
     """At the start or end of a compilation, or where Python would print the exception and ignore it."""
     found = on_numba(COMPILED, where, NUMBA_CACHE_DIR=str(tmp_path))
     assert found.stdout.split() == ["1", "True", "True"], found.stderr
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_a_step_waits_for_no_lock_of_imports(name: str) -> None:
+    """Ctrl-C at the wrong place of Python's import system leaves that lock taken; training then goes on."""
+    rng = np.random.default_rng(0)
+    x, t, done = rng.normal(size=(8, 4)).astype(np.float32), np.zeros(8, int), list[float]()
+
+    def train() -> None:
+        with backends.use(name):
+            net = layers.Sequential(layers.Affine.init(4, 5, rng=rng), layers.Relu(), layers.Affine.init(5, 3, rng=rng))
+            step = layers.TrainingStep(net, layers.SoftmaxWithLoss(), optim.SGD(net.params)).step
+            done.append(sum(float(step(x, t)) for _ in range(3)))
+
+    train()  # imports what it needs
+    _imp.acquire_lock()
+    try:
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join(PATIENCE)
+    finally:
+        _imp.release_lock()
+    assert len(done) == 2

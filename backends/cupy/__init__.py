@@ -8,6 +8,7 @@ CUDA sources are in `cuda/`; read rows.cuh first. The probe imports CuPy; nothin
 """
 
 import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -28,11 +29,17 @@ INSTALL = "python -m pip install 'plugrad[cuda13]' (or [cuda12], for a driver of
 def __getattr__(name: str) -> Any:
     if name in _HOOKS:
         return getattr(importlib.import_module(f"plugrad.backends.cupy.{_HOOKS[name]}"), name)
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:  # else a module of ours is being imported
+    if not name.startswith("_"):
+        # First without the lock of imports: Ctrl-C between taking it and giving it back would leave all others waiting.
         for module in _MODULES:
-            function = getattr(importlib.import_module(f"plugrad.backends.cupy.{module}"), name, None)
+            function = getattr(sys.modules.get(f"{__name__}.{module}"), name, None)
             if function is not None:
                 return function
+        if find_spec(f"{__name__}.{name}") is None:  # else a module of ours is being imported
+            for module in _MODULES:
+                function = getattr(importlib.import_module(f"plugrad.backends.cupy.{module}"), name, None)
+                if function is not None:
+                    return function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

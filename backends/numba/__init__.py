@@ -30,15 +30,24 @@ SPACE = {"RLIMIT_AS": ("address space", 0, 1024), "RLIMIT_DATA": ("data", 5, 768
 
 
 def __getattr__(name: str) -> Any:
-    """A kernel, or an update of optimizers, by name; imports numba."""
-    is_module = f"{__name__}.{name}" in sys.modules or find_spec(f"{__name__}.{name}")  # just being imported
-    if not is_module and not name.startswith("__"):
-        from plugrad.backends.numba import compiling, kernels
+    """A kernel, or an update of optimizers, by name; imports numba.
 
-        if name in kernels.FUNCTIONS:
-            compiling.warn_of_problem()
-            return kernels.FUNCTIONS[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Once numba is imported, nothing here takes the lock of imports: Ctrl-C between taking it and giving it back would
+    leave all other threads waiting for it.
+    """
+    functions = getattr(sys.modules.get(f"{__name__}.kernels"), "FUNCTIONS", None)
+    if functions is None and not name.startswith("__"):
+        is_module = f"{__name__}.{name}" in sys.modules or find_spec(f"{__name__}.{name}")  # just being imported
+        if not is_module:
+            from plugrad.backends.numba import kernels
+
+            functions = kernels.FUNCTIONS
+    if functions is None or name not in functions:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from plugrad.backends.numba import compiling
+
+    compiling.warn_of_problem()
+    return functions[name]
 
 
 _importing: set[int] = set()  # the threads that import numba
