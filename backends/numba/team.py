@@ -180,9 +180,9 @@ class _Team:
 
     def _announce(self, job: _Job) -> None:
         """Announce a job to the helpers, one for each piece but one, unless all are busy."""
-        if len(self.jobs) > self.size:
-            return
         wanted = min(self.size, len(job.ranges) - 1)
+        if not wanted or len(self.jobs) > self.size:
+            return
         self.jobs.extend([job] * wanted)
         if self.sleeping:
             self.board[0] += 1
