@@ -586,6 +586,45 @@ def test_helpers_may_join_and_leave_while_the_caller_collects_errors() -> None:
         team._Team().compute(job)
 
 
+def test_an_interrupted_call_leaves_no_work_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries that stay would keep later calls from announcing theirs."""
+    crew = team._Team()
+    call_in = team.call_in
+
+    def interrupted(*boards: Any) -> None:
+        raise KeyboardInterrupt
+
+    crew.looking.append(None)  # as if a helper looked out
+    for _ in range(5):
+        monkeypatch.setattr(team, "call_in", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            crew.compute(team._Job(lambda start, stop: None, (), iter([(0, 1), (1, 2)])))
+    assert not crew.jobs
+    monkeypatch.setattr(team, "call_in", call_in)
+    done: list[int] = []
+    crew.compute(team._Job(lambda start, stop: done.append(start), (), iter([(0, 1), (1, 2)])))
+    assert sorted(done) == [0, 1]
+
+
+def test_one_piece_is_announced_to_nobody() -> None:
+    crew = team._Team()
+    before = int(crew.board[0])
+    crew.compute(team._Job(lambda start, stop: None, (), iter([(0, 1)])))
+    assert crew.board[0] == before
+
+
+def test_a_compilation_is_announced_by_the_name_of_the_kernel(tmp_path: Path) -> None:
+    code = "K.affine(np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.ones(4, np.float32))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import numpy as np\nfrom plugrad import kernels as K\n{code}"],
+        env=os.environ | {"PLUGRAD_BACKEND": "numba", "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert "plugrad: compiling affine for float32" in done.stderr
+
+
 def test_pieces_cover_all_units() -> None:
     for units in (1, 2, 7, 1000):
         for work in (1.0, 1e3, 1e6):

@@ -744,3 +744,44 @@ def test_descent_of_large_parameters_is_that_of_the_formula(shape: tuple[int, ..
             with backends.use("numpy"):
                 optim.SGD([parameter], lr=0.1).step([g])
             np.testing.assert_array_equal(parameter, expected)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_step_without_parameters_counts(kind: Any) -> None:
+    optimizer = kind([])
+    optimizer.step([])
+    assert optimizer.steps == 1
+
+
+def test_a_schedule_may_set_the_weight_decay() -> None:
+    w = np.array([1.0])
+
+    def schedule(step: int) -> Any:
+        optimizer.weight_decay = 0.5
+        return np.float64(0.1)
+
+    optimizer = optim.SGD([w], lr=schedule)
+    optimizer.step([np.array([0.0])])
+    assert w == 0.95
+    assert optimizer.weight_decay == 0.5
+
+
+def test_a_wrong_weight_decay_is_found_before_the_schedule_is_called() -> None:
+    def schedule(step: int) -> float:
+        raise AssertionError("it was called")
+
+    optimizer = optim.SGD([np.ones(1)], lr=schedule)
+    optimizer.weight_decay = -1.0
+    with pytest.raises(ValueError, match="SGD: weight_decay"):
+        optimizer.step([np.ones(1)])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_velocity_is_updated_without_momentum_too(backend: str) -> None:
+    w = np.zeros(3, np.float32)
+    with backends.use(backend):
+        optimizer = optim.SGD([w], lr=0.5, momentum=0.5)
+        optimizer.load_state_dict(optimizer.state_dict() | {"SGD.momentum": np.array(0.0)})
+        optimizer.step([np.ones(3, np.float32)])
+    np.testing.assert_array_equal(optimizer.velocities[0], np.ones(3))
+    np.testing.assert_array_equal(w, np.full(3, -0.5, np.float32))

@@ -7,6 +7,7 @@ next to the source, or where that cannot be written to, in the user's cache fold
 import contextlib
 import functools
 import glob
+import inspect
 import os
 import signal
 import sys
@@ -233,7 +234,7 @@ def _kernel() -> str | None:
     """The function of the backend that this thread is in, or None in a helper of another thread."""
     from plugrad.backends.numba.kernels import FUNCTIONS
 
-    codes = {function.__code__: name for name, function in FUNCTIONS.items()}
+    codes = {inspect.unwrap(function).__code__: name for name, function in FUNCTIONS.items()}
     frame: FrameType | None = sys._getframe()
     name = None
     while frame is not None:

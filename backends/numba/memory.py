@@ -76,6 +76,17 @@ def _destination(row: Any, values: Any, direct: bool) -> Any:
 
 
 @intrinsic
+def seen_now(typing_context: Any, array: Any) -> Any:
+    """The first number of an array of integers, read anew each time: another thread may change it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        return builder.load_atomic(data, "acquire", array.dtype.bitwidth // 8)
+
+    return array.dtype(array), generate
+
+
+@intrinsic
 def flattened(typing_context: Any, array: Any) -> Any:
     """``array.reshape(-1)`` of a contiguous array, which holds no reference; numba's own takes longer to compile."""
     kind = array.copy(ndim=1)

@@ -11,7 +11,9 @@ the next one for as long as that before it sleeps, and so does a caller that wai
 yields its processor to other threads, such as those of BLAS.
 """
 
+import contextlib
 import ctypes
+import itertools
 import os
 import sys
 import threading
@@ -26,7 +28,8 @@ from numba import types
 
 from plugrad.backends.cpu import floating_point
 from plugrad.backends.numba import thread_count
-from plugrad.backends.numba.compiling import compiled, inlined
+from plugrad.backends.numba.compiling import compiled
+from plugrad.backends.numba.memory import seen_now
 
 # Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work on
 # the virtual machine that it was tuned on.
@@ -38,10 +41,10 @@ PIECE = 2**15
 # How often a thread looks for something to do before it sleeps. A look takes 0.3 to 0.6 us.
 LOOKS = 200
 
-# How often a caller looks whether a helper that is awake has begun. With fewer looks, or without them, the helper waits
-# for Python's lock until the caller computes, and then for the system to wake it: on a Xeon, softmax of 512 x 512 took
-# half as long again.
-LOOKS_AT_BEGIN = 32
+# How often a caller looks whether a helper that looks out has begun: for 10 us at most. Without that the helper would
+# wait for Python's lock until the caller computes, and then for the system to wake it: on a Xeon, softmax of 512 x 512
+# took half as long again.
+LOOKS_AT_BEGIN = 2**14
 
 # More threads than this would only wait for Python's lock, whatever PLUGRAD_NUM_THREADS says.
 MOST_THREADS = 256
@@ -58,30 +61,34 @@ _give_way = types.ExternalFunction(GIVE_WAY, types.int32())
 # If two change a number at once, one change may be lost: that does no harm, since what they tell of is there before.
 
 
-@inlined()
-def _change_comes(board: Any, seen: int, looks: int) -> bool:
-    """Wait, for at most `looks` looks, until the number on the board is not `seen`; returns whether it changed."""
+@compiled()
+def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
+    """Change the number on the board `told`; then wait, for at most `looks` looks, until that on `board` is not `seen`.
+
+    Returns whether it changed.
+    """
+    told[0] += 1
     for _ in range(looks):
-        if board[0] != seen:
+        if seen_now(board) != seen:
             return True
         _give_way()
     return False
 
 
 @compiled()
-def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
-    """Change the number on the board `told`, and then wait for a change of the other board."""
-    told[0] += 1
-    return _change_comes(board, seen, looks)
-
-
-@compiled()
 def call_in(board: Any, board_of_job: Any) -> None:
-    """Announce a job on the board, and wait for a moment until a helper has begun it and needs the lock no more."""
+    """Announce a job on the board, and wait for a moment until a helper has begun it and needs the lock no more.
+
+    The moment is too short to give the processor away: on a busy machine it would come back after milliseconds.
+    """
     board[0] += 1
-    if _change_comes(board_of_job, 0, LOOKS_AT_BEGIN):
-        for _ in range(LOOKS_AT_BEGIN // 4):
-            _give_way()
+    for _ in range(LOOKS_AT_BEGIN):
+        if seen_now(board_of_job) != 0:
+            break
+    else:
+        return
+    for _ in range(LOOKS_AT_BEGIN // 4):
+        seen_now(board_of_job)
 
 
 def pieces(units: int, work: float, workers: int) -> Iterator[tuple[int, int]]:
@@ -151,6 +158,7 @@ class _Team:
     def __init__(self) -> None:
         self.jobs: deque[_Job] = deque()
         self.board = np.zeros(1, np.int64)  # the number of jobs there have been
+        self.looking: deque[None] = deque()  # an entry for each helper that looks out for a job
         self.sleeping: deque[SimpleQueue[None]] = deque()
         self.size = 0
         for _ in range(min(thread_count(), MOST_THREADS) - 1):
@@ -172,6 +180,9 @@ class _Team:
                 break
             except BaseException as error:  # of the kernel, or an interrupt, even while waiting
                 job.ranges.clear()
+                with contextlib.suppress(ValueError):  # those that nobody has taken, and perhaps nobody is told of
+                    while True:
+                        self.jobs.remove(job)
                 errors.append(error)
         job.arguments = ()  # so that helpers that arrive late do not keep them alive
         errors += job.errors
@@ -184,15 +195,15 @@ class _Team:
         if not wanted or len(self.jobs) > self.size:
             return
         self.jobs.extend([job] * wanted)
-        if self.sleeping:
-            self.board[0] += 1
-        else:
+        if self.looking:
             call_in(self.board, job.board)
-        for _ in range(wanted if self.sleeping else 0):
-            try:
-                self.sleeping.popleft().put(None)
-            except IndexError:  # no other helper sleeps
-                return
+        else:
+            self.board[0] += 1
+        if self.sleeping:
+            # No interrupt comes between taking an alarm and ringing it, since no code of Python runs there.
+            alarms = itertools.islice(iter(self.sleeping.popleft, None), wanted)
+            with contextlib.suppress(IndexError):  # no other helper sleeps
+                deque(map(SimpleQueue.put, alarms, itertools.repeat(None)), 0)
 
     def _serve(self) -> None:
         alarm: SimpleQueue[None] = SimpleQueue()
@@ -207,7 +218,10 @@ class _Team:
                 told = job.board
                 del job
             looks = 0 if self.jobs else LOOKS  # jobs that were announced before `seen` was read
-            if look_out(self.board, seen, looks, told) or not looks:
+            self.looking.append(None)
+            is_wanted = look_out(self.board, seen, looks, told)
+            self.looking.pop()
+            if is_wanted or not looks:
                 continue
             self.sleeping.append(alarm)
             if self.board[0] == seen:

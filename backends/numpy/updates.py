@@ -26,22 +26,19 @@ def sgd(
     decay: float,
 ) -> None:
     """``d = g + decay p``, ``v = momentum v + d``, ``p -= lr v``, or with Nesterov ``p -= lr (d + momentum v)``."""
-    if momentum or decay:
-        for p, g, v in zip(params, grads, velocities, strict=True):
-            _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
-        return
-    dtype, rate, most = None, None, 0
-    for p, g in zip(params, grads, strict=True):
+    is_plain = not momentum and not decay
+    dtype, rate, most = None, None, -1
+    for p, g, v in zip(params, grads, velocities, strict=True):
         if p.dtype is not dtype:
             dtype = p.dtype
             rate = dtype.type(lr)  # an operator takes such a number sooner than a float
-            most = PIECE if dtype.itemsize > 2 else 0
-        if p.size <= most:
+            most = PIECE if is_plain and dtype.itemsize > 2 else -1
+        if v is None and p.size <= most:
             p -= g * rate
-        elif most and p.size <= BLOCK:
+        elif v is None and most > 0 and p.size <= BLOCK:
             _descend(rate, p, g)
         else:
-            _over(partial(_sgd, lr, 0.0, False, 0.0), p, g, None)
+            _over(partial(_sgd, lr, momentum, nesterov, decay), p, g, v)
 
 
 def _descend(rate: Any, p: Array, g: Array) -> None:

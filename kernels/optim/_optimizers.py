@@ -258,18 +258,18 @@ class Optimizer(ABC):
 
     def _next_update(self, grads: tuple[Array, ...]) -> Step:
         """Count a step, and return what it has to compute."""
-        lr, decay = self.lr, self.weight_decay
+        decay, lr = self.weight_decay, self.lr
+        if not (type(decay) is float and 0 <= decay < math.inf):
+            self.weight_decay = at_least_0(type(self).__name__, "weight_decay", decay)
         if callable(lr):
             lr = lr(self.steps)
-        if not (type(lr) is type(decay) is float and 0 <= lr < math.inf and 0 <= decay < math.inf):
-            name = type(self).__name__
-            self.weight_decay = at_least_0(name, "weight_decay", decay)
-            lr = at_least_0(name, "lr", lr)
+        if not (type(lr) is float and 0 <= lr < math.inf):
+            lr = at_least_0(type(self).__name__, "lr", lr)
         update = self._update(grads, lr, self.steps + 1)
         states = update[1][2]  # or None for each parameter
         if (known := len(states)) < (count := len(self.params)):
             raise ValueError(f"{type(self).__name__}: params: expected at most as many as at first, got {count}")
-        if states[0] is not None:
+        if states and states[0] is not None:
             self._check_states(states)
         self.steps += 1
         if known == count:
@@ -378,7 +378,7 @@ class SGD(Optimizer):
         return self._momentum
 
     def _update(self, grads: tuple[Array, ...], lr: float, number: int) -> Step:
-        numbers = lr, self._momentum, self.nesterov, self.weight_decay
+        numbers = lr, self.momentum, self.nesterov, self.weight_decay
         return "sgd", (self.params, grads, self.velocities), numbers
 
 
