@@ -22,6 +22,7 @@ from numba.core.caching import NullCache
 from plugrad import backends, kernels as K
 from plugrad.backends import sources, trust
 from plugrad.backends.numba import (
+    binary_losses,
     compiling,
     elementwise,
     fused_losses,
@@ -401,6 +402,19 @@ def test_read_only_and_unaligned_arrays_need_no_other_compilation() -> None:
         assert not odd.flags.aligned
         np.testing.assert_array_equal(K.softmax(odd), expected)
     assert len(rows.softmax.signatures) == before
+
+
+def test_read_only_and_unaligned_labels_need_no_other_compilation() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
+    t = (x > 0).astype(np.float32)
+    with backends.use("numba"):
+        expected, _ = K.sigmoid_cross_entropy_value_and_grad(x, t)
+        before = len(binary_losses._largest_of_pieces.signatures)
+        t.flags.writeable = False
+        odd = np.frombuffer(b"." + t.tobytes(), np.float32, offset=1).reshape(t.shape)
+        for labels in (t, odd):
+            assert K.sigmoid_cross_entropy_value_and_grad(x, labels)[0] == expected
+    assert before == len(binary_losses._largest_of_pieces.signatures) > 0
 
 
 @pytest.mark.parametrize("t_dtype", ["int8", "uint8", "int32", "uint32", "uint64"])

@@ -92,7 +92,7 @@ def _largest(t: Array) -> int:
         return largest_of_few(t)
     units = -(-t.size // ELEMENTS)
     found = np.empty(units, np.uint64)
-    share_work(_largest_of_pieces, units, LIGHT * ELEMENTS, t.reshape(-1), found)
+    share_work(_largest_of_pieces, units, LIGHT * ELEMENTS, contiguous(t).reshape(-1), found)
     return int(found.max())
 
 
