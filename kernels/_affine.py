@@ -209,8 +209,8 @@ def gradients(
 
     An array that is given for a gradient that is not wanted is refused.
     """
-    dtype, native = reads[0].dtype, backend.native
-    can_take = native is np.ndarray  # all that are given, as `can_take` of `_arguments` finds out for one
+    dtype = reads[0].dtype
+    are_ready = backend.native is np.ndarray  # and then whether all that are given can be written as they are
     places: list[Any] = []
     for name, out, shape in zip(GRADIENTS, given, shapes, strict=True):
         if name not in wanted:
@@ -218,17 +218,11 @@ def gradients(
                 raise ValueError(f"{kernel}: out: expected None for {name}, which needs={wanted} does not ask for")
         elif out is None:
             out = backend.empty(shape, dtype)
-        elif can_take:
-            can_take = (
-                type(out) is native
-                and out.base is None
-                and out.dtype is dtype
-                and out.shape == shape
-                and out.flags.carray
-            )
+        elif are_ready:
+            are_ready = can_take(out, shape, dtype)
         places.append(out)
     dx, dw, db = places
-    if can_take and (dx is None or (dx is not dw and dx is not db)) and (dw is None or dw is not db):
+    if are_ready and (dx is None or (dx is not dw and dx is not db)) and (dw is None or dw is not db):
         for read in reads:
             if read is not None and read.base is not None and any(views(read, out) for out in given if out is not None):
                 break

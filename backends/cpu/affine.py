@@ -31,7 +31,7 @@ ZEROED_SOON = 2**12
 
 
 def forward(x: Array, w: Array, b: Array | None, out: Array) -> None:
-    """``out = x w + b``; NumPy may warn of infinities, as in `backward`."""
+    """``out = x w + b``. The caller silences NumPy's warnings, here and in `backward`."""
     if _is_plain_forward(x, w, b, out):
         plain_forward(x, w, b, out)
         return

@@ -141,11 +141,11 @@ class _Job:
         except BaseException as error:
             self.errors.append(error)
         self.left.append(None)
-        self.bell.put(None)  # to a caller that sleeps; one that looks at the board is told by the next `look_out`
+        self.bell.put(None)  # wakes a caller that sleeps; for one that looks at the board, `look_out` changes it next
 
     def wait(self) -> None:
         """Return when all helpers that arrived have left; those that arrive meanwhile find no piece."""
-        seen = self.board[0]  # before it is looked who has left
+        seen = self.board[0]  # read first: a helper that leaves after the next line changes it
         while len(self.left) < len(self.helpers):
             if not look_out(self.board, seen, LOOKS, _NOBODY) and len(self.left) < len(self.helpers):
                 self.bell.get()
@@ -180,7 +180,9 @@ class _Team:
                 break
             except BaseException as error:  # of the kernel, or an interrupt, even while waiting
                 job.ranges.clear()
-                with contextlib.suppress(ValueError):  # those that nobody has taken, and perhaps nobody is told of
+                with contextlib.suppress(
+                    ValueError
+                ):  # no helper may have been told of these entries, and they would stay
                     while True:
                         self.jobs.remove(job)
                 errors.append(error)
