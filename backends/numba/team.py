@@ -180,10 +180,8 @@ class _Team:
                 break
             except BaseException as error:  # of the kernel, or an interrupt, even while waiting
                 job.ranges.clear()
-                with contextlib.suppress(
-                    ValueError
-                ):  # no helper may have been told of these entries, and they would stay
-                    while True:
+                with contextlib.suppress(ValueError):
+                    while True:  # entries that no helper was told of would stay
                         self.jobs.remove(job)
                 errors.append(error)
         job.arguments = ()  # so that helpers that arrive late do not keep them alive
