@@ -143,7 +143,7 @@ def test_every_kernel_is_in_one_part() -> None:
         # It launches kernels of others, and copies, whose threads do not depend on each other: their orders are not
         # compared. All that the loss alone needs is in it.
         (["linear_cross_entropy_value_and_grad"], ("bfloat16", "float32"), "alternating", 75),
-        *((kernels, dtypes, "every", 35) for kernels, dtypes in PARTS),
+        *((kernels, dtypes, "pairs", 35) for kernels, dtypes in PARTS),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +35,7 @@ from plugrad.backends.numba import (
     tiles,
     vector,
 )
+from plugrad.backends.numba.memory import change
 from plugrad.tests.processes import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -620,11 +622,31 @@ def test_an_interrupted_call_leaves_no_work_behind(monkeypatch: pytest.MonkeyPat
     assert sorted(done) == [0, 1]
 
 
-def test_one_piece_is_announced_to_nobody() -> None:
+@pytest.mark.parametrize("ranges", [[(0, 1)], []])
+def test_one_piece_is_announced_to_nobody(ranges: list[tuple[int, int]]) -> None:
+    """Nor none, where a helper asleep could be told of it."""
     crew = team._Team()
-    before = int(crew.board[0])
-    crew.compute(team._Job(lambda start, stop: None, (), iter([(0, 1)])))
+    before, asleep = int(crew.board[0]), SimpleQueue[None]()
+    crew.sleeping.append(asleep)
+    crew.compute(team._Job(lambda start, stop: None, (), iter(ranges)))
     assert crew.board[0] == before
+    assert asleep.empty()
+
+
+def test_no_change_of_a_number_is_lost() -> None:
+    """Where one was, a helper went to sleep with a job before it, and later calls were computed by one thread."""
+
+    @compiling.compiled()
+    def change_often(board: Any, times: int) -> None:
+        for _ in range(times):
+            change(board)
+            team._give_way()  # or the compiler could add the changes up
+
+    board, times = np.zeros(1, np.int64), 500_000
+    change_often(board, 0)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(change_often, [board] * 2, [times] * 2))
+    assert board[0] == 2 * times
 
 
 def test_a_compilation_is_announced_by_the_name_of_the_kernel(tmp_path: Path) -> None:

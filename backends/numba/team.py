@@ -29,7 +29,7 @@ from numba import types
 from plugrad.backends.cpu import floating_point
 from plugrad.backends.numba import thread_count
 from plugrad.backends.numba.compiling import compiled
-from plugrad.backends.numba.memory import seen_now
+from plugrad.backends.numba.memory import change, seen_now
 
 # Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work on
 # the virtual machine that it was tuned on.
@@ -58,7 +58,7 @@ _give_way = types.ExternalFunction(GIVE_WAY, types.int32())
 
 # Threads tell each other by numbers on boards, which they change in compiled code, where Python's lock is free: the
 # thread that sees a change takes the lock next. Were it held, that thread would sleep, and be woken 20 to 60 us later.
-# If two change a number at once, one change may be lost: that does no harm, since what they tell of is there before.
+# No change is lost where two threads change a number at once: a helper could go to sleep with a job before it.
 
 
 @compiled()
@@ -67,7 +67,7 @@ def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
 
     Returns whether it changed.
     """
-    told[0] += 1
+    change(told)
     for _ in range(looks):
         if seen_now(board) != seen:
             return True
@@ -76,18 +76,18 @@ def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
 
 
 @compiled()
-def call_in(board: Any, board_of_job: Any) -> None:
-    """Announce a job on the board, and wait for a moment until a helper has begun it and needs the lock no more.
+def call_in(board: Any, board_of_job: Any, looks: int) -> None:
+    """Announce a job on the board, and wait, for at most `looks` looks, until a helper has begun and needs no lock.
 
-    The moment is too short to give the processor away: on a busy machine it would come back after milliseconds.
+    The wait is too short to give the processor away: on a busy machine it would come back after milliseconds.
     """
-    board[0] += 1
-    for _ in range(LOOKS_AT_BEGIN):
+    change(board)
+    for _ in range(looks):
         if seen_now(board_of_job) != 0:
             break
     else:
         return
-    for _ in range(LOOKS_AT_BEGIN // 4):
+    for _ in range(looks // 4):
         seen_now(board_of_job)
 
 
@@ -136,7 +136,7 @@ class _Job:
         self.helpers.append(None)  # before it takes a piece, so that the caller waits for it
         try:
             floating_point.set_mode(self.mode)
-            self.board[0] += 1
+            look_out(_NOBODY, 0, 0, self.board)
             self.work()
         except BaseException as error:
             self.errors.append(error)
@@ -192,13 +192,10 @@ class _Team:
     def _announce(self, job: _Job) -> None:
         """Announce a job to the helpers, one for each piece but one, unless all are busy."""
         wanted = min(self.size, len(job.ranges) - 1)
-        if not wanted or len(self.jobs) > self.size:
+        if wanted < 1 or len(self.jobs) > self.size:
             return
         self.jobs.extend([job] * wanted)
-        if self.looking:
-            call_in(self.board, job.board)
-        else:
-            self.board[0] += 1
+        call_in(self.board, job.board, LOOKS_AT_BEGIN if self.looking else 0)
         if self.sleeping:
             # No interrupt comes between taking an alarm and ringing it, since no code of Python runs there.
             alarms = itertools.islice(iter(self.sleeping.popleft, None), wanted)

@@ -24,17 +24,15 @@ DType = np.dtype[Any]
 def the_backend_does_the_work(subject: Subject, kernel: Record, dtype: DType) -> None:
     """Each call calls the backend's own function once, and no function of another backend."""
     for rows, classes in ((1, 1), (5, 4), (300, 40), (5, 1025)):
+        inputs = sample(kernel, rows, classes, dtype).inputs
+        with backends.use(subject.name):
+            chosen = backends.current().name
+            explained = backends.explain(kernel.function, *(subject.array(inputs[name]) for name in kernel.arguments))
+        assert chosen == subject.name, f"use({subject.name!r}) selected {chosen!r}"
+        assert explained.backend == subject.name, f"explain names {explained.backend!r}, not {subject.name!r}"
         for options in _options(kernel):
-            case = Case(kernel, sample(kernel, rows, classes, dtype).inputs, options)
-            with backends.use(subject.name):
-                chosen = backends.current().name
-                explained = backends.explain(
-                    kernel.function, *(subject.array(case.inputs[n]) for n in kernel.arguments)
-                )
-            assert chosen == subject.name, f"use({subject.name!r}) selected {chosen!r}"
-            assert explained.backend == subject.name, f"explain names {explained.backend!r}, not {subject.name!r}"
             with witness(subject, kernel) as calls:
-                subject.call(case)
+                subject.call(Case(kernel, inputs, options))
             assert calls == {kernel.name: 1}, f"{kernel.name}: the calls of the backend's own functions were {calls}"
 
 

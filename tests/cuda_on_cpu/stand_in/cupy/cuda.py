@@ -1,7 +1,8 @@
 """A stand-in for cupy.cuda: devices, memory, streams and graphs, g++ in place of NVRTC, and NumPy in place of cuBLAS.
 
 ``CUDA_ON_CPU_ORDER`` is the order in which threads run: ascending, descending, random, ``alternating`` between the
-three from launch to launch, or ``every``: each launch is repeated in all three, and must leave the same bits.
+three from launch to launch, ``pairs``: each launch is repeated in two of them, in turn for each kernel, and must leave
+the same bits, or ``every``: the same in all three.
 ``CUDA_ON_CPU_FLAGS`` are more flags for g++, such as those of a sanitizer.
 """
 
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -369,14 +371,17 @@ nvrtc = SimpleNamespace(
 # ---------------------------------------------------------------------------------------------------------------------
 
 _turns = itertools.cycle(range(len(ORDERS)))
+_pairs: defaultdict[str, Iterator[tuple[int, int]]] = defaultdict(lambda: itertools.cycle([(0, 1), (1, 2), (2, 0)]))
 
 
-def orders() -> list[int]:
-    """The orders of the threads of the next launch."""
+def orders(kernel: str) -> tuple[int, ...]:
+    """The orders of the threads of the next launch of a kernel."""
     name = os.environ.get("CUDA_ON_CPU_ORDER", "alternating")
     if name == "every":
-        return list(range(len(ORDERS)))
-    return [next(_turns) if name == "alternating" else ORDERS.index(name)]
+        return tuple(range(len(ORDERS)))
+    if name == "pairs":
+        return next(_pairs[kernel])
+    return (next(_turns) if name == "alternating" else ORDERS.index(name),)
 
 
 class RawModule:
@@ -412,7 +417,7 @@ class _Kernel:
         addresses = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         sizes = (ctypes.c_int * len(values))(*[ctypes.sizeof(value) for value in values])
         three = ctypes.c_uint * 3
-        turns = orders()
+        turns = orders(self.name)
         before = [array.copy() for array in memory] if len(turns) > 1 else []
         after: list[bytes] = []
         for order in turns:
