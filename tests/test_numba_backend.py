@@ -8,10 +8,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import ml_dtypes
@@ -35,7 +34,7 @@ from plugrad.backends.numba import (
     tiles,
     vector,
 )
-from plugrad.backends.numba.memory import change
+from plugrad.backends.numba.atomics import add
 from plugrad.tests.processes import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -488,165 +487,166 @@ def test_many_threads_call_at_once() -> None:
         assert all(pool.map(work, range(64)))
 
 
-def test_an_error_in_a_piece_reaches_the_caller() -> None:
-    def fails(start: int, stop: int) -> None:
-        if start:
-            raise ValueError("in a piece")
-
-    with pytest.raises(ValueError, match="in a piece"):
-        team.share_work(fails, 64, team.WORTH_SHARING)
-    done: list[int] = []
-    team.share_work(lambda start, stop: done.extend(range(start, stop)), 64, team.WORTH_SHARING)
-    assert sorted(done) == list(range(64))
-
-
-def test_no_helper_computes_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A team of three that shares all work; its threads have not been started yet."""
     monkeypatch.setattr(team, "thread_count", lambda: 3)
     monkeypatch.setattr(team, "_team", None)
-    caller, running, finished = threading.get_ident(), threading.Event(), []
-
-    def interrupted(start: int, stop: int) -> None:
-        if threading.get_ident() == caller:
-            assert running.wait(PATIENCE)
-            raise KeyboardInterrupt
-        running.set()
-        time.sleep(0.2)
-        finished.append(stop)
-
-    with pytest.raises(KeyboardInterrupt):
-        team.share_work(interrupted, 1000, team.WORTH_SHARING)
-    before = list(finished)
-    assert before  # the call waited for pieces that had begun
-    time.sleep(0.5)
-    assert finished == before
+    monkeypatch.setattr(team, "WORTH_SHARING", 0)
+    monkeypatch.setattr(team, "WORTH_WAKING", 0)
 
 
-def test_an_interrupt_while_waiting_is_raised_after_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "thread_count", lambda: 2)
-    begun, done = threading.Event(), []
-    caller = threading.get_ident()
-
-    def slow(start: int, stop: int, x: Array) -> None:
-        if threading.get_ident() == caller:
-            assert begun.wait(PATIENCE)
-            return
-        begun.set()
-        time.sleep(0.3)
-        done.append(stop)
-
-    job = team._Job(slow, (np.ones(3),), iter([(0, 1), (1, 2)]))
-    wait, interruptions = job.wait, [KeyboardInterrupt(), KeyboardInterrupt()]
-
-    def interrupted() -> None:
-        if interruptions:
-            raise interruptions.pop()
-        wait()
-
-    monkeypatch.setattr(job, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        team._Team().compute(job)
-    assert len(done) == 1
-    assert not job.arguments
+@compiling.compiled(in_pieces=True)
+def count_units(start: int, stop: int, turns: int, counts: Any, pieces: Any) -> None:
+    """Counts how often each unit is computed, and the pieces, after waiting for a while."""
+    address = pieces.ctypes.data
+    for unit in range(start, stop):
+        for _ in range(turns):
+            team._give_way()
+        counts[unit] += 1
+    add(address, 0, 1)
 
 
-def test_jobs_do_not_queue_up_while_all_helpers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "thread_count", lambda: 2)
-    begun, go_on, crew = threading.Semaphore(0), threading.Event(), team._Team()
-
-    def wait(start: int, stop: int) -> None:
-        begun.release()
-        assert go_on.wait(PATIENCE)
-
-    threading.Thread(target=crew.compute, args=(team._Job(wait, (), iter([(0, 1), (1, 2)])),)).start()
-    assert begun.acquire(timeout=PATIENCE)
-    assert begun.acquire(timeout=PATIENCE)  # both workers are busy
-    for _ in range(50):
-        crew.compute(team._Job(lambda start, stop: None, (np.ones(3),)[:0], iter([(0, 1), (1, 2)])))
-    assert len(crew.jobs) <= 2
-    go_on.set()
+@compiling.compiled(in_pieces=True)
+def fail_at(start: int, stop: int, unit: int) -> None:
+    """Raises in the piece with a unit."""
+    if start <= unit < stop:
+        raise ValueError("in a piece")
 
 
-def test_a_late_helper_is_not_counted_as_computing() -> None:
-    begun, done = threading.Event(), []
-
-    def slow(start: int, stop: int) -> None:
-        begun.set()
-        time.sleep(0.5)
-        done.append(stop)
-
-    job = team._Job(slow, (), iter([(0, 1)]))
-    threading.Thread(target=job.help).start()
-    assert begun.wait(PATIENCE)
-    threading.Timer(0.1, job.help).start()
-    job.wait()
-    assert done == [1]
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("units", [1, 2, 3, 7, 1000, 40_000])
+@pytest.mark.parametrize("work", [1.0, 1e3, 1e6])
+def test_each_unit_is_computed_once_before_the_call_returns(units: int, work: float) -> None:
+    for turns in (0, 0, 3):
+        counts, pieces = np.zeros(units, np.int64), np.zeros(1, np.int64)
+        team.share_work(count_units, units, work, turns, counts, pieces)
+        assert (counts == 1).all()
+        assert pieces[0] <= max(3, -(-units // max(1, int(team.PIECE / work / 2))) + 3)
 
 
-def test_helpers_may_join_and_leave_while_the_caller_collects_errors() -> None:
-    class Watched(deque[Any]):
-        """A set in which a late helper appears and disappears at each read."""
+@pytest.mark.usefixtures("three_threads")
+def test_helpers_take_part() -> None:
+    """Also when they sleep: the work takes so long that they wake meanwhile."""
+    units = 6
+    ends = threading.Event()
 
-        def __iter__(self) -> Iterator[Any]:
-            for entry in super().__iter__():
-                job.help()
-                yield entry
+    def compute() -> None:
+        while not ends.is_set():
+            team.share_work(count_units, units, 1e6, 200_000, np.zeros(units, np.int64), np.zeros(1, np.int64))
 
-    def fails(start: int, stop: int) -> None:
-        if start:
-            raise ValueError("in a piece")
+    team.share_work(fail_at, units, 1e6, units)
+    crew = team._team
+    assert crew is not None
+    thread = threading.Thread(target=compute)
+    thread.start()
+    begin = time.monotonic()
+    while crew.box[team.INSIDE] != 2 and time.monotonic() < begin + PATIENCE:
+        time.sleep(0.0001)
+    both_inside = crew.box[team.INSIDE] == 2 or time.monotonic() < begin + PATIENCE
+    ends.set()
+    thread.join()
+    assert both_inside
+    assert crew.box[team.INSIDE] == team.CLOSED
 
-    job = team._Job(fails, (), iter([(0, 1), (1, 2)]))
-    job.left = Watched()
-    job.help()
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("unit", [0, 40, 63])
+def test_an_error_in_a_piece_reaches_the_caller(unit: int) -> None:
+    """Whichever thread computes the piece; the calls after it are computed."""
+    for _ in range(20):
+        with pytest.raises(ValueError, match="in a piece"):
+            team.share_work(fail_at, 64, 1e6, unit)
+        team.share_work(fail_at, 64, 1e6, 64)
+        counts = np.zeros(64, np.int64)
+        team.share_work(count_units, 64, 1e6, 1, counts, np.zeros(1, np.int64))
+        assert (counts == 1).all()
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_of_work_computed_alone() -> None:
     with pytest.raises(ValueError, match="in a piece"):
-        team._Team().compute(job)
+        fail_at(0, 3, 2)
+    team.share_work(fail_at, 3, 1.0, 3)
+    crew = team._team
+    assert crew is not None
+    crew.box[team.OWNER] = 1  # as if another caller had the box
+    counts, pieces = np.zeros(64, np.int64), np.zeros(1, np.int64)
+    team.share_work(count_units, 64, 1e5, 0, counts, pieces)
+    assert (counts == 1).all()
+    assert pieces[0] == 1
+    with pytest.raises(ValueError, match="in a piece"):
+        team.share_work(fail_at, 64, 1e6, 5)
+    assert crew.box[team.OWNER] == 1
+    crew.box[team.OWNER] = 0
 
 
-def test_an_interrupted_call_leaves_no_work_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries that stay would keep later calls from announcing theirs."""
-    crew = team._Team()
-    call_in = team.call_in
+@pytest.mark.usefixtures("three_threads")
+def test_a_call_waits_for_a_helper_that_still_computes() -> None:
+    team.share_work(fail_at, 3, 1.0, 3)
+    crew = team._team
+    assert crew is not None
+    crew.box[team.INSIDE] += 1  # as if a helper were there
+    done = threading.Event()
 
-    def interrupted(*boards: Any) -> None:
-        raise KeyboardInterrupt
+    def compute() -> None:
+        team.share_work(fail_at, 64, 1e6, 64)
+        done.set()
 
-    crew.looking.append(None)  # as if a helper looked out
-    for _ in range(5):
-        monkeypatch.setattr(team, "call_in", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            crew.compute(team._Job(lambda start, stop: None, (), iter([(0, 1), (1, 2)])))
-    assert not crew.jobs
-    monkeypatch.setattr(team, "call_in", call_in)
-    done: list[int] = []
-    crew.compute(team._Job(lambda start, stop: done.append(start), (), iter([(0, 1), (1, 2)])))
-    assert sorted(done) == [0, 1]
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert not done.wait(0.2)
+    leave(crew.address)
+    thread.join(PATIENCE)
+    assert done.is_set()
 
 
-@pytest.mark.parametrize("ranges", [[(0, 1)], []])
-def test_one_piece_is_announced_to_nobody(ranges: list[tuple[int, int]]) -> None:
-    """Nor none, where a helper asleep could be told of it."""
-    crew = team._Team()
-    before, asleep = int(crew.board[0]), SimpleQueue[None]()
-    crew.sleeping.append(asleep)
-    crew.compute(team._Job(lambda start, stop: None, (), iter(ranges)))
-    assert crew.board[0] == before
-    assert asleep.empty()
+@compiling.compiled()
+def leave(box: int) -> None:
+    """As a helper does when it finds no more pieces."""
+    add(box, team.INSIDE, -1)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_sixteen_callers_compute_at_once() -> None:
+    def work(number: int) -> bool:
+        counts = np.zeros(50 + number, np.int64)
+        for _ in range(200):
+            team.share_work(count_units, len(counts), 1e6, number % 3, counts, np.zeros(1, np.int64))
+        return bool((counts == 200).all())
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(work, range(16)))
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_helper_that_falls_asleep_while_there_is_work_sleeps_until_the_next_alarm() -> None:
+    """And one that was rung before it slept takes its alarm back, or the next one would not wake it."""
+    team.share_work(fail_at, 3, 1.0, 3)
+    crew = team._team
+    assert crew is not None
+    for _ in range(2000):
+        team.share_work(fail_at, 6, 1e6, 6)
+    deadline = time.monotonic() + PATIENCE
+    while len(crew.sleeping) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(crew.sleeping) == 2
+    crew.wake()
+    assert not crew.sleeping or time.monotonic() < deadline
 
 
 def test_no_change_of_a_number_is_lost() -> None:
-    """Where one was, a helper went to sleep with a job before it, and later calls were computed by one thread."""
-
     @compiling.compiled()
-    def change_often(board: Any, times: int) -> None:
+    def change_often(address: int, times: int) -> None:
         for _ in range(times):
-            change(board)
+            add(address, 0, 1)
             team._give_way()  # or the compiler could add the changes up
 
-    board, times = np.zeros(1, np.int64), 500_000
-    change_often(board, 0)
+    number, times = np.zeros(1, np.int64), 500_000
+    change_often(number.ctypes.data, 0)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(change_often, [board] * 2, [times] * 2))
-    assert board[0] == 2 * times
+        list(pool.map(change_often, [number.ctypes.data] * 2, [times] * 2))
+    assert number[0] == 2 * times
 
 
 def test_a_compilation_is_announced_by_the_name_of_the_kernel(tmp_path: Path) -> None:
@@ -659,14 +659,6 @@ def test_a_compilation_is_announced_by_the_name_of_the_kernel(tmp_path: Path) ->
         timeout=PATIENCE,
     )
     assert "plugrad: compiling affine for float32" in done.stderr
-
-
-def test_pieces_cover_all_units() -> None:
-    for units in (1, 2, 7, 1000):
-        for work in (1.0, 1e3, 1e6):
-            for workers in (1, 2, 5):
-                found = [unit for start, stop in team.pieces(units, work, workers) for unit in range(start, stop)]
-                assert found == list(range(units))
 
 
 def test_the_caller_does_all_the_work_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -840,7 +832,7 @@ backends.warmup([K.softmax, "softmax_cross_entropy_value_and_grad"], dtypes=["fl
 from plugrad.backends.numba import team
 found = (rows.softmax, tiles.softmax, fused_losses.rows_of_class_indices, fused_losses.tiles_of_class_indices,
          fused_losses.rows_of_labels, fused_losses.tiles_of_labels, targets.checked, targets.total_of_blocks,
-         team.look_out, team.call_in)
+         team.conduct, team.serve)
 before = [len(function.signatures) for function in found]
 for classes in (10, 500):
     part = x[:, :classes].copy()

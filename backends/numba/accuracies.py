@@ -29,7 +29,7 @@ def top_k_accuracy(x: Array, t: Array, k: int, options: LossOptions, accuracy: A
     accuracy[...] = right.sum() / labels.divisor if labels.divisor else 0
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _count(
     start: int, stop: int, block: int, classes: int, inner: int, k: int, ignore: int, x: Any, t: Any, right: Any
 ) -> None:

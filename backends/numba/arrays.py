@@ -4,7 +4,7 @@ import numpy as np
 
 from plugrad.backends.cpu.blocks import Array
 
-LIGHT = 0.15  # the work on an element of a kernel without exponentials, to that of softmax
+LIGHT = 0.3  # the work on an element of a kernel without exponentials, to that of softmax
 
 
 class _Lent:

@@ -96,7 +96,7 @@ def _largest(t: Array) -> int:
     return int(found.max())
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _largest_of_pieces(start: int, stop: int, t: Any, found: Any) -> None:
     for piece in range(start, stop):
         part = read_ahead(t, piece)
@@ -158,7 +158,7 @@ def _sum(values: Any) -> float:
     return total
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _forward(
     start: int,
     stop: int,
@@ -210,7 +210,7 @@ def _forward(
         store(values, one, result)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _backward(
     start: int,
     stop: int,

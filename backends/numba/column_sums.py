@@ -24,7 +24,7 @@ def column_sums(dy: Array, db: Array) -> None:
     copy_result(sums, db)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _sum_columns(start: int, stop: int, dy: Any, db: Any) -> None:
     """``db = sum of the rows of dy``, for pieces of `COLUMNS` columns."""
     part, total = scratch(dy, COLUMNS), np.empty(COLUMNS)

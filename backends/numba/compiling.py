@@ -31,6 +31,7 @@ from numba.core.typed_passes import NativeLowering, NopythonRewrites
 from numba.extending import overload
 
 from plugrad.backends import log, sources
+from plugrad.backends.numba.sharing import add_sharing
 from plugrad.backends.trust import untrusted, untrusted_part
 
 # Lets a sum be taken in several parts at once, which a vector unit needs. Unlike other flags of "fast" mathematics it
@@ -39,11 +40,17 @@ from plugrad.backends.trust import untrusted, untrusted_part
 SUM = frozenset({"reassoc"})
 
 
-def compiled() -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function when it is first called with arguments of some types; it runs without Python's lock."""
+def compiled(*, in_pieces: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function when it is first called with arguments of some types; it runs without Python's lock.
+
+    One of ``(start, stop, ...)`` is compiled `in_pieces`, if threads are to share its work (see `sharing`).
+    """
+    options = _options(for_python=True)
+    if in_pieces:
+        options["pipeline_class"] = _CompilerInPieces
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(**_options(for_python=True))(function)
+        dispatcher = numba.njit(**options)(function)
         try:
             dispatcher._cache = _Cache(function)
         except RuntimeError as error:  # no folder can be written to
@@ -92,6 +99,14 @@ class _Lower(Lower):
         set.add(self.function.attributes, WIDE)  # its own `add` takes no attributes with values
 
 
+class _LowerInPieces(_Lower):
+    """The same of a function whose work threads share."""
+
+    def lower_normal_function(self, description: Any) -> None:
+        super().lower_normal_function(description)
+        add_sharing(self.function)
+
+
 class _Part(JITCodeLibrary):
     """The code of an inlined function, which only becomes machine code as a part of the functions that call it.
 
@@ -129,16 +144,33 @@ class _Lowering(NativeLowering):
         return _Lower
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LoweringInPieces(_Lowering):
+    _name = "plugrad_native_lowering_in_pieces"
+
+    @property
+    def lowering_class(self) -> Any:
+        return _LowerInPieces
+
+
 class _Compiler(CompilerBase):
     """Numba's compiler, with vectors as wide as the processor's, and without what these functions do not need."""
+
+    lowering = _Lowering
 
     def define_pipelines(self) -> Any:
         passes = PassManager("plugrad")
         for step, description in DefaultPassBuilder.define_nopython_pipeline(self.state).passes:
             if step is not NopythonRewrites:  # it joins operations on whole arrays; here each stands alone
-                passes.add_pass(_Lowering if step is NativeLowering else step, description)
+                passes.add_pass(self.lowering if step is NativeLowering else step, description)
         passes.finalize()
         return [passes]
+
+
+class _CompilerInPieces(_Compiler):
+    """The same for functions whose work threads share."""
+
+    lowering = _LoweringInPieces
 
 
 def load_compiler() -> None:
@@ -218,20 +250,21 @@ def _announce(dispatcher: Any, arguments: Any) -> None:
         return
     dtype = next((argument.dtype.name for argument in arguments if hasattr(argument, "dtype")), "")
     log.debug("numba compiles %s for %s", dispatcher.py_func.__qualname__, FLOATS.get(dtype, dtype))
-    if "compiling" in _reported or sys.stderr is None:
+    name = _kernel()
+    if "compiling" in _reported or sys.stderr is None or not (name and dtype):
         return
     _reported.add("compiling")
     kept = "" if "cache" in _reported else "; the code is kept for next time"
     with contextlib.suppress(Exception):  # stderr is closed, or the program that read it is gone
         print(
-            f"plugrad: compiling {_kernel() or dispatcher.py_func.__name__} for {FLOATS.get(dtype, dtype)}, and later "
+            f"plugrad: compiling {name} for {FLOATS.get(dtype, dtype)}, and later "
             f"others when they are first called (1 to 9 s each{kept})",
             file=sys.stderr,
         )
 
 
 def _kernel() -> str | None:
-    """The function of the backend that this thread is in, or None in a helper of another thread."""
+    """The function of the backend that this thread is in; None in a thread of the team."""
     from plugrad.backends.numba.kernels import FUNCTIONS
 
     codes = {inspect.unwrap(function).__code__: name for name, function in FUNCTIONS.items()}

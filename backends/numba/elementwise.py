@@ -106,7 +106,7 @@ def relu(x: Array, out: Array) -> None:
     _of_one(_relu, LIGHT, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _relu(start: int, stop: int, x: Any, y: Any) -> None:
     direct = is_direct(x, y)
     values = scratch(x, ELEMENTS)
@@ -125,7 +125,7 @@ def relu_backward(dy: Array, y: Array, out: Array) -> None:
     _of_two(_relu_backward, LIGHT, dy, y, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _relu_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     direct = is_direct(dy, dx) and is_direct(y, dx)
     values = scratch(y, ELEMENTS)
@@ -143,7 +143,7 @@ def leaky_relu(x: Array, options: LeakyReluOptions, out: Array) -> None:
     _of_one(_leaky_relu, LIGHT, x, out, options.negative_slope)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _leaky_relu(start: int, stop: int, x: Any, y: Any, negative_slope: float) -> None:
     direct = is_direct(x, y)
     values = scratch(x, ELEMENTS)
@@ -162,7 +162,7 @@ def leaky_relu_backward(dy: Array, x: Array, options: LeakyReluOptions, out: Arr
     _of_two(_leaky_relu_backward, LIGHT, dy, x, out, options.negative_slope)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _leaky_relu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any, negative_slope: float) -> None:
     direct = is_direct(dy, dx) and is_direct(x, dx)
     values = scratch(x, ELEMENTS)
@@ -181,7 +181,7 @@ def sigmoid(x: Array, out: Array) -> None:
     _of_one(_sigmoid, 1, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _sigmoid(start: int, stop: int, x: Any, y: Any) -> None:
     """As ``exp(x) / (1 + exp(x))`` for negative numbers, so that nothing overflows.
 
@@ -207,7 +207,7 @@ def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     _of_two(_sigmoid_backward, LIGHT, dy, y, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _sigmoid_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     direct = is_direct(dy, dx) and is_direct(y, dx)
     values = scratch(y, ELEMENTS)
@@ -225,7 +225,7 @@ def tanh(x: Array, out: Array) -> None:
     _of_one(_tanh, 1, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _tanh(start: int, stop: int, x: Any, y: Any) -> None:
     direct = is_direct(x, y)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
@@ -247,7 +247,7 @@ def tanh_backward(dy: Array, y: Array, out: Array) -> None:
     _of_two(_tanh_backward, LIGHT, dy, y, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _tanh_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     direct = is_direct(dy, dx) and is_direct(y, dx)
     values = scratch(y, ELEMENTS)
@@ -269,7 +269,7 @@ def silu(x: Array, out: Array) -> None:
     _of_one(_silu, 1, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _silu(start: int, stop: int, x: Any, y: Any) -> None:
     """With scaled exponentials, as the sigmoid; of negative numbers ``x exp(x)`` is divided, so as to be rounded once.
 
@@ -297,7 +297,7 @@ def silu_backward(dy: Array, x: Array, out: Array) -> None:
     _of_two(_silu_backward, 1, dy, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _silu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
     direct = is_direct(dy, dx) and is_direct(x, dx)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
@@ -324,7 +324,7 @@ def gelu(x: Array, options: GeluOptions, out: Array) -> None:
     _of_one(_gelu if options.approximate == "none" else _gelu_tanh, 1, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _gelu(start: int, stop: int, x: Any, y: Any) -> None:
     """Of negative numbers the tail is multiplied with the number first: a subnormal exponential has few digits."""
     direct = is_direct(x, y)
@@ -352,7 +352,7 @@ def gelu_backward(dy: Array, x: Array, options: GeluOptions, out: Array) -> None
     _of_two(_gelu_backward if options.approximate == "none" else _gelu_tanh_backward, 1, dy, x, out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _gelu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
     direct = is_direct(dy, dx) and is_direct(x, dx)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
@@ -371,7 +371,7 @@ def _gelu_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
         _finish(b, direct, result)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _gelu_tanh(start: int, stop: int, x: Any, y: Any) -> None:
     """As `_silu`, of ``v = x (A + B x**2)``, with what its rounding loses: far from 0 that would cost 100 ulp."""
     direct = is_direct(x, y)
@@ -407,7 +407,7 @@ def _gelu_tanh(start: int, stop: int, x: Any, y: Any) -> None:
         _finish(b, direct, result)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _gelu_tanh_backward(start: int, stop: int, dy: Any, x: Any, dx: Any) -> None:
     direct = is_direct(dy, dx) and is_direct(x, dx)
     values, step = scratch(x, ELEMENTS), stop - start if direct else 1
@@ -452,7 +452,7 @@ W0, W1 = map(np.uint64, PHILOX.increments)
 ROUNDS, HALF, LOW = PHILOX.rounds, np.uint64(32), np.uint64(2**32 - 1)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _dropout(start: int, stop: int, x: Any, y: Any, seed: Any, below: Any, factor: float) -> None:
     """Keeps elements whose words are larger than `below`. A piece begins at the first word of a block."""
     direct = is_direct(x, y)

@@ -63,7 +63,7 @@ def _store_gradient(e: Any, norm: Any, share: Any, least: Any, row: Any) -> None
         store_products(e, share * norm, least, row)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def rows_of_class_indices(
     start: int,
     stop: int,
@@ -151,7 +151,7 @@ def _inner_with_logs(q: Any, x: Any, top: Any, log_of_sum: Any) -> Any:
     return total
 
 
-@compiled()
+@compiled(in_pieces=True)
 def rows_of_labels(
     start: int,
     stop: int,
@@ -224,7 +224,7 @@ def _gradient_of_row(row: Any, top: Any, others: Any, norm: Any, q: Any, z_slope
         e[place] = at_top
 
 
-@compiled()
+@compiled(in_pieces=True)
 def tiles_of_class_indices(
     start: int,
     stop: int,
@@ -308,7 +308,7 @@ def tiles_of_class_indices(
     return -1
 
 
-@compiled()
+@compiled(in_pieces=True)
 def tiles_of_labels(
     start: int,
     stop: int,

@@ -15,7 +15,7 @@ def largest(z: Array, classes: Array) -> None:
     share_work(_largest, len(z), WORK * z.shape[1], z, classes)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _largest(start: int, stop: int, z: Any, classes: Any) -> None:
     """By a heap of places in the results' own memory, the first of which is the last in order."""
     size, k = z.shape[1], classes.shape[1]

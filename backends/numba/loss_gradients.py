@@ -27,7 +27,7 @@ def _step(upstream: Any) -> int:
     return 1 if upstream.size > 1 else 0
 
 
-@compiled()
+@compiled(in_pieces=True)
 def rows_of_softmax(
     start: int, stop: int, ignore: int, smoothing: float, x: Any, t: Any, weight: Any, upstream: Any, out: Any
 ) -> None:
@@ -47,7 +47,7 @@ def rows_of_softmax(
         store(values, q.dtype.type(1), out[i])
 
 
-@compiled()
+@compiled(in_pieces=True)
 def rows_of_probabilities(
     start: int, stop: int, ignore: int, smoothing: float, x: Any, t: Any, weight: Any, upstream: Any, out: Any
 ) -> bool:
@@ -80,7 +80,7 @@ def _fill_upstream(upstream: Any, place: Place, factor: Any) -> None:
         factor[lane] = upstream[(place.first + lane) * step]
 
 
-@compiled()
+@compiled(in_pieces=True)
 def tiles_of_softmax(
     start: int,
     stop: int,
@@ -121,7 +121,7 @@ def tiles_of_softmax(
         scatter(p, place, flat, flat_out)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def tiles_of_probabilities(
     start: int,
     stop: int,

@@ -76,29 +76,6 @@ def _destination(row: Any, values: Any, direct: bool) -> Any:
 
 
 @intrinsic
-def seen_now(typing_context: Any, array: Any) -> Any:
-    """The first number of an array of integers, read anew each time: another thread may change it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(array)(context, builder, arguments[0]).data
-        return builder.load_atomic(data, "acquire", array.dtype.bitwidth // 8)
-
-    return array.dtype(array), generate
-
-
-@intrinsic
-def change(typing_context: Any, array: Any) -> Any:
-    """Add 1 to that number, of which no change by another thread at the same time is lost."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(array)(context, builder, arguments[0]).data
-        builder.atomic_rmw("add", data, ir.Constant(data.type.pointee, 1), "acq_rel")
-        return context.get_dummy_value()
-
-    return types.none(array), generate
-
-
-@intrinsic
 def flattened(typing_context: Any, array: Any) -> Any:
     """``array.reshape(-1)`` of a contiguous array, which holds no reference; numba's own takes longer to compile."""
     kind = array.copy(ndim=1)

@@ -25,7 +25,7 @@ from plugrad.backends.numba.tiles import add, flat_like, gather, memory_like, pl
 from plugrad.backends.numba.vector import log, widen
 
 
-@compiled()
+@compiled(in_pieces=True)
 def class_indices(
     start: int, stop: int, inner: int, block: int, ignore: int, p: Any, t: Any, weight: Any, losses: Any, sums: Any
 ) -> None:
@@ -60,7 +60,7 @@ def _inner_with_log(q: Any, p: Any) -> Any:
     return total
 
 
-@compiled()
+@compiled(in_pieces=True)
 def rows_of_labels(
     start: int,
     stop: int,
@@ -89,7 +89,7 @@ def rows_of_labels(
         sums[b] = total_loss
 
 
-@compiled()
+@compiled(in_pieces=True)
 def tiles_of_labels(
     start: int,
     stop: int,

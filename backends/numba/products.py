@@ -50,7 +50,7 @@ def _prepared(x: Array, w: Array, b: Array | None, out: Array) -> Callable[[], o
     return compute
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _add_biases(start: int, stop: int, b: Any, y: Any) -> None:
     """``y += b``, row by row."""
     for i in range(start, stop):

@@ -164,7 +164,7 @@ def sum_of_others(x: Any, top: Any, e: Any, total: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@compiled()
+@compiled(in_pieces=True)
 def softmax(start: int, stop: int, x: Any, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``, the exponentials always in scratch memory."""
     e, step = scratch(x, x.shape[1]), strip_of(x)
@@ -203,7 +203,7 @@ def strips(dy: Any, y: Any, dx: Any, start: int, ahead: bool) -> Any:
     return part_of(dy, start, stop), part_of(y, start, stop), part_of(dx, start, stop)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
     values, direct, ahead = scratch(y, STRIP), is_direct(dy, dx) and is_direct(y, dx), strip_of(y) < y.shape[1]
@@ -219,7 +219,7 @@ def softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
                 store(row, values.dtype.type(1), result)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
     e, direct, step = scratch(x, x.shape[1]), is_direct(x, y), strip_of(x)
@@ -235,7 +235,7 @@ def log_softmax(start: int, stop: int, x: Any, y: Any) -> None:
             store(logs, e.dtype.type(1), result)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def log_softmax_backward(start: int, stop: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
     values, direct, ahead = scratch(y, STRIP), is_direct(dy, dx) and is_direct(y, dx), strip_of(y) < y.shape[1]

@@ -1,14 +1,17 @@
-"""Sharing work among threads, which are Python's own: compiled code runs without Python's lock.
+"""Sharing work among threads, which are Python's own, and compute without Python's lock.
 
 Numba's own threads are not used. Those of GNU OpenMP keep spinning when they have nothing to do, as OpenBLAS's do, and
 a training step that alternates between the two took 8 ms instead of 0.2; those of its workqueue abort the process when
 two threads come at once; TBB's are not found where pip installs them. Here work too small to be shared stays with its
-caller, and any number of threads may call at once: each takes part in its own work, and waits only for pieces that
-are being computed.
+caller, and so does work that comes while the team shares another's.
 
-To wake a sleeping thread takes 20 to 60 us on a virtual machine. A thread that has finished a job therefore looks for
-the next one for as long as that before it sleeps, and so does a caller that waits for the last pieces; at each look it
-yields its processor to other threads, such as those of BLAS.
+The threads tell each other by numbers in a box, which they read and change in compiled code. A caller writes down what
+there is to compute, and how many jobs there have been; helpers that look out see it within a microsecond. Were Python's
+lock needed for that, they would wait for each other, and be woken 20 to 60 us later.
+
+To wake a sleeping thread takes as long on a virtual machine. A helper that has finished a job therefore looks for the
+next one for as long as that before it sleeps; at each look it yields its processor to other threads, such as those of
+BLAS.
 """
 
 import contextlib
@@ -18,7 +21,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,25 +31,24 @@ from numba import types
 
 from plugrad.backends.cpu import floating_point
 from plugrad.backends.numba import thread_count
-from plugrad.backends.numba.compiling import compiled
-from plugrad.backends.numba.memory import change, seen_now
+from plugrad.backends.numba.atomics import add, call_on_piece, call_with_place, read, replace, write
+from plugrad.backends.numba.compiling import compiled, inlined
+from plugrad.backends.numba.sharing import CONDUCT, COUNT, EXPONENT
 
-# Work, in elements of softmax, below which another thread costs more than it saves: 45 us of work on
-# the virtual machine that it was tuned on.
-WORTH_SHARING = 2**17
+# Work, in elements of softmax, below which another thread costs more than it saves: one that looks out, and one that
+# sleeps, which takes the caller 5 us to wake.
+WORTH_SHARING, WORTH_WAKING = 2**15, 2**17
 
-# The least work in a piece, in the same unit: 10 us, when handing it out takes 1 to 5.
-PIECE = 2**15
+# The least work in a piece, in the same unit.
+PIECE = 2**12
+
+# The most work in a call of compiled code: some milliseconds, after which Python may raise an interrupt.
+MOST = 2**23
 
 # How often a thread looks for something to do before it sleeps. A look takes 0.3 to 0.6 us.
 LOOKS = 200
 
-# How often a caller looks whether a helper that looks out has begun: for 10 us at most. Without that the helper would
-# wait for Python's lock until the caller computes, and then for the system to wake it: on a Xeon, softmax of 512 x 512
-# took half as long again.
-LOOKS_AT_BEGIN = 2**14
-
-# More threads than this would only wait for Python's lock, whatever PLUGRAD_NUM_THREADS says.
+# More threads than this would wait for memory, whatever PLUGRAD_NUM_THREADS says.
 MOST_THREADS = 256
 
 # The function that lets another thread use the processor, and its library; None is that of C, which Python has loaded.
@@ -55,179 +57,138 @@ GIVE_WAY, LIBRARY = ("SwitchToThread", "kernel32") if sys.platform == "win32" el
 llvmlite.binding.add_symbol(GIVE_WAY, ctypes.cast(ctypes.CDLL(LIBRARY)[GIVE_WAY], ctypes.c_void_p).value)
 _give_way = types.ExternalFunction(GIVE_WAY, types.int32())
 
+# The numbers in a box, those that different threads change in cache lines of their own. After `CONDUCT`, the first:
+WORKERS, GET_MODE, SET_MODE = 1, 2, 3  # threads of the team and its callers; functions of `floating_point`
+JOBS = 8  # how many there have been
+INSIDE = 16  # how many helpers compute, and `CLOSED` unless there is a job
+OWNER = 24  # 1 while a caller has the box
+PIECE_OF, GIVEN, FIRST, UNITS, LEAST = range(32, 37)  # of the job: function, arguments, units, the least of a piece
+MODE = 40  # of the floating-point unit
+LINE = 8
+NEXT = MODE + LINE  # of each worker in a line: the first unit of its share that nobody has taken
+CLOSED = 2**32
 
-# Threads tell each other by numbers on boards, which they change in compiled code, where Python's lock is free: the
-# thread that sees a change takes the lock next. Were it held, that thread would sleep, and be woken 20 to 60 us later.
-# No change is lost where two threads change a number at once: a helper could go to sleep with a job before it.
 
+@inlined()
+def _compute(box: int, worker: int) -> None:
+    """Take pieces of the worker's own share, then of others', until there is none or one fails.
 
-@compiled()
-def look_out(board: Any, seen: int, looks: int, told: Any) -> bool:
-    """Change the number on the board `told`; then wait, for at most `looks` looks, until that on `board` is not `seen`.
-
-    Returns whether it changed.
+    A piece is half of what is left of a share, so that all workers end at about the same time, and a thread finds its
+    share of an array in its own caches if it had it in the call before.
     """
-    change(told)
-    for _ in range(looks):
-        if seen_now(board) != seen:
-            return True
-        _give_way()
-    return False
-
-
-@compiled()
-def call_in(board: Any, board_of_job: Any, looks: int) -> None:
-    """Announce a job on the board, and wait, for at most `looks` looks, until a helper has begun and needs no lock.
-
-    The wait is too short to give the processor away: on a busy machine it would come back after milliseconds.
-    """
-    change(board)
-    for _ in range(looks):
-        if seen_now(board_of_job) != 0:
-            break
-    else:
-        return
-    for _ in range(looks // 4):
-        seen_now(board_of_job)
-
-
-def pieces(units: int, work: float, workers: int) -> Iterator[tuple[int, int]]:
-    """Ranges of units of `work` each: large ranges first, so that all workers end at about the same time."""
-    least = max(1, int(PIECE / work))
-    start = 0
-    while start < units:
-        stop = min(units, start + max(least, (units - start) // (workers + 1)))
-        yield start, stop
-        start = stop
-
-
-_NOBODY = np.zeros(1, np.int64)  # a board that nobody looks at
-
-
-class _Job:
-    """Work in pieces that threads take until there is none left."""
-
-    def __init__(
-        self,
-        kernel: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        ranges: Iterator[tuple[int, int]],
-    ) -> None:
-        self.kernel, self.arguments = kernel, arguments
-        self.ranges = deque(ranges)
-        self.helpers: deque[None] = deque()  # an entry for each helper that arrived
-        self.left: deque[None] = deque()  # an entry for each helper that left
-        self.errors: list[BaseException] = []  # of helpers; those that arrive late add no errors
-        self.board = np.zeros(1, np.int64)  # a number that changes when a helper begins or leaves
-        self.bell: SimpleQueue[None] = SimpleQueue()  # rung after that
-        self.mode = floating_point.mode()
-
-    def work(self) -> None:
-        """Compute pieces while there are any."""
-        while True:
-            try:
-                start, stop = self.ranges.popleft()
-            except IndexError:
+    workers, first, units, least = read(box, WORKERS), read(box, FIRST), read(box, UNITS), read(box, LEAST)
+    for other in range(workers):
+        share = (worker + other) % workers
+        stop = first + units * (share + 1) // workers
+        start = read(box, NEXT + LINE * share)
+        while start < stop:
+            end = min(stop, start + max(least, (stop - start) // 2))
+            if replace(box, NEXT + LINE * share, start, end) and call_on_piece(
+                read(box, PIECE_OF), read(box, GIVEN), start, end
+            ):
                 return
-            self.kernel(start, stop, *self.arguments)
+            start = read(box, NEXT + LINE * share)
 
-    def help(self) -> None:
-        """Compute pieces for the thread whose job it is."""
-        self.helpers.append(None)  # before it takes a piece, so that the caller waits for it
-        try:
-            floating_point.set_mode(self.mode)
-            look_out(_NOBODY, 0, 0, self.board)
-            self.work()
-        except BaseException as error:
-            self.errors.append(error)
-        self.left.append(None)
-        self.bell.put(None)  # wakes a caller that sleeps; for one that looks at the board, `look_out` changes it next
 
-    def wait(self) -> None:
-        """Return when all helpers that arrived have left; those that arrive meanwhile find no piece."""
-        seen = self.board[0]  # read first: a helper that leaves after the next line changes it
-        while len(self.left) < len(self.helpers):
-            if not look_out(self.board, seen, LOOKS, _NOBODY) and len(self.left) < len(self.helpers):
-                self.bell.get()
-            seen = self.board[0]
+@compiled()
+def conduct(start: int, stop: int, piece: int, given: int) -> None:
+    """Compute all units of a job with the helpers that look out; alone, if another caller has the box.
+
+    It returns when no thread computes any more.
+    """
+    box, first, units = start & ~EXPONENT, stop >> COUNT, stop & (2**COUNT - 1)
+    if not replace(box, OWNER, 0, 1):
+        call_on_piece(piece, given, first, first + units)
+        return
+    write(box, PIECE_OF, piece)
+    write(box, GIVEN, given)
+    write(box, FIRST, first)
+    write(box, UNITS, units)
+    write(box, LEAST, 1 << (start & EXPONENT))
+    workers = read(box, WORKERS)
+    for worker in range(workers):
+        write(box, NEXT + LINE * worker, first + units * worker // workers)
+    if read(box, GET_MODE):
+        call_with_place(read(box, GET_MODE), box, MODE)
+    add(box, INSIDE, -CLOSED)
+    add(box, JOBS, 1)
+    _compute(box, 0)
+    add(box, INSIDE, CLOSED)
+    while read(box, INSIDE) != CLOSED:
+        _give_way()
+    write(box, OWNER, 0)
+
+
+@compiled()
+def serve(numbers: Any, box: int, worker: int, seen: int, looks: int) -> int:
+    """Help with jobs, until there was none for `looks` looks; returns how many there have been.
+
+    `numbers` are those of the box, which stay in memory as long as a thread is in here.
+    """
+    left = looks
+    while left:
+        left -= 1
+        jobs = read(box, JOBS)
+        if jobs == seen:
+            _give_way()
+            continue
+        seen, left = jobs, looks
+        if add(box, INSIDE, 1) < CLOSED:
+            if read(box, SET_MODE):
+                call_with_place(read(box, SET_MODE), box, MODE)
+            _compute(box, worker)
+        add(box, INSIDE, -1)
+    return seen
 
 
 class _Team:
-    """Threads that wait for jobs."""
+    """Threads that look at a box."""
 
     def __init__(self) -> None:
-        self.jobs: deque[_Job] = deque()
-        self.board = np.zeros(1, np.int64)  # the number of jobs there have been
-        self.looking: deque[None] = deque()  # an entry for each helper that looks out for a job
+        wanted = min(thread_count(), MOST_THREADS)
+        self.numbers = np.zeros(NEXT + LINE * (wanted + 1), np.int64)
+        beyond = -self.numbers.ctypes.data % (EXPONENT + 1) // self.numbers.itemsize
+        self.box = self.numbers[beyond:]
+        self.address = self.box.ctypes.data
+        self.box[INSIDE] = CLOSED
+        self.box[[CONDUCT, GET_MODE, SET_MODE]] = address_of_conduct(), *floating_point.addresses()
         self.sleeping: deque[SimpleQueue[None]] = deque()
         self.size = 0
-        for _ in range(min(thread_count(), MOST_THREADS) - 1):
+        for worker in range(1, wanted):
             try:
-                threading.Thread(target=self._serve, name="plugrad", daemon=True).start()
+                threading.Thread(target=self._serve, args=(worker,), name="plugrad", daemon=True).start()
             except RuntimeError:  # the system starts no more threads: those that exist do the work
                 break
             self.size += 1
+        self.box[WORKERS] = self.size + 1
 
-    def compute(self, job: _Job) -> None:
-        """Compute a job with the idle threads, and return, or raise, when no thread computes any more."""
-        errors: list[BaseException] = []
-        while True:
-            try:
-                if not errors:
-                    self._announce(job)
-                    job.work()
-                job.wait()
-                break
-            except BaseException as error:  # of the kernel, or an interrupt, even while waiting
-                job.ranges.clear()
-                with contextlib.suppress(ValueError):
-                    while True:  # entries that no helper was told of would stay
-                        self.jobs.remove(job)
-                errors.append(error)
-        job.arguments = ()  # so that helpers that arrive late do not keep them alive
-        errors += job.errors
-        if errors:
-            raise errors[0]
+    def wake(self) -> None:
+        """Wake the helpers that sleep."""
+        # No interrupt comes between taking an alarm and ringing it, since no code of Python runs there.
+        with contextlib.suppress(IndexError):  # none is left
+            deque(map(SimpleQueue.put, iter(self.sleeping.popleft, None), itertools.repeat(None)), 0)
 
-    def _announce(self, job: _Job) -> None:
-        """Announce a job to the helpers, one for each piece but one, unless all are busy."""
-        wanted = min(self.size, len(job.ranges) - 1)
-        if wanted < 1 or len(self.jobs) > self.size:
-            return
-        self.jobs.extend([job] * wanted)
-        call_in(self.board, job.board, LOOKS_AT_BEGIN if self.looking else 0)
-        if self.sleeping:
-            # No interrupt comes between taking an alarm and ringing it, since no code of Python runs there.
-            alarms = itertools.islice(iter(self.sleeping.popleft, None), wanted)
-            with contextlib.suppress(IndexError):  # no other helper sleeps
-                deque(map(SimpleQueue.put, alarms, itertools.repeat(None)), 0)
-
-    def _serve(self) -> None:
+    def _serve(self, worker: int) -> None:
         alarm: SimpleQueue[None] = SimpleQueue()
+        seen = 0
         while True:
-            seen, told = int(self.board[0]), _NOBODY
-            try:
-                job = self.jobs.popleft()
-            except IndexError:
-                pass
-            else:
-                job.help()
-                told = job.board
-                del job
-            looks = 0 if self.jobs else LOOKS  # jobs that were announced before `seen` was read
-            self.looking.append(None)
-            is_wanted = look_out(self.board, seen, looks, told)
-            self.looking.pop()
-            if is_wanted or not looks:
-                continue
+            seen = serve(self.numbers, self.address, worker, seen, LOOKS)
             self.sleeping.append(alarm)
-            if self.board[0] == seen:
+            if self.box[JOBS] == seen:
                 alarm.get()
-            else:  # a job was announced, perhaps with the alarm
-                try:
-                    self.sleeping.remove(alarm)
-                except ValueError:
-                    alarm.get()
+                continue
+            try:
+                self.sleeping.remove(alarm)
+            except ValueError:  # it rings
+                alarm.get()
+
+
+def address_of_conduct() -> int:
+    """Compile `conduct`, and return where it is."""
+    conduct.compile((types.int64,) * 4)
+    (made,) = conduct.overloads.values()
+    address: int = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+    return address
 
 
 _team: _Team | None = None
@@ -245,7 +206,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def share_work(kernel: Callable[..., Any], units: int, work: float, *arguments: Any) -> None:
-    """Run ``kernel(start, stop, *arguments)`` over all units, each `work` elements of softmax."""
+    """Run ``kernel(start, stop, *arguments)``, compiled in pieces, over all units, each `work` elements of softmax."""
     if units * work < WORTH_SHARING:
         kernel(0, units, *arguments)
         return
@@ -254,8 +215,13 @@ def share_work(kernel: Callable[..., Any], units: int, work: float, *arguments: 
         with _starting:
             if _team is None:
                 _team = _Team()
-    team = _team
-    if not team.size:
-        kernel(0, units, *arguments)
-        return
-    team.compute(_Job(kernel, arguments, pieces(units, work, team.size + 1)))
+    team, most = _team, min(max(1, int(MOST / work)), 2**COUNT - 1)
+    if team.sleeping and units * work >= WORTH_WAKING:
+        team.wake()
+    start = -team.address - (int(PIECE / work) or 1).bit_length() + 1
+    for first in range(0, units, most):
+        stop = min(units, first + most)
+        if team.size:
+            kernel(start, (first << COUNT) + stop - first, *arguments)
+        else:
+            kernel(first, stop, *arguments)

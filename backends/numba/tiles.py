@@ -227,7 +227,7 @@ def exponentials_of_lanes(tile: Any, top: Any, vectors: Any, e: Any, others: Any
         others[lane] = others[lane] / one[lane] + (ones[lane] - unit)  # NaN where the largest is infinite
 
 
-@compiled()
+@compiled(in_pieces=True)
 def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = exp(x) / sum(exp(x))``."""
     classes, flat_x, flat_y = x.shape[1] // inner, flattened(x), flattened(y)
@@ -258,7 +258,7 @@ def softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> No
         scatter(tile, place, flat, flat_y)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = y (dy - sum(dy y))``."""
     classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, flattened(dy), flattened(y), flattened(dx)
@@ -283,7 +283,7 @@ def softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: 
         scatter(p, place, flat, flat_dx)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -> None:
     """``y = x - log(sum(exp(x)))``."""
     classes, flat_x, flat_y = x.shape[1] // inner, flattened(x), flattened(y)
@@ -303,7 +303,7 @@ def log_softmax(start: int, stop: int, inner: int, lanes: int, x: Any, y: Any) -
         scatter(tile, place, flat, flat_y)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def log_softmax_backward(start: int, stop: int, inner: int, lanes: int, dy: Any, y: Any, dx: Any) -> None:
     """``dx = dy - exp(y) sum(dy)``."""
     classes, flat_dy, flat_y, flat_dx = y.shape[1] // inner, flattened(dy), flattened(y), flattened(dx)

@@ -40,7 +40,7 @@ def sgd(
             share_work(_sgd, pieces, LIGHT * ELEMENTS, *scalars, x, slope, v.ravel())
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _descend(start: int, stop: int, lr: float, decay: float, p: Any, g: Any) -> None:
     rate, shrink, decays = real(p, lr), real(p, decay), decay != 0
     a, b = p[start * ELEMENTS : stop * ELEMENTS], g[start * ELEMENTS : stop * ELEMENTS]
@@ -52,7 +52,7 @@ def _descend(start: int, stop: int, lr: float, decay: float, p: Any, g: Any) -> 
         a[j] = narrow(number - rate * slope, a[j])
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _sgd(
     start: int, stop: int, lr: float, momentum: float, nesterov: int, decay: float, p: Any, g: Any, v: Any
 ) -> None:
@@ -117,7 +117,7 @@ def _share(loop: Any, scalars: tuple[Any, ...], p: Array, g: Array, *states: Arr
     share_work(loop, -(-p.size // ELEMENTS), LIGHT * ELEMENTS, *scalars, *arrays)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _adam(
     start: int,
     stop: int,
@@ -172,7 +172,7 @@ def rmsprop(
             updates.rmsprop((p,), (g,), (s,), (m,), (v,), *scalars)
 
 
-@compiled()
+@compiled(in_pieces=True)
 def _rmsprop(
     start: int,
     stop: int,
