@@ -493,7 +493,6 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "thread_count", lambda: 3)
     monkeypatch.setattr(team, "_team", None)
     monkeypatch.setattr(team, "WORTH_SHARING", 0)
-    monkeypatch.setattr(team, "WORTH_WAKING", 0)
 
 
 @compiling.compiled(in_pieces=True)

@@ -45,18 +45,22 @@ SMALL = PIECES_OF_SMALL * ELEMENTS
 
 def _of_one(loop: Callable[..., None], work: float, x: Array, out: Array, *numbers: Any) -> None:
     """Run a compiled loop on an argument, the result and numbers; `work` to that of softmax."""
-    if out.size <= SMALL and x.flags.carray and out.flags.carray and out.itemsize > 2:
+    if not (x.flags.carray and out.flags.carray and out.itemsize > 2):
+        _over_elements(loop, work, (x, out), numbers)
+    elif out.size <= SMALL:
         loop(0, PIECES_OF_SMALL, x.ravel(), out.ravel(), *numbers)
     else:
-        _over_elements(loop, work, (x, out), numbers)
+        share_work(loop, -(-out.size // ELEMENTS), work * ELEMENTS, x.ravel(), out.ravel(), *numbers)
 
 
 def _of_two(loop: Callable[..., None], work: float, dy: Array, y: Array, out: Array, *numbers: Any) -> None:
     """The same on two arguments, the result and numbers."""
-    if out.size <= SMALL and dy.flags.carray and y.flags.carray and out.flags.carray and out.itemsize > 2:
+    if not (dy.flags.carray and y.flags.carray and out.flags.carray and out.itemsize > 2):
+        _over_elements(loop, work, (dy, y, out), numbers)
+    elif out.size <= SMALL:
         loop(0, PIECES_OF_SMALL, dy.ravel(), y.ravel(), out.ravel(), *numbers)
     else:
-        _over_elements(loop, work, (dy, y, out), numbers)
+        share_work(loop, -(-out.size // ELEMENTS), work * ELEMENTS, dy.ravel(), y.ravel(), out.ravel(), *numbers)
 
 
 def _over_elements(loop: Callable[..., None], work: float, arrays: tuple[Array, ...], numbers: tuple[Any, ...]) -> None:

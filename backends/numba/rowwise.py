@@ -41,8 +41,11 @@ def _over_rows(
         return
     matrix, lanes, units, size = found
     loop = tile_loop if lanes else row_loop
-    if units * size < WORTH_SHARING and shape == matrix and are_plain(arrays):
-        loop(0, units, *lanes, *arrays)
+    if shape == matrix and are_plain(arrays):
+        if units * size < WORTH_SHARING:
+            loop(0, units, *lanes, *arrays)
+        else:
+            share_work(loop, units, work * size, *lanes, *arrays)
         return
     y = result_array(arrays[-1])
     reads = [contiguous(array).reshape(matrix) for array in arrays[:-1]]
