@@ -1,6 +1,8 @@
 """The parts that only the numba backend has: its scalar functions, its threads, and its cache of compiled code."""
 
 import functools
+import importlib
+import inspect
 import os
 import platform
 import subprocess
@@ -11,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +21,7 @@ import numba
 import numpy as np
 import pytest
 from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 
 from plugrad import backends, kernels as K
 from plugrad.backends import sources, trust
@@ -580,24 +584,34 @@ def test_an_error_of_work_computed_alone() -> None:
     crew.box[team.OWNER] = 0
 
 
-@pytest.mark.usefixtures("three_threads")
-def test_a_call_waits_for_a_helper_that_still_computes() -> None:
-    team.share_work(fail_at, 3, 1.0, 3)
+def asleep() -> team._Team:
+    """The team, once its helpers sleep."""
+    team.share_work(fail_at, 6, 1e6, 6)
     crew = team._team
     assert crew is not None
-    crew.box[team.INSIDE] += 1  # as if a helper were there
-    done = threading.Event()
+    deadline = time.monotonic() + PATIENCE
+    while len(crew.sleeping) < crew.size and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(crew.sleeping) == crew.size
+    return crew
 
-    def compute() -> None:
-        team.share_work(fail_at, 64, 1e6, 64)
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_call_waits_for_a_helper_that_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = asleep()
+    done = threading.Event()
+    monkeypatch.setattr(crew, "wake", lambda wanted: None)
+    crew.box[team.INSIDE] += 1  # as if a helper were there
+
+    def call() -> None:
+        team.share_work(fail_at, 64, 1e5, 64)
         done.set()
 
-    thread = threading.Thread(target=compute)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     assert not done.wait(0.2)
     leave(crew.address)
-    thread.join(PATIENCE)
-    assert done.is_set()
+    assert done.wait(PATIENCE)
 
 
 @compiling.compiled()
@@ -619,19 +633,59 @@ def test_sixteen_callers_compute_at_once() -> None:
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_a_helper_that_falls_asleep_while_there_is_work_sleeps_until_the_next_alarm() -> None:
-    """And one that was rung before it slept takes its alarm back, or the next one would not wake it."""
-    team.share_work(fail_at, 3, 1.0, 3)
-    crew = team._team
-    assert crew is not None
-    for _ in range(2000):
-        team.share_work(fail_at, 6, 1e6, 6)
-    deadline = time.monotonic() + PATIENCE
-    while len(crew.sleeping) < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert len(crew.sleeping) == 2
-    crew.wake()
-    assert not crew.sleeping or time.monotonic() < deadline
+def test_as_many_helpers_are_woken_as_there_is_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = asleep()
+
+    def rung(units: int, work: float) -> int:
+        alarms = [SimpleQueue[None]() for _ in range(5)]
+        monkeypatch.setattr(crew, "sleeping", deque(alarms))
+        team.share_work(fail_at, units, work, units)
+        return sum(not alarm.empty() for alarm in alarms)
+
+    assert rung(1, 1e6) == rung(1000, 1.0) == 0
+    assert rung(3, 1e6) == 2
+    assert rung(1000, team.PIECE * 0.02) == 2
+    assert rung(1000, 1e6) == 5
+
+
+@compiling.compiled(in_pieces=True)
+def find_unit(start: int, stop: int, unit: int) -> bool:
+    """Whether it is one of these."""
+    return start <= unit < stop
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_results_of_pieces_are_joined() -> None:
+    found: list[bool] = []
+    for unit in range(66):
+        team.share_work(lambda *arguments: found.append(find_unit(*arguments)), 64, 1e5, unit)
+    assert found == [True] * 64 + [False] * 2
+
+
+def test_other_results_of_pieces_are_refused() -> None:
+    @compiling.compiled(in_pieces=True)
+    def half(start: int, stop: int) -> float:
+        return (stop - start) / 2
+
+    with pytest.raises(Exception, match="expected integers, truth values or nothing as results, got double"):
+        half(0, 1)
+
+
+def test_all_loops_over_units_are_compiled_in_pieces() -> None:
+    """Others would take the address of the team for the number of a unit."""
+    files = [file.stem for file in Path(team.__file__).parent.glob("*.py") if file.stem not in ("team", "__init__")]
+    modules = [importlib.import_module(f"plugrad.backends.numba.{name}") for name in files]
+    loops = {
+        function
+        for module in modules
+        for function in vars(module).values()
+        if isinstance(function, Dispatcher)
+        and not function.targetoptions["no_cpython_wrapper"]  # not a part of others
+        and "start" in inspect.signature(function.py_func).parameters
+    }
+    assert len(loops) > 35
+    for loop in loops:
+        assert loop._compiler.pipeline_class is compiling._CompilerInPieces, loop
 
 
 def test_no_change_of_a_number_is_lost() -> None:

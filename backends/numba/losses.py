@@ -196,7 +196,7 @@ def _gradient(
 
 
 def _noting(loop: Callable[..., bool], wrong: list[None]) -> Callable[..., None]:
-    """The loop, which adds to `wrong` if it has found a number that is no probability."""
+    """The loop, which adds to `wrong` if a piece has found a number that is no probability."""
 
     def note(*arguments: Any) -> None:
         if loop(*arguments):

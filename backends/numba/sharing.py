@@ -3,7 +3,8 @@
 A function of ``(start, stop, ...)`` computes the units from `start` to `stop`. Called with a negative `start`, it
 shares units with the threads that look at the box at the address ``-start`` (see `team`): it lays its arguments down in
 memory, and calls the function `CONDUCT` of that box on the address of a function that computes a piece with them.
-Helpers call that function too. So no helper needs Python, nor its lock, to take part.
+Helpers call that function too. So no helper needs Python, nor its lock, to take part. What the pieces return is joined
+by "or".
 """
 
 from typing import Any
@@ -18,27 +19,34 @@ CONDUCT = 0  # the index of the address of `team.conduct` in a box
 # of 2. Then `stop` tells the first of the units and, in so many bits, their number.
 EXPONENT, COUNT = 63, 24
 
+# The arguments in memory follow the status, the error and the result.
+OTHERS = 3
+
 
 def add_sharing(function: Any) -> None:
     """Let LLVM's code of a function share its work, if `start` is negative."""
-    _, errors, start, stop, *others = function.args
-    kind = ir.LiteralStructType([STATUS, errors.type.pointee, *(argument.type for argument in others)])
+    results, errors, start, stop, *others = function.args
+    joined = results.type.pointee
+    if not isinstance(joined, ir.IntType) and joined != BYTES:  # None has the type of the latter
+        raise TypeError(f"{function.name}: expected integers, truth values or nothing as results, got {joined}")
+    kind = ir.LiteralStructType([STATUS, errors.type.pointee, joined, *(argument.type for argument in others)])
     body, shared, entry = function.entry_basic_block, function.append_basic_block("shared"), _before(function)
     builder = ir.IRBuilder(entry)
-    given = builder.alloca(kind)
+    given, nothing = builder.alloca(kind), builder.alloca(BYTES)
     builder.cbranch(builder.icmp_signed("<", start, INTEGER(0)), shared, body)
 
     builder = ir.IRBuilder(shared)
     builder.store(STATUS(0), _field(builder, given, 0))
-    for number, argument in enumerate(others, 2):
+    builder.store(joined(None), _field(builder, given, 2))
+    for number, argument in enumerate(others, OTHERS):
         builder.store(argument, _field(builder, given, number))
     box = builder.neg(start)
     numbers = builder.inttoptr(builder.and_(box, INTEGER(~EXPONENT)), INTEGER.as_pointer())
     conduct = ir.FunctionType(STATUS, [BYTES.as_pointer(), errors.type, *[INTEGER] * 4]).as_pointer()
     address = builder.load(builder.gep(numbers, [INTEGER(CONDUCT)]))
     addresses = (builder.ptrtoint(place, INTEGER) for place in (_piece(function, kind), given))
-    nothing = builder.alloca(BYTES)
     builder.call(builder.inttoptr(address, conduct), [nothing, errors, box, stop, *addresses])
+    builder.store(builder.load(_field(builder, given, 2)), results)
     status = builder.load(_field(builder, given, 0))
     with builder.if_then(builder.icmp_unsigned("!=", status, STATUS(0)), likely=False):
         builder.store(builder.load(_field(builder, given, 1)), errors)
@@ -63,11 +71,13 @@ def _piece(function: Any, kind: Any) -> Any:
     memory, start, stop = piece.args
     given = builder.bitcast(memory, kind.as_pointer())
     result, error = builder.alloca(results.type.pointee), builder.alloca(errors.type.pointee)
-    arguments = [builder.load(_field(builder, given, number)) for number in range(2, 2 + len(others))]
+    arguments = [builder.load(_field(builder, given, number)) for number in range(OTHERS, OTHERS + len(others))]
     status = builder.call(function, [result, error, start, stop, *arguments], attrs=("noinline",))
     with builder.if_then(builder.icmp_unsigned("!=", status, STATUS(0)), likely=False):
         builder.store(builder.load(error), _field(builder, given, 1))
         builder.store(status, _field(builder, given, 0))
+    if isinstance(results.type.pointee, ir.IntType):
+        builder.atomic_rmw("or", _field(builder, given, 2), builder.load(result), "monotonic")
     builder.ret(status)
     return piece
 

@@ -42,7 +42,7 @@ WORTH_SHARING = 2**16
 # The least work in a piece, in the same unit.
 PIECE = 2**12
 
-# The most work in a call of compiled code: some milliseconds, after which Python may raise an interrupt.
+# The most work of a thread in a call of compiled code: some milliseconds, after which Python may raise an interrupt.
 MOST = 2**23
 
 # How often a thread looks for something to do before it sleeps. A look takes 0.3 to 0.6 us.
@@ -119,6 +119,17 @@ def conduct(start: int, stop: int, piece: int, given: int) -> None:
     write(box, OWNER, 0)
 
 
+@inlined()
+def _enter(box: int) -> bool:
+    """Whether there is a job, for which the number of helpers inside is then one more."""
+    inside = read(box, INSIDE)
+    while inside < CLOSED:
+        if replace(box, INSIDE, inside, inside + 1):
+            return True
+        inside = read(box, INSIDE)
+    return False
+
+
 @compiled()
 def serve(numbers: Any, box: int, worker: int, seen: int, looks: int) -> int:
     """Help with jobs, until there was none for `looks` looks; returns how many there have been.
@@ -133,11 +144,11 @@ def serve(numbers: Any, box: int, worker: int, seen: int, looks: int) -> int:
             _give_way()
             continue
         seen, left = jobs, looks
-        if add(box, INSIDE, 1) < CLOSED:
+        if _enter(box):
             if read(box, SET_MODE):
                 call_with_place(read(box, SET_MODE), box, MODE)
             _compute(box, worker)
-        add(box, INSIDE, -1)
+            add(box, INSIDE, -1)
     return seen
 
 
@@ -151,7 +162,8 @@ class _Team:
         self.box = self.numbers[beyond:]
         self.address = self.box.ctypes.data
         self.box[INSIDE] = CLOSED
-        self.box[[CONDUCT, GET_MODE, SET_MODE]] = address_of_conduct(), *floating_point.addresses()
+        if wanted > 1:
+            self.box[[CONDUCT, GET_MODE, SET_MODE]] = address_of_conduct(), *floating_point.addresses()
         self.sleeping: deque[SimpleQueue[None]] = deque()
         self.size = 0
         for worker in range(1, wanted):
@@ -162,11 +174,12 @@ class _Team:
             self.size += 1
         self.box[WORKERS] = self.size + 1
 
-    def wake(self) -> None:
-        """Wake the helpers that sleep."""
+    def wake(self, wanted: int) -> None:
+        """Wake so many of the helpers that sleep."""
         # No interrupt comes between taking an alarm and ringing it, since no code of Python runs there.
+        alarms = itertools.islice(iter(self.sleeping.popleft, None), wanted)
         with contextlib.suppress(IndexError):  # none is left
-            deque(map(SimpleQueue.put, iter(self.sleeping.popleft, None), itertools.repeat(None)), 0)
+            deque(map(SimpleQueue.put, alarms, itertools.repeat(None)), 0)
 
     def _serve(self, worker: int) -> None:
         alarm: SimpleQueue[None] = SimpleQueue()
@@ -215,13 +228,15 @@ def share_work(kernel: Callable[..., Any], units: int, work: float, *arguments: 
         with _starting:
             if _team is None:
                 _team = _Team()
-    team, most = _team, min(max(1, int(MOST / work)), 2**COUNT - 1)
+    team = _team
+    workers = team.size + 1
+    most = min(max(workers, int(MOST * workers / work)), 2**COUNT - 1)
     if team.sleeping:
-        team.wake()
+        team.wake(min(units - 1, int(units * work / PIECE) // 8))
     start = -team.address - (int(PIECE / work) or 1).bit_length() + 1
     for first in range(0, units, most):
         stop = min(units, first + most)
-        if team.size:
+        if workers > 1 and stop - first > 1:
             kernel(start, (first << COUNT) + stop - first, *arguments)
         else:
             kernel(first, stop, *arguments)
